@@ -1,0 +1,260 @@
+"""The hub path end to end, against a server on this machine that speaks the hub's protocol."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from checkpoint import published
+from checkpoint.hub_server import COMMIT, Behaviour, serve
+
+from xlmr_core.checkpoint import CheckpointError, find_tokenizer, inspect_checkpoint
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.model import XLMRobertaModel
+
+REPO = "org/tiny"
+
+
+@pytest.fixture
+def hub(folders: dict, tmp_path: Path, monkeypatch: Any) -> Iterator[Behaviour]:
+    """The server with one repository, and huggingface_hub turned to it."""
+    repo = published.copied(folders["masked-lm"], tmp_path / "repo")
+    (repo / "sentencepiece.bpe.model").write_bytes(b"pieces")
+    with serve(Behaviour({REPO: repo})) as behaviour:
+        turn_to(behaviour.url, monkeypatch)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
+        huggingface_hub.utils.disable_progress_bars()
+        yield behaviour
+        huggingface_hub.utils.enable_progress_bars()
+        huggingface_hub.close_session()
+
+
+def turn_to(url: str, monkeypatch: Any) -> None:
+    """What HF_ENDPOINT does at import."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def load(cache: Path, **options: Any) -> XLMRobertaForMaskedLM:
+    return XLMRobertaForMaskedLM.from_pretrained(REPO, cache_dir=cache, **options)
+
+
+def is_the_model(model: XLMRobertaForMaskedLM, models: dict) -> bool:
+    return torch.equal(model.lm_head.decoder.weight, models["masked-lm"].get_input_embeddings().weight)
+
+
+# ---- download and cache ---------------------------------------------------------------------------------------------
+
+
+def test_download_then_cache(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    model = load(tmp_path / "c")
+    assert is_the_model(model, models)
+    assert model.load_report is not None
+    assert Path(model.load_report.source).parent.name == COMMIT
+    got = [request.rsplit("/", 1)[1] for request in hub.downloads()]
+    assert got == ["config.json", "model.safetensors"]
+    hub.requests.clear()
+    assert is_the_model(load(tmp_path / "c"), models)
+    assert hub.downloads() == []
+
+
+def test_only_what_is_needed_is_fetched(hub: Behaviour, tmp_path: Path) -> None:
+    for name in ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "onnx.bin", "tokenizer.json"):
+        (hub.repos[REPO] / name).write_bytes(b"x")
+    load(tmp_path / "c")
+    cached = {path.name for path in (tmp_path / "c").glob("models--*/snapshots/*/*")}
+    assert cached == {"config.json", "model.safetensors"}
+
+
+def test_shards(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    shutil.rmtree(hub.repos[REPO])
+    hub.repos[REPO].mkdir()
+    published.write(hub.repos[REPO], "masked-lm", max_shard_size="8KB")
+    assert is_the_model(load(tmp_path / "c"), models)
+    assert len(list(hub.repos[REPO].glob("*.safetensors"))) > 2
+    next(hub.repos[REPO].glob("model-00002*")).unlink()
+    with pytest.raises(CheckpointError, match=r"has no model-00002.* which model\.safetensors\.index\.json names"):
+        load(tmp_path / "d")
+
+
+def test_a_repository_with_a_pickle_only(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    (hub.repos[REPO] / "model.safetensors").unlink()
+    torch.save(models["masked-lm"].state_dict(), hub.repos[REPO] / "pytorch_model.bin")
+    assert is_the_model(load(tmp_path / "c"), models)
+    assert is_the_model(load(tmp_path / "c", local_files_only=True), models)
+
+
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+def test_a_revision(revision: str, hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    assert is_the_model(load(tmp_path / "c", revision=revision), models)
+
+
+def test_tokenizer_and_inspection_come_from_the_hub_too(hub: Behaviour, tmp_path: Path) -> None:
+    path, max_tokens = find_tokenizer(REPO, cache_dir=tmp_path / "c")
+    assert path.read_bytes() == b"pieces"
+    assert max_tokens == 29
+    assert inspect_checkpoint(REPO, cache_dir=tmp_path / "c").problems == ()
+
+
+@pytest.mark.parametrize("off", ["argument", "environment"])
+def test_offline_with_a_cache_and_without(
+    off: str, hub: Behaviour, models: dict, tmp_path: Path, monkeypatch: Any
+) -> None:
+    load(tmp_path / "c")
+    hub.requests.clear()
+    if off == "environment":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    options = {"local_files_only": True} if off == "argument" else {}
+    assert is_the_model(load(tmp_path / "c", **options), models)
+    with pytest.raises(CheckpointError, match=r"not in the cache \(.*empty\).*switched off.*Load it once"):
+        load(tmp_path / "empty", **options)
+    assert hub.requests == []
+
+
+def test_a_cached_config_without_weights_offline(hub: Behaviour, tmp_path: Path) -> None:
+    find_tokenizer(REPO, cache_dir=tmp_path / "c")
+    with pytest.raises(CheckpointError, match=r"\(model\.safetensors\): not in the cache"):
+        load(tmp_path / "c", local_files_only=True)
+
+
+def test_the_environment_variables_of_huggingface_hub_hold(hub: Behaviour, tmp_path: Path) -> None:
+    """In a process of its own: they are read at import."""
+    hub.gated, hub.token = frozenset({REPO}), "hf_secret"
+    script = (
+        f"from xlmr_core.heads import XLMRobertaForMaskedLM as M;print(M.from_pretrained({REPO!r}).load_report.source)"
+    )
+    from checkpoint.test_loading import child_env
+
+    env = child_env(HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout.startswith(str(tmp_path / "home" / "hub"))
+    assert "model.safetensors" in run.stderr  # the progress bar
+    assert "100%" in run.stderr
+    env["HF_HUB_OFFLINE"] = "1"
+    asked = len(hub.requests)
+    again = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+    assert again.stdout == run.stdout
+    assert len(hub.requests) == asked
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_download_is_resumed(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    hub.cuts = [10_000, 1_000, 0]
+    assert is_the_model(load(tmp_path / "c"), models)
+    ranges = [request.split(" ")[-1] for request in hub.downloads() if "bytes=" in request]
+    assert ranges == ["bytes=10000-", "bytes=11000-", "bytes=11000-"]
+
+
+def test_a_download_that_keeps_being_cut_leaves_nothing_behind(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    hub.cuts = [5_000] + [0] * 20
+    with pytest.raises(CheckpointError, match=r"the download was cut .* Run it again"):
+        load(tmp_path / "c")
+    assert not list((tmp_path / "c").glob("models--*/snapshots/*/model.safetensors"))
+    hub.cuts = []
+    assert is_the_model(load(tmp_path / "c"), models)
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "sentencepiece.bpe.model"])
+def test_a_wrong_hash_is_refused_and_leaves_the_cache(path: str, hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    hub.corrupt = True
+    for _ in range(2):  # the wrong bytes are not in the cache the second time
+        with pytest.raises(CheckpointError, match=r"are not those the hub promised \(\d+ bytes, sha256 [0-9a-f]{64}"):
+            load(tmp_path / "c") if path == "model.safetensors" else find_tokenizer(REPO, cache_dir=tmp_path / "c")
+    hub.corrupt = False
+    assert is_the_model(load(tmp_path / "c"), models)
+
+
+def test_no_such_repository(hub: Behaviour, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"org/other \(config\.json\): there is no such repository"):
+        XLMRobertaModel.from_pretrained("org/other", cache_dir=tmp_path)
+
+
+def test_no_such_revision(hub: Behaviour, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no revision 'v9'"):
+        load(tmp_path, revision="v9")
+
+
+def test_a_gated_repository(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    hub.gated, hub.token = frozenset({REPO}), "hf_secret"
+    with pytest.raises(CheckpointError, match="is gated: accept its conditions"):
+        load(tmp_path / "c", token=False)
+    with pytest.raises(CheckpointError, match="is gated"):
+        load(tmp_path / "c", token="hf_wrong")
+    assert is_the_model(load(tmp_path / "c", token="hf_secret"), models)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "there is no such repository .* or it is private|refuses access"),
+        (403, r"refuses access \(403\): log in"),
+        (429, r"answered with an error \(429\)"),
+        (500, r"answered with an error \(500\): try again later"),
+        (503, r"answered with an error \(503\)"),
+    ],
+)
+def test_an_error_status(status: int, message: str, hub: Behaviour, models: dict, tmp_path: Path) -> None:
+    load(tmp_path / "c")
+    hub.fail_with = status
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "empty")
+    assert is_the_model(load(tmp_path / "c"), models)  # a cache helps over a hub that is down
+
+
+def test_a_hub_that_cannot_be_reached(hub: Behaviour, tmp_path: Path, monkeypatch: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    turn_to(f"http://127.0.0.1:{port}", monkeypatch)
+    with pytest.raises(CheckpointError, match=f"the hub at http://127.0.0.1:{port} cannot be reached"):
+        load(tmp_path)
+
+
+def test_a_server_that_is_no_hub(tmp_path: Path, hub: Behaviour, monkeypatch: Any) -> None:
+    monkeypatch.setattr("checkpoint.hub_server._Handler.send", lambda self, path, large: self.error(200))
+    with pytest.raises(CheckpointError, match=r"X-Repo-Commit"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("config.json", r"org/tiny has no config\.json"),
+        ("model.safetensors", r"has no weights that can be read: none of model\.safetensors, .*pytorch_model\.bin"),
+    ],
+)
+def test_a_file_is_missing(missing: str, message: str, hub: Behaviour, tmp_path: Path) -> None:
+    (hub.repos[REPO] / missing).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_the_tokenizer_is_missing(hub: Behaviour, tmp_path: Path) -> None:
+    (hub.repos[REPO] / "sentencepiece.bpe.model").unlink()
+    with pytest.raises(CheckpointError, match=r"org/tiny has no sentencepiece\.bpe\.model"):
+        find_tokenizer(REPO, cache_dir=tmp_path)
+
+
+def test_another_architecture(hub: Behaviour, tmp_path: Path) -> None:
+    """multilingual-e5-small has XLM-R's tokenizer and is BERT."""
+    (hub.repos[REPO] / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    with pytest.raises(CheckpointError, match=r"model_type 'bert' is not XLM-RoBERTa"):
+        load(tmp_path)
+    assert not any("model.safetensors" in request for request in hub.requests)  # told before a gigabyte is fetched
+
+
+def test_a_truncated_file_on_the_hub_itself(hub: Behaviour, tmp_path: Path) -> None:
+    path = hub.repos[REPO] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated, corrupt"):
+        load(tmp_path)

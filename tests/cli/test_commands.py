@@ -1,0 +1,157 @@
+"""The command `xlmr`, as a person at a terminal meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from xlmr_core import __version__
+from xlmr_core.cli import COMMANDS, main
+
+
+def xlmr(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    script = (
+        "import sys; from xlmr_core.cli import main; main(['--help'], standalone_mode=False); "
+        "print([name for name in sys.modules if name.startswith('xlmr_core.cli.')])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for name, line in COMMANDS.items():
+        assert name in run.stdout
+        assert line[:40] in run.stdout
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = xlmr(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+
+
+def test_version() -> None:
+    assert __version__ in xlmr("--version").stdout
+
+
+def test_an_unknown_command_is_named() -> None:
+    result = xlmr("fil-mask")
+    assert result.exit_code == 2
+    assert "fil-mask" in result.stderr
+
+
+class TestFillMask:
+    def test_it_answers(self, toy_checkpoint: Path) -> None:
+        result = xlmr("fill-mask", "the cat <mask> the dog", "--model", toy_checkpoint, "--top-k", "3")
+        assert result.exit_code == 0
+        first, *answers = result.stdout.splitlines()
+        assert first == "the cat <mask> the dog"
+        assert len(answers) == 3
+        assert all("%" in answer and "the cat" in answer for answer in answers)
+        assert result.stderr == ""
+
+    def test_json_has_the_reference_pipelines_field_names(self, toy_checkpoint: Path) -> None:
+        result = xlmr("fill-mask", "<mask> sees <mask>", "--model", toy_checkpoint, "--json", "--top-k", "2")
+        [line] = result.stdout.splitlines()
+        answer = json.loads(line)
+        assert answer["text"] == "<mask> sees <mask>"
+        assert [len(mask) for mask in answer["fillings"]] == [2, 2]
+        assert set(answer["fillings"][0][0]) == {"score", "token", "token_str", "sequence"}
+
+    def test_lines_of_standard_input_are_answered_in_order(self, toy_checkpoint: Path) -> None:
+        texts = [f"<mask> {word}" for word in ("cat", "dog", "bird", "кіт", "पक्षी")]
+        result = xlmr(
+            "fill-mask", "--model", toy_checkpoint, "--json", "--batch-size", 2, stdin="".join(f"{t}\n" for t in texts)
+        )
+        assert result.exit_code == 0
+        assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == texts
+
+    def test_one_bad_text_does_not_lose_the_others(self, toy_checkpoint: Path) -> None:
+        texts = ["<mask> cat", "no mask", "", "the " * 60 + "<mask>", "dog <mask>"]
+        result = xlmr("fill-mask", "--model", toy_checkpoint, "--json", stdin="\n".join(texts))
+        assert result.exit_code == 1
+        assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == [texts[0], texts[4]]
+        errors = result.stderr.splitlines()
+        assert [error[:14] for error in errors] == ["Error: text 2:", "Error: text 3:", "Error: text 4:"]
+        assert "at most 20 fit" in errors[2]
+
+    def test_a_long_text_can_be_cut(self, toy_checkpoint: Path) -> None:
+        result = xlmr("fill-mask", "<mask> " + "the " * 60, "--model", toy_checkpoint, "--truncate")
+        assert result.exit_code == 0
+
+    def test_bytes_that_are_no_text_are_an_error(self, toy_checkpoint: Path) -> None:
+        result = xlmr("fill-mask", "<mask> \udcff", "--model", toy_checkpoint)
+        assert result.exit_code == 1
+        assert "Error: text 1" in result.stderr
+
+    def test_a_missing_model_is_one_line_and_debug_shows_where(self, tmp_path: Path) -> None:
+        result = xlmr("fill-mask", "<mask>", "--model", tmp_path / "nothing")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: ")
+        assert str(tmp_path / "nothing") in result.stderr
+        assert "Traceback" not in result.stderr
+        assert isinstance(xlmr("--debug", "fill-mask", "<mask>", "--model", tmp_path / "nothing").exception, ValueError)
+
+
+def test_tokenize_shows_each_step(toy_checkpoint: Path) -> None:
+    result = xlmr("tokenize", "the <mask> sees", "кіт", "--model", toy_checkpoint)
+    assert result.exit_code == 0
+    for expected in ("normalised", "▁", "<mask>", "кіт", "</s>"):
+        assert expected in result.stdout
+    plain = xlmr("tokenize", "<mask>", "--plain", "--model", toy_checkpoint)
+    assert "41" not in plain.stdout.split()  # the id of <mask>
+
+
+def test_inspect_tells_the_fate_of_every_key(toy_checkpoint: Path) -> None:
+    result = xlmr("inspect", toy_checkpoint)
+    assert result.exit_code == 0
+    for expected in ("hidden_size=24", "roberta.encoder.layer.1.attention.self.query.weight", "float32", "tied"):
+        assert expected in result.stdout
+
+
+def test_inspect_finds_what_is_not_a_number(toy_checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(toy_checkpoint, tmp_path / "sick")
+    tensors = load_file(tmp_path / "sick" / "model.safetensors")
+    tensors["lm_head.dense.bias"][3] = float("nan")
+    save_file(tensors, tmp_path / "sick" / "model.safetensors", metadata={"format": "pt"})
+    result = xlmr("inspect", tmp_path / "sick", "--values")
+    assert result.exit_code == 0
+    assert [line for line in result.stdout.splitlines() if "lm_head.dense.bias" in line and "nan" in line.lower()]
+
+
+class TestPretrain:
+    def test_a_run_from_the_command_line_fills_masks(self, tmp_path: Path) -> None:
+        from toy_language import sentences
+
+        for folder, count in (("text", 200), ("unseen", 30)):
+            (tmp_path / folder).mkdir()
+            for language in ("en", "uk"):
+                lines = sentences(language, count, seed=len(folder))
+                (tmp_path / folder / f"{language}.txt").write_text("\n".join(lines), encoding="utf-8")
+        result = xlmr(
+            *("pretrain", tmp_path / "text" / "en.txt", tmp_path / "text" / "uk.txt", "-o", tmp_path / "model"),
+            *("--held-out", tmp_path / "unseen", "--vocabulary-size", 50, "--hidden-size", 16, "--layers", 1),
+            *("--heads", 2, "--intermediate-size", 24, "--max-tokens", 24, "--batch-size", 4, "--steps", 10),
+            *("--warmup-steps", 2, "--device", "cpu"),
+        )
+        assert result.exit_code == 0, result.output
+        assert "| uk |" in result.stdout
+        assert "unigram baseline" in result.stdout
+        assert xlmr("fill-mask", "кіт <mask> пес", "--model", tmp_path / "model").exit_code == 0
+
+    def test_a_missing_held_out_file_is_named_before_anything_is_trained(self, tmp_path: Path) -> None:
+        (tmp_path / "unseen").mkdir()
+        (tmp_path / "en.txt").write_text("text\n")
+        result = xlmr("pretrain", tmp_path / "en.txt", "-o", tmp_path / "model", "--held-out", tmp_path / "unseen")
+        assert result.exit_code == 2
+        assert "no held-out file" in result.stderr
+        assert not (tmp_path / "model").exists()

@@ -1,0 +1,51 @@
+"""Fixtures every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlmr_core import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
+from xlmr_core.training.vocabulary import train_vocabulary
+
+LINES = ("the cat sees the dog", "the dog sees the cat", "a bird sings in the tree", "кіт бачить пса", "पक्षी गाता है")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data that is not part of the project (tokenizer files, golden numbers, corpora)."""
+    folder = os.environ.get("XLMR_SHARED")
+    if not folder:
+        pytest.skip("XLMR_SHARED is not set: point it at the folder with tokenizer/, golden/ and corpus/")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the published layout: random weights, large enough to matter, and a vocabulary of a few words."""
+    folder = tmp_path_factory.mktemp("toy-checkpoint")
+    text = folder / "lines.txt"
+    text.write_text("\n".join(LINES * 20), encoding="utf-8")
+    train_vocabulary([text], folder / "sentencepiece.bpe.model", size=40)
+    tokenizer = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model", max_tokens=20)
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
+        max_position_embeddings=22,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = XLMRobertaForMaskedLM(config)
+    model.initialize()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,96 @@
+"""Fill-mask from text to answers, on a model with random weights: what it must do does not depend on its quality."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlmr_core import FillMask, XLMRobertaForMaskedLM
+
+
+@pytest.fixture(scope="module")
+def fill(toy_checkpoint: Path) -> FillMask:
+    return FillMask.from_pretrained(toy_checkpoint)
+
+
+def test_scores_are_the_softmax_of_the_logits_at_the_mask(fill: FillMask) -> None:
+    text = "the cat <mask> the dog"
+    [fillings] = fill(text, top_k=7)
+    batch = fill.tokenizer([text])
+    with torch.inference_mode():
+        logits = fill.model(**batch).logits[0]
+    [position] = (batch.input_ids[0] == fill.tokenizer.mask_token_id).nonzero().flatten().tolist()
+    best = logits[position].softmax(dim=-1).topk(7)
+    assert [filling.token for filling in fillings] == best.indices.tolist()
+    assert [filling.score for filling in fillings] == pytest.approx(best.values.tolist(), rel=1e-5)
+    assert [filling.score for filling in fillings] == sorted((f.score for f in fillings), reverse=True)
+
+
+def test_the_filling_stands_in_the_sequence(fill: FillMask) -> None:
+    for filling in fill("the cat <mask> the dog", top_k=fill.tokenizer.vocab_size)[0]:
+        if filling.token > 3:  # one of <s>, <pad>, </s>, <unk> is a legal answer of a random model, too
+            assert filling.sequence.startswith("the cat")
+            assert filling.sequence.endswith("the dog")
+            assert filling.token_str in filling.sequence
+            assert filling.token_str == fill.tokenizer.decode([filling.token])
+
+
+def test_several_masks_are_filled_each_with_the_others_in_place(fill: FillMask) -> None:
+    first, second = fill("the <mask> sees the <mask>", top_k=3)
+    assert len(first) == len(second) == 3
+    assert all(filling.sequence.count("<mask>") == 1 for filling in first + second if filling.token_str != "<mask>")
+    assert first[0].sequence.endswith("the<mask>")
+    assert second[0].sequence.startswith("the<mask>")
+
+
+def test_a_batch_answers_as_its_texts_alone(fill: FillMask) -> None:
+    texts = ["<mask>", "the cat <mask> the dog <mask>", "кіт <mask> पक्षी"]
+    for text, together in zip(texts, fill.batch(texts), strict=True):
+        alone = fill(text)
+        assert [[f.token for f in mask] for mask in together] == [[f.token for f in mask] for mask in alone]
+        for a, b in zip(together, alone, strict=True):
+            assert [f.score for f in a] == pytest.approx([f.score for f in b], rel=1e-5)
+
+
+def test_no_texts_give_no_answers(fill: FillMask) -> None:
+    assert fill.batch([]) == []
+
+
+@pytest.mark.parametrize("text", ["no mask here", "", "   ", "[MASK]", "<MASK>"])
+def test_a_text_without_a_mask_is_an_error_that_shows_how_to_write_one(fill: FillMask, text: str) -> None:
+    with pytest.raises(ValueError, match="no <mask> in .*: write <mask>"):
+        fill(text)
+
+
+def test_a_long_text_is_refused_or_cut(fill: FillMask) -> None:
+    text = "the cat sees <mask> " + "the dog " * 30
+    with pytest.raises(ValueError, match="at most 20"):
+        fill(text)
+    assert len(fill(text, truncation=True)) == 1
+    with pytest.raises(ValueError, match="no <mask> within the length"):
+        fill("the dog " * 30 + "<mask>", truncation=True)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 10_000])
+def test_top_k_has_limits(fill: FillMask, top_k: int) -> None:
+    with pytest.raises(ValueError, match="top_k must lie between 1 and the vocabulary's"):
+        fill("<mask>", top_k=top_k)
+
+
+def test_a_foreign_tokenizer_is_refused(fill: FillMask) -> None:
+    small = XLMRobertaForMaskedLM(replace(fill.model.config, vocab_size=30))
+    with pytest.raises(ValueError, match="do not belong together"):
+        FillMask(small, fill.tokenizer)
+
+
+def test_it_agrees_with_the_reference(fill: FillMask, toy_checkpoint: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the reference library is not installed")
+    reference = transformers.XLMRobertaForMaskedLM.from_pretrained(toy_checkpoint, attn_implementation="sdpa").eval()
+    batch = fill.tokenizer(["the cat <mask> the dog"])
+    with torch.inference_mode():
+        logits = reference(batch.input_ids, batch.attention_mask).logits
+    best = logits[batch.input_ids == fill.tokenizer.mask_token_id].softmax(dim=-1).topk(5)
+    [fillings] = fill("the cat <mask> the dog")
+    assert [filling.token for filling in fillings] == best.indices[0].tolist()
+    assert [filling.score for filling in fillings] == pytest.approx(best.values[0].tolist(), rel=1e-5)

@@ -1,0 +1,300 @@
+"""Every parity comparison is seen to fail: each fault of the catalogue is made in our model, and must be noticed.
+
+`pytest tests/test_faults.py -k table -s` prints which comparison notices which fault.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import reference
+import torch
+from reference import CONFIGS, Pair
+from torch import Tensor, nn
+
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.model import XLMRobertaModel
+from xlmr_core.parity import FAULTS, Fault, find_fault
+
+
+@dataclass(frozen=True)
+class Group:
+    """One comparison of the parity tests, on the pair of models it is made for."""
+
+    check: Callable[[Pair], None]
+    pair: Pair
+
+
+@cache
+def groups(norm: str) -> dict[str, Group]:
+    """The comparisons, by name, that the parity tests make for one placement of norms."""
+    config = CONFIGS[norm]
+    eager, sdpa = reference.build_pair(config, "eager"), reference.build_pair(config, "sdpa")
+    float64 = reference.build_pair(config, dtype=torch.float64)
+    bfloat16 = reference.build_pair(config, dtype=torch.bfloat16)
+    taps, logits = reference.oracle_taps(float64), reference.float64_logits(bfloat16)
+    return {
+        "oracle": Group(lambda pair: reference.check_oracle(pair, taps), float64),
+        "eager": Group(reference.check_outputs, eager),
+        "sdpa": Group(reference.check_outputs, sdpa),
+        "probs": Group(reference.check_probs, eager),
+        "bfloat16": Group(lambda pair: reference.check_precision(pair, logits), bfloat16),
+        "training": Group(reference.check_training, eager),
+        "gradients": Group(reference.check_gradients, eager),
+        "pooler": Group(reference.check_pooler, reference.build_encoder_pair(config)),
+    }
+
+
+@cache
+def notices(norm: str, name: str, fault: Fault) -> bool | None:
+    """Whether the comparison fails under the fault; None if the model has no such part."""
+    group = groups(norm)[name]
+    try:
+        with fault.applied(group.pair.ours):
+            group.check(group.pair)
+    except AssertionError:
+        return True
+    except ValueError:
+        return None
+    return False
+
+
+def is_pooler(fault: Fault) -> bool:
+    return fault.site.startswith("pooler")
+
+
+def cases() -> list[Any]:
+    """Every fault with every placement of norms that it exists for."""
+    return [
+        pytest.param(norm, fault, id=f"{norm}-{fault.name}")
+        for norm in CONFIGS
+        for fault in FAULTS
+        if fault.norm in (None, norm.split("-")[0])
+    ]
+
+
+def expected_groups(norm: str, fault: Fault) -> set[str]:
+    """The comparisons that must notice the fault; others may."""
+    if is_pooler(fault):
+        return {"pooler"}
+    if fault.name == "feed_forward_output_dropout_missing" and norm == "pre-norm":
+        return set()  # transformers' own XL is made so: the parity test leaves that dropout out
+    in_train_mode = {"training", "gradients"}
+    if fault.name == "dropout_left_on":
+        return {"oracle", "eager", "sdpa"}  # in train mode dropout is where it belongs
+    everywhere = {"oracle", "eager", "sdpa"} | in_train_mode
+    return {"outputs": everywhere, "training": in_train_mode, "gradients": {"gradients"}}[fault.shows]
+
+
+def silent_groups(fault: Fault) -> set[str]:
+    """The comparisons that must not notice the fault: it changes nothing they look at."""
+    if is_pooler(fault):
+        return set()
+    in_eval_mode = {"oracle", "eager", "sdpa", "probs", "bfloat16", "pooler"}
+    return {"outputs": set[str](), "training": in_eval_mode, "gradients": in_eval_mode | {"training"}}[fault.shows]
+
+
+@pytest.mark.parametrize("norm", CONFIGS)
+def test_healthy_models_pass_every_comparison(norm: str) -> None:
+    for group in groups(norm).values():
+        group.check(group.pair)
+
+
+@pytest.mark.parametrize(("norm", "fault"), cases())
+def test_the_right_comparisons_notice_the_fault(norm: str, fault: Fault) -> None:
+    seen = {name: notices(norm, name, fault) for name in groups(norm)}
+    missed = {name for name in expected_groups(norm, fault) if not seen[name]}
+    assert not missed, f"{fault.name} goes unnoticed by {missed}"
+    alarmed = {name for name in silent_groups(fault) if seen[name]}
+    assert not alarmed, f"{fault.name} cannot show there, but it alarms {alarmed}"
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.norm != "pre"], ids=lambda fault: fault.name)
+def test_the_first_divergent_tap_is_the_site(fault: Fault) -> None:
+    check_site("post-norm", fault)
+
+
+def test_the_site_of_a_fault_of_pre_norm_models() -> None:
+    for fault in FAULTS:
+        if fault.norm == "pre":
+            check_site("pre-norm", fault)
+
+
+def check_site(norm: str, fault: Fault) -> None:
+    group = groups(norm)["pooler" if is_pooler(fault) else "oracle"]
+    measure = gradients if fault.shows == "gradients" else pooler_taps if is_pooler(fault) else taps
+    healthy = measure(group.pair, training=fault.shows == "training")
+    with fault.applied(group.pair.ours):
+        faulty = measure(group.pair, training=fault.shows == "training")
+    real = group.pair.real
+    different = [name for name in healthy if name not in faulty or is_far(healthy[name], faulty[name], real)]
+    assert different, f"{fault.name} changes no tap"
+    last = str(group.pair.config.num_hidden_layers - 1)
+    assert different[0] == fault.site.replace("-1", last)
+
+
+def taps(pair: Pair, training: bool) -> dict[str, Tensor]:
+    if training:
+        pair.ours.train()
+        torch.manual_seed(3)
+    try:
+        return reference.tapped(pair)
+    finally:
+        pair.ours.eval()
+
+
+def pooler_taps(pair: Pair, training: bool) -> dict[str, Tensor]:
+    pooler = pair.ours.pooler
+    with torch.no_grad(), reference.recording({"pooler.dense": pooler.dense, "pooler.output": pooler}) as seen:
+        pair.ours(**pair.batch)
+    return seen
+
+
+def gradients(pair: Pair, training: bool) -> dict[str, Tensor]:
+    """The gradient by each table and weight, under the name of the tap that the table gives."""
+    pair.ours.zero_grad()
+    pair.ours(**pair.batch).logits[pair.real].square().mean().backward()
+    names = {"encoder.embeddings.word_embeddings.weight": "embeddings.word"}
+    return {names.get(name, name): weight.grad.clone() for name, weight in pair.ours.named_parameters()}
+
+
+def is_far(healthy: Tensor, faulty: Tensor, real: Tensor) -> bool:
+    if healthy.shape[:2] == real.shape:
+        healthy, faulty = healthy[real], faulty[real]
+    elif healthy.dim() == 4:
+        healthy, faulty = reference.by_query(healthy)[real], reference.by_query(faulty)[real]
+    return reference.gap(healthy, faulty) > reference.ORACLE_TOLERANCE
+
+
+def test_every_comparison_notices_something() -> None:
+    for name in groups("post-norm"):
+        assert any(notices("post-norm", name, fault) for fault in FAULTS), f"{name} fails under no fault at all"
+
+
+def test_table_of_faults_and_comparisons() -> None:
+    table = fault_table()
+    print("\n" + table)
+    assert len(table.splitlines()) == len(FAULTS) + 1
+
+
+def fault_table() -> str:
+    """Which comparison notices which fault: x notices, . does not, a blank where the model has no such part."""
+    names = list(groups("post-norm"))
+    width = max(len(fault.name) for fault in FAULTS)
+    lines = [" " * width + "  " + "  ".join(names)]
+    for fault in FAULTS:
+        norm = "pre-norm" if fault.norm == "pre" else "post-norm"
+        marks = [{True: "x", False: ".", None: " "}[notices(norm, name, fault)] for name in names]
+        cells = "  ".join(mark.center(len(name)) for mark, name in zip(marks, names, strict=True))
+        lines.append(f"{fault.name:{width}}  {cells}".rstrip())
+    return "\n".join(lines)
+
+
+# ---- making a fault and lifting it -----------------------------------------------------------------------------------
+
+
+def surroundings(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that a fault could leave behind."""
+    ignored = {"_parameters", "_buffers", "_modules"}
+    return {
+        "weights": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "tensors": [id(parameter) for parameter in model.parameters()],
+        "modules": [
+            {
+                key: value.copy() if isinstance(value, dict) else value
+                for key, value in vars(module).items()
+                if key not in ignored
+            }
+            for module in model.modules()
+        ],
+    }
+
+
+def assert_restored(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before["tensors"] == after["tensors"]
+    assert before["modules"] == after["modules"]
+    for name, tensor in before["weights"].items():
+        assert torch.equal(tensor, after["weights"][name]), name
+
+
+@pytest.mark.parametrize(("norm", "fault"), cases())
+def test_lifting_a_fault_restores_everything(norm: str, fault: Fault) -> None:
+    pair = groups(norm)["pooler" if is_pooler(fault) else "eager"].pair
+    before = surroundings(pair.ours)
+    with pytest.raises(ZeroDivisionError), fault.applied(pair.ours):
+        1 / 0  # noqa: B018
+    assert_restored(before, surroundings(pair.ours))
+
+
+def test_a_fault_that_cannot_be_made_leaves_nothing_behind() -> None:
+    model = XLMRobertaModel(CONFIGS["post-norm"])
+    before = surroundings(model)
+    with pytest.raises(ValueError, match="no LMHead"), find_fault("vocabulary_bias_missing").applied(model):
+        pass
+    with pytest.raises(ValueError, match="no Pooler"), find_fault("pooler_bias_missing").applied(model):
+        pass
+    with pytest.raises(ValueError, match="concerns pre-norm models"), find_fault("final_norm_missing").applied(model):
+        pass
+    assert_restored(before, surroundings(model))
+
+
+def test_one_layer_cannot_be_off_by_one() -> None:
+    model = XLMRobertaForMaskedLM(replace(CONFIGS["post-norm"], num_hidden_layers=1))
+    with pytest.raises(ValueError, match="at least two"), find_fault("layers_off_by_one").applied(model):
+        pass
+
+
+def test_two_faults_at_once_come_off_in_order() -> None:
+    pair = groups("post-norm")["eager"].pair
+    before = surroundings(pair.ours)
+    swapped, missing = find_fault("q_k_swapped"), find_fault("q_bias_missing")
+    with swapped.applied(pair.ours), missing.applied(pair.ours), pytest.raises(AssertionError):
+        reference.check_outputs(pair)
+    assert_restored(before, surroundings(pair.ours))
+
+
+def test_a_hook_placed_before_the_fault_sees_it() -> None:
+    pair = groups("post-norm")["eager"].pair
+    modules = {"word": pair.ours.encoder.embeddings.word_embeddings}
+    with torch.no_grad(), reference.recording(modules) as seen:
+        pair.ours(**pair.batch)
+        healthy = seen["word"]
+        with find_fault("embeddings_scaled").applied(pair.ours):
+            pair.ours(**pair.batch)
+    assert torch.equal(seen["word"], healthy * pair.config.hidden_size**0.5)
+
+
+def test_the_catalogue_is_well_formed() -> None:
+    names = [fault.name for fault in FAULTS]
+    assert len(names) == len(set(names)) >= 30
+    for fault in FAULTS:
+        for text in (fault.cause, fault.symptom):
+            assert text, fault.name
+            assert "\n" not in text, fault.name
+            assert not text.endswith("."), fault.name
+        assert find_fault(fault.name) is fault
+
+
+def test_an_unknown_name_lists_the_names() -> None:
+    with pytest.raises(KeyError, match=r"no fault is called 'q_k_swap'.*q_k_swapped.*vocabulary_bias_missing"):
+        find_fault("q_k_swap")
+
+
+def test_symptoms_that_give_numbers() -> None:
+    """The sizes that the catalogue states are the sizes that come out."""
+    x = torch.linspace(-8, 8, 100_001, dtype=torch.float64)
+    exact = nn.functional.gelu(x)
+    assert reference.gap(nn.functional.gelu(x, approximate="tanh"), exact) == pytest.approx(4.7e-4, rel=0.02)
+    assert reference.gap(x * torch.sigmoid(1.702 * x), exact) == pytest.approx(0.0203, rel=0.02)
+
+
+def test_a_missing_key_bias_changes_nothing_after_softmax() -> None:
+    pair = groups("post-norm")["oracle"].pair
+    healthy = reference.tapped(pair)
+    with find_fault("k_bias_missing").applied(pair.ours):
+        faulty = reference.tapped(pair)
+    assert is_far(healthy["layers.0.attention.scores"], faulty["layers.0.attention.scores"], pair.real)
+    assert not is_far(healthy["layers.0.attention.probs"], faulty["layers.0.attention.probs"], pair.real)
+    assert not is_far(healthy["lm_head.logits"], faulty["lm_head.logits"], pair.real)

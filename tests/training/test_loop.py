@@ -1,0 +1,151 @@
+"""The whole run: it learns, it resumes, it writes what the rest of the package reads."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_language import NOUNS
+
+from xlmr_core import FillMask, XLMRobertaForMaskedLM
+from xlmr_core.training import PretrainSettings, loop, pretrain
+
+SMALL = PretrainSettings(
+    vocabulary_size=55,
+    hidden_size=24,
+    layers=2,
+    heads=2,
+    intermediate_size=40,
+    dropout=0.1,
+    max_tokens=24,
+    batch_size=8,
+    steps=12,
+    warmup_steps=3,
+)
+
+
+def test_it_learns_what_the_context_tells(
+    corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path
+) -> None:
+    settings = replace(SMALL, steps=400, warmup_steps=20, learning_rate=5e-3, batch_size=16, dropout=0.0)
+    results = pretrain(corpus_files, tmp_path, settings, held_out_files=held_out_files)
+    for language, figures in results.items():
+        assert figures.accuracy > 2 * figures.unigram_accuracy, language
+        assert figures.accuracy > 0.6, language  # a fair share of the masked pieces cannot be known
+    assert json.loads((tmp_path / "evaluation.json").read_text())["en"]["accuracy"] == results["en"].accuracy
+
+    fill = FillMask.from_pretrained(tmp_path)
+    assert fill("<mask> sees dog.", top_k=1)[0][0].token_str in NOUNS["en"]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(
+    corpus_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(corpus_files, tmp_path / "whole", SMALL)
+
+    take_step = loop.train_step
+
+    def die_at_step_9(*arguments: Any) -> tuple[float, int]:
+        if arguments[-1] == 9:
+            raise KeyboardInterrupt
+        return take_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", die_at_step_9)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(corpus_files, tmp_path / "killed", SMALL, save_every=4)
+    assert torch.load(tmp_path / "killed" / "training_state.pt", weights_only=True)["step"] == 8
+    pretrain(corpus_files, tmp_path / "killed", SMALL, save_every=4)
+
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_the_system_at_any_moment_ends_with_the_same_bits(
+    corpus_files: list[Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "xlmr_core.cli", "pretrain", *map(str, corpus_files), "--save-every", "2"]
+    for name, value in asdict(SMALL).items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
+    kills = 0
+    for wait in (2.0, 2.6, 3.2, 3.8, 4.4, 60.0):
+        with subprocess.Popen([*command, "-o", str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+    assert kills > 1
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_step_draws_the_learning_rate_of_its_number() -> None:
+    settings = replace(SMALL, steps=110, warmup_steps=10, learning_rate=1.0)
+    rates = [settings.learning_rate_at(step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == max(rates) == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[109] == pytest.approx(0.01)
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = XLMRobertaForMaskedLM(SMALL.config(57))
+    decayed, spared = loop.decay_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert spared["weight_decay"] == 0.0
+    assert all(parameter.dim() == 2 for parameter in decayed["params"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(name.endswith("bias") or "norm" in name for name in (names[id(p)] for p in spared["params"]))
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_another_runs_folder_is_refused_and_untouched(corpus_files: list[Path], tmp_path: Path) -> None:
+    pretrain(corpus_files, tmp_path, SMALL)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="other learning_rate, seed"):
+        pretrain(corpus_files, tmp_path, replace(SMALL, learning_rate=1e-4, seed=5))
+    with pytest.raises(ValueError, match="other corpus files"):
+        pretrain(corpus_files[:1], tmp_path, SMALL)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_with_a_model_is_refused(corpus_files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="already holds a model"):
+        pretrain(corpus_files, tmp_path, SMALL)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
+def test_a_diverging_loss_stops_the_run(corpus_files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="lower learning rate"):
+        pretrain(corpus_files, tmp_path, replace(SMALL, learning_rate=1e30, steps=30))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"warmup_steps": 13}, r"between 0 and steps \(12\), not 13"),
+        ({"mask_probability": 1.0}, "mask_probability must lie between 0 and 1"),
+        ({"precision": "int8"}, "'int8' is neither"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)
+
+
+@pytest.mark.gpu
+def test_it_learns_on_a_gpu(corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path) -> None:
+    settings = replace(SMALL, steps=400, warmup_steps=20, learning_rate=5e-3, batch_size=16, dropout=0.0)
+    results = pretrain(corpus_files, tmp_path, settings, held_out_files=held_out_files, device="cuda")
+    assert all(figures.accuracy > 2 * figures.unigram_accuracy for figures in results.values())

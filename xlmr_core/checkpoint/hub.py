@@ -1,0 +1,147 @@
+"""The only place that uses the network.
+
+huggingface_hub does the work, so its conventions hold: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, its cache
+folder, its progress bars. A download that is cut is taken up where it stopped, a few times.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
+from xlmr_core.checkpoint.mapping import CheckpointError
+
+CHUNK = 16 * 2**20  # bytes hashed at a time
+SHA256_DIGITS = 64
+LOG_IN = "log in (`hf auth login`, HF_TOKEN, or token=...)"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository on the hub and how to reach it. The fields are the arguments of `from_pretrained`."""
+
+    repo: str
+    revision: str | None
+    cache_dir: Path | None
+    local_files_only: bool
+    token: str | bool | None
+
+    def model_files(self) -> Files:
+        """config.json and weights, of one commit. What is cached is taken first, then the formats as in WEIGHTS."""
+        config, pinned = self._config()
+        for find in (pinned._cached, pinned._fetch):
+            for name in WEIGHTS:
+                weights = find(name)
+                if weights is not None:
+                    pinned._fetch_shards(weights)
+                    return Files(config, weights)
+        raise CheckpointError(f"{self.repo} has no weights that can be read: none of {', '.join(WEIGHTS)}")
+
+    def tokenizer_files(self) -> tuple[Path, Path]:
+        """sentencepiece.bpe.model and config.json, of one commit."""
+        config, pinned = self._config()
+        tokenizer = pinned._fetch(TOKENIZER)
+        if tokenizer is None:
+            raise CheckpointError(f"{self.repo} has no {TOKENIZER}; tokenizers in other formats are not read")
+        return tokenizer, config
+
+    def _config(self) -> tuple[Path, "Hub"]:
+        """config.json, and this repository at the commit it came from: the files after it must be of the same."""
+        config = self._fetch(CONFIG)
+        if config is None:
+            raise CheckpointError(f"{self.repo} has no {CONFIG}: it is not a model in this format")
+        read_config(config)  # a wrong architecture is told before a gigabyte is fetched
+        return config, replace(self, revision=config.parent.name)  # the cache keeps a commit in a folder of its name
+
+    def _fetch_shards(self, index: Path) -> None:
+        if not index.name.endswith(".index.json"):
+            return
+        for shard in sorted(set(read_index(index).values())):
+            if self._fetch(shard) is None:
+                raise CheckpointError(f"{self.repo} has no {shard}, which {index.name} names")
+
+    def _cached(self, name: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.repo, name, self.cache_dir, self.revision)
+        return Path(path) if isinstance(path, str) else None
+
+    def _fetch(self, name: str) -> Path | None:
+        """The file in the cache, downloaded if need be; None if the repository does not have it."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            cached = self._cached(name)
+            path = hf_hub_download(
+                self.repo,
+                name,
+                revision=self.revision,
+                cache_dir=self.cache_dir,
+                local_files_only=self.local_files_only,
+                token=self.token,
+            )
+            if Path(path) != cached:
+                self._verify(Path(path), name)
+            return Path(path)
+        except CheckpointError:
+            raise
+        except Exception as error:  # huggingface_hub has changed its HTTP library twice: no class covers a cut line
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
+            raise CheckpointError(f"{self.repo} ({name}): {self._cause(error)}") from error
+
+    def _verify(self, path: Path, name: str) -> None:
+        """Compares a fresh file with the size and the sha256 that the hub tells. A wrong one leaves the cache."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        told = get_hf_file_metadata(hf_hub_url(self.repo, name, revision=self.revision), token=self.token)
+        size = path.stat().st_size
+        wrong = told.size is not None and told.size != size
+        if (
+            not wrong and told.etag is not None and len(told.etag) == SHA256_DIGITS
+        ):  # of a small file it is another hash
+            wrong = told.etag != _sha256(path)
+        if wrong:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{self.repo} ({name}): the {size} bytes that came are not those the hub promised "
+                f"({told.size} bytes, sha256 {told.etag}). They were thrown away; run it again"
+            )
+
+    def _cause(self, error: Exception) -> str:
+        """What went wrong, and what to do about it."""
+        from huggingface_hub import constants, errors
+
+        if isinstance(error, errors.HFValidationError):
+            return f"this is neither a file, nor a folder, nor a repository id ({error})"
+        if isinstance(error, errors.GatedRepoError):
+            return f"the repository is gated: accept its conditions on its page, then {LOG_IN}"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return f"there is no such repository at {constants.ENDPOINT}, or it is private: check the name, or {LOG_IN}"
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"the repository has no revision {self.revision!r}"
+        if self.local_files_only or constants.HF_HUB_OFFLINE:
+            return (
+                f"not in the cache ({self.cache_dir or constants.HF_HUB_CACHE}), and the network is switched off "
+                "(local_files_only or HF_HUB_OFFLINE). Load it once with the network on, or give the path of a folder"
+            )
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status in (401, 403):
+            return f"the hub refuses access ({status}): {LOG_IN} with a token that may read it"
+        if status is not None:
+            return f"the hub answered with an error ({status}): try again later"
+        return (
+            f"the hub at {constants.ENDPOINT} cannot be reached, or the download was cut "
+            f"({type(cause).__name__}: {cause}). Run it again, or give the path of a folder"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

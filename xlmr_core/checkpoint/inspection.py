@@ -1,0 +1,143 @@
+"""What is in a checkpoint, told from its headers: no tensor is loaded unless its values are asked about."""
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xlmr_core.checkpoint.files import open_weights, read_config
+from xlmr_core.checkpoint.layouts import needs_of
+from xlmr_core.checkpoint.loading import (
+    build_on_meta,
+    find_model,
+    header_problems,
+    notes_on,
+    value_problems,
+)
+from xlmr_core.checkpoint.mapping import Fate, make_plan
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.model import PretrainedModel, XLMRobertaModel
+
+PART = 2**22  # elements looked at in one go
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the numbers of one tensor look like."""
+
+    nan: int
+    inf: int
+    norm: float  # Euclidean, of the finite numbers
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """One key of a file. `fate` is None for a key that has no place in the nearest layout."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    num_bytes: int
+    fate: Fate | None
+    values: Values | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_checkpoint` found. Prints as a table."""
+
+    config_file: Path
+    weights_file: Path
+    config: XLMRobertaConfig
+    model: str  # the class that takes in most of the file
+    layout: str  # the nearest one, if there are problems
+    tied: bool | None  # decoder and word table are one tensor; None without an LM head
+    keys: tuple[KeyInfo, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]  # why it would not load; empty if it would
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together; a tensor under two keys counts twice."""
+        return sum(info.num_bytes for info in self.keys)
+
+    def __str__(self) -> str:
+        tied = {None: "no LM head", True: "decoder tied to the word table", False: "decoder not tied"}[self.tied]
+        lines = [
+            f"weights  {self.weights_file}",
+            f"config   {self.config}",
+            f"layout   {self.layout}, as {self.model}, {tied}",
+            f"size     {len(self.keys)} tensors, {self.num_bytes:,} bytes",
+            *self.notes,
+        ]
+        width = max((len(info.key) for info in self.keys), default=0)
+        for info in self.keys:
+            shape = "x".join(map(str, info.shape)) or "scalar"
+            dtype = str(info.dtype).removeprefix("torch.")
+            line = f"{info.key:{width}}  {dtype:8}  {shape:14}  {info.num_bytes:>13,}"
+            if info.values is not None:
+                line += f"  norm {info.values.norm:<10.4g}  nan {info.values.nan}  inf {info.values.inf}"
+            lines.append(f"{line}  {info.fate or 'UNKNOWN'}")
+        bad = [info.key for info in self.keys if info.values is not None and info.values.nan + info.values.inf]
+        if bad:
+            lines.append(f"NOT FINITE: {', '.join(bad)}")
+        return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in self.problems)])
+
+
+def inspect_checkpoint(
+    source: str | PathLike[str],
+    *,
+    values: bool = False,
+    revision: str | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Inspection:
+    """What is in `source` (see `load_pretrained`), and why it would not load if it would not.
+
+    values: also count NaN and Inf, take norms, and compare tensors that should be equal; this reads the whole file,
+    one tensor at a time. Raises CheckpointError for what cannot be found, or is not a file of weights.
+    """
+    files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    config = read_config(files.config)
+    weights = open_weights(files.weights)
+    has_lm_head = any(key.startswith("lm_head.") for key in weights)
+    cls: type[PretrainedModel] = XLMRobertaForMaskedLM if has_lm_head else XLMRobertaModel
+    plan = make_plan(config, weights.keys(), needs_of(cls), cls.__name__)
+    problems = plan.problems + header_problems(plan, build_on_meta(cls, plan, "eager"), weights)
+    if values:
+        problems += value_problems(plan, weights)
+    keys = [
+        KeyInfo(
+            key,
+            tensor.dtype,
+            tuple(tensor.shape),
+            tensor.numel() * tensor.element_size(),
+            plan.fates.get(key),
+            _values(tensor) if values else None,
+        )
+        for key, tensor in weights.items()
+    ]
+    return Inspection(
+        config_file=files.config,
+        weights_file=files.weights,
+        config=plan.config,
+        model=cls.__name__,
+        layout=plan.layout.name,
+        tied=config.tie_word_embeddings if has_lm_head else None,
+        keys=tuple(keys),
+        notes=notes_on(plan, config),
+        problems=tuple(problems),
+    )
+
+
+def _values(tensor: Tensor) -> Values:
+    nan, inf, squares = 0, 0, 0.0
+    for part in tensor.flatten().split(PART):  # in parts: a word table of 1 GB would be copied as a whole
+        nan += int(part.isnan().sum())
+        inf += int(part.isinf().sum())
+        squares += float(part[part.isfinite()].double().square().sum())
+    return Values(nan, inf, squares**0.5)

@@ -1,0 +1,238 @@
+"""From files to a model, and from a model to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from xlmr_core.checkpoint.files import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Files,
+    files_in,
+    local_path,
+    open_weights,
+    read_config,
+    sibling,
+    write_safetensors,
+    written_as,
+)
+from xlmr_core.checkpoint.layouts import expand, needs_of
+from xlmr_core.checkpoint.mapping import CheckpointError, Fate, LoadReport, Plan, make_plan, shape_problems
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.model import AttentionKind, PretrainedModel
+
+if TYPE_CHECKING:
+    from xlmr_core.checkpoint.hub import Hub
+
+StrPath = str | PathLike[str]
+Model = TypeVar("Model", bound=PretrainedModel)
+
+
+def load_pretrained(
+    cls: type[Model],
+    source: StrPath,
+    *,
+    attention: AttentionKind = "eager",
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    cache_dir: StrPath | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Model:
+    """A `cls` in eval mode with the weights of `source`, and its `load_report`.
+
+    source: a folder, a weights file, "xlmr-tiny", or a hub id; what exists on disk wins. dtype None keeps that of the
+    file. On the CPU and in the dtype of the file the weights are mapped, not copied, so a file in use must not be
+    changed in place (`save_pretrained` never does). Raises CheckpointError unless every key of the file and of the
+    model is accounted for.
+    """
+    files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    config = read_config(files.config)
+    weights = open_weights(files.weights)
+    plan = make_plan(config, weights.keys(), needs_of(cls), cls.__name__)
+    raise_any(plan.problems, files)
+    model = build_on_meta(cls, plan, attention)
+    raise_any(header_problems(plan, model, weights), files)
+    raise_any(value_problems(plan, weights), files)
+
+    if dtype is None:
+        raise_any(dtype_problems(plan, weights), files)
+    state = {ours: weights[theirs].to(device=device, dtype=dtype) for ours, theirs in plan.sources.items()}
+    tied = tied_keys(model)
+    model.load_state_dict(state | {copy: state[first] for copy, first in tied.items()}, assign=True)
+    for copy, first in tied.items():  # assigning gave each its own Parameter; the model has one
+        module, _, name = copy.rpartition(".")
+        setattr(model.get_submodule(module), name, model.get_parameter(first))
+    model.load_report = LoadReport(
+        model=cls.__name__,
+        source=str(files.weights),
+        layout=plan.layout.name,
+        checkpoint_keys={key: plan.fates[key] for key in weights},
+        model_keys={ours: Fate("loaded", theirs) for ours, theirs in plan.sources.items()}
+        | {copy: Fate("tied", first) for copy, first in tied.items()},
+        notes=notes_on(plan, config),
+    )
+    return model.eval()
+
+
+def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
+    """Writes config.json and model.safetensors under the published names, for `load_pretrained` and transformers.
+
+    Tied tensors are written once. The same weights give the same bytes. Each file appears whole or not at all, and the
+    weights before the config, so a folder without config.json is one that was never finished.
+    Raises CheckpointError, before it writes anything, for a model with tensors that the layout has no name for.
+    """
+    folder = Path(folder)
+    needs = needs_of(type(model))
+    layout = needs.layouts[model.config.norm_first]
+    slots = {slot.ours: slot for slot in expand(layout, model.config, needs.nested)}
+    state = model.state_dict()
+    nameless = [ours for ours in state if ours not in slots and ours not in tied_keys(model)]
+    if nameless:
+        raise CheckpointError(f"the layout {layout.name} has no name for {', '.join(nameless)}")
+    tensors: dict[str, Tensor] = {}
+    for ours, slot in slots.items():
+        if ours in state:
+            key, *second_names = slot.keys
+            tensors[key] = state[ours]
+            if not model.config.tie_word_embeddings:  # transformers ties names, but untied it expects them all
+                tensors |= {name: state[ours].clone() for name in second_names}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    config = {"architectures": [needs.architectures[model.config.norm_first]], **model.config.to_dict()}
+    if len(dtypes) == 1:
+        config["dtype"] = dtypes.pop()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_as(folder / WEIGHTS[0]) as path:
+        write_safetensors(tensors, path)
+    with written_as(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def find_tokenizer(
+    source: StrPath,
+    *,
+    revision: str | None = None,
+    cache_dir: StrPath | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> tuple[Path, int]:
+    """The sentencepiece.bpe.model of `source`, and how many tokens its model takes (512 for the published ones)."""
+    path = local_path(source)
+    if path is not None:
+        tokenizer, config = sibling(path, TOKENIZER), sibling(path, CONFIG)
+    else:
+        tokenizer, config = _hub(source, revision, cache_dir, local_files_only, token).tokenizer_files()
+    return tokenizer, read_config(config).max_tokens
+
+
+def find_model(
+    source: StrPath,
+    *,
+    revision: str | None,
+    cache_dir: StrPath | None,
+    local_files_only: bool,
+    token: str | bool | None,
+) -> Files:
+    """The files of `source`, fetched from the hub if it is neither on disk nor bundled."""
+    path = local_path(source)
+    if path is not None:
+        return files_in(path)
+    return _hub(source, revision, cache_dir, local_files_only, token).model_files()
+
+
+def _hub(
+    source: StrPath, revision: str | None, cache_dir: StrPath | None, local_files_only: bool, token: str | bool | None
+) -> Hub:
+    from xlmr_core.checkpoint.hub import Hub  # here: a local model needs no network library
+
+    return Hub(str(source), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
+
+
+def build_on_meta(cls: type[Model], plan: Plan, attention: AttentionKind) -> Model:
+    """The model with shapes and no memory: nothing is initialised that the file is about to give."""
+    build: Callable[..., Model] = cls
+    options = {"add_pooling_layer": "pooler" in plan.groups} if "pooler" in needs_of(cls).optional else {}
+    with torch.device("meta"), _SkipInit():
+        return build(plan.config, attention=attention, **options)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Passes over torch.nn.init. On meta tensors it would do nothing too, but import torch's compiler for it: 1 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **(kwargs or {}))
+
+
+def tied_keys(model: PretrainedModel) -> dict[str, str]:
+    """The second and later names of each parameter, with the first."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            tied[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return tied
+
+
+def header_problems(plan: Plan, model: PretrainedModel, weights: Mapping[str, Tensor]) -> list[str]:
+    """Shapes and dtypes that do not fit. Looks at no value."""
+    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    problems = shape_problems(plan, found, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    for key in plan.sources.values():
+        if not weights[key].is_floating_point():
+            problems.append(f"{key} has dtype {weights[key].dtype}: quantised or foreign weights are not read")
+    return problems
+
+
+def value_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:
+    """Tied tensors that differ, and counters that do not count."""
+    problems: list[str] = []
+    for first, second in plan.twins:
+        if not same_bits(weights[first], weights[second]):
+            problems.append(
+                f"{second} differs from {first}, but the two are one tensor. If the decoder was trained apart, "
+                "config.json should say tie_word_embeddings: false"
+            )
+    for key in plan.counters:
+        if weights[key].flatten().tolist() != list(range(weights[key].numel())):
+            problems.append(f"{key} does not count 0, 1, 2, ...: it would be wrong to drop it")
+    return problems
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit: NaN equals itself, and 0 is not -0."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    one_mapping = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return one_mapping or torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def dtype_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:
+    """More than one dtype where that of the file is to be kept."""
+    dtypes = sorted({str(weights[key].dtype) for key in plan.sources.values()})
+    return [f"the file mixes {' and '.join(dtypes)}: choose one with dtype="] if len(dtypes) > 1 else []
+
+
+def notes_on(plan: Plan, config: XLMRobertaConfig) -> tuple[str, ...]:
+    """What a reader of the report should know and the keys alone do not say."""
+    if plan.config.norm_first == config.norm_first:
+        return ()
+    kinds = {True: "pre-norm", False: "post-norm"}
+    return (f"note: the keys are {kinds[plan.config.norm_first]}; config.json suggests {kinds[config.norm_first]}",)
+
+
+def raise_any(problems: list[str], files: Files) -> None:
+    """Raises all the problems as one CheckpointError."""
+    if problems:
+        raise CheckpointError("\n".join([f"{files.weights} cannot be loaded:", *problems]))

@@ -1,0 +1,49 @@
+"""The command `xlmr`. Each subcommand is a module of its own, imported when it is called."""
+
+import importlib
+from typing import Any
+
+import click
+
+from xlmr_core import __version__
+
+COMMANDS = {
+    "fill-mask": "Fill the masks in a text.",
+    "tokenize": "Show how a text becomes token ids.",
+    "inspect": "Tell what is in a checkpoint, and what becomes of every key.",
+    "pretrain": "Train a vocabulary and a masked language model on text files.",
+}
+
+
+class LazyCommands(click.Group):
+    """Finds `xlmr some-name` in the module `xlmr_core.cli.some_name`, as its function `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"xlmr_core.cli.{cmd_name.replace('-', '_')}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Shows the errors this package raises on purpose as one line, and any other as the bug it is."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """The reference XLM-R: run it, look inside it, train it."""

@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+BUNDLED = "xlmr-tiny"
+
+
+def source_options(function: Function) -> Function:
+    """Where a checkpoint comes from: --model, --revision, --cache-dir, --offline."""
+    options: tuple[Callable[[Function], Function], ...] = (
+        click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine."),
+        click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept."),
+        click.option("--revision", help="Branch, tag or commit on the hub."),
+        click.option("--model", help="A hub id, a folder or a weights file.  [default: the bundled xlmr-tiny]"),
+    )
+    for option in options:
+        function = option(function)
+    return function
+
+
+def source_arguments(model: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> dict[str, Any]:
+    """The same as keyword arguments of every `from_pretrained`; says on standard error when the default was taken."""
+    if model is None:
+        click.echo(f"using the bundled {BUNDLED}, a small model for demonstration; --model takes another", err=True)
+    return {
+        "source": model or BUNDLED,
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": offline,
+    }
+
+
+def texts_from(arguments: tuple[str, ...]) -> Iterable[str]:
+    """The texts given as arguments, else the lines of standard input without their line ends."""
+    if arguments:
+        return arguments
+    if sys.stdin.isatty():
+        click.echo("reading from standard input, one text a line; end with Ctrl-D", err=True)
+    return (line.rstrip("\r\n") for line in sys.stdin)

@@ -1,0 +1,133 @@
+"""The shape and the numerics of one XLM-RoBERTa: a frozen dataclass, with the field names of config.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import inf
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self  # typing's own is from Python 3.11
+
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
+POST_NORM_TYPES = ("xlm-roberta", "roberta", "camembert")  # one architecture under three names
+PRE_NORM_TYPES = ("xlm-roberta-xl",)
+
+
+@dataclass(frozen=True)
+class XLMRobertaConfig:
+    """Every number the model depends on. The defaults are those of xlm-roberta-base.
+
+    `norm_first` is the one field config.json does not spell: True for XL and XXL, whose layers normalise before
+    each sublayer instead of after it. Raises TypeError for a field of the wrong type, ValueError for a combination
+    that cannot work; both name the field.
+    """
+
+    vocab_size: int = 250002
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    tie_word_embeddings: bool = True
+    norm_first: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
+                raise TypeError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
+        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers must not be negative, not {self.num_hidden_layers}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.layer_norm_eps < inf:
+            raise ValueError(f"layer_norm_eps must be positive and finite, not {self.layer_norm_eps}")
+        if not 0 <= self.initializer_range < inf:
+            raise ValueError(f"initializer_range must be finite and not negative, not {self.initializer_range}")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name} {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: "
+                f"rows 0 to pad_token_id ({self.pad_token_id}) are never used"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, in features."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence, in tokens with <s> and </s>: positions start at pad + 1, so 514 rows hold 512 tokens."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config in a parsed config.json.
+
+        The fields that fix the numbers must be present: a default taken in silence (eps 1e-12 for 1e-5, say) is the
+        classic way for a port to be slightly wrong. Keys that do not concern the encoder are passed over.
+        Raises ValueError for another architecture, a feature this model does not have, or a missing field, and
+        TypeError for a field of the wrong type.
+        """
+        model_type = values.get("model_type")
+        if model_type not in POST_NORM_TYPES + PRE_NORM_TYPES:
+            raise ValueError(
+                f"model_type {model_type!r} is not XLM-RoBERTa (one of {', '.join(POST_NORM_TYPES + PRE_NORM_TYPES)}). "
+                "A checkpoint may use XLM-R's vocabulary and still be another architecture: "
+                "multilingual-e5-small, for one, is BERT"
+            )
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise ValueError(f"position_embedding_type {values['position_embedding_type']!r} is not 'absolute'")
+        if values.get("is_decoder") or values.get("add_cross_attention"):
+            raise ValueError("a config with is_decoder or add_cross_attention describes a decoder, not this encoder")
+        known = {field.name for field in fields(cls)}
+        optional = {"initializer_range", "tie_word_embeddings", "norm_first"}  # no effect on a loaded encoder's numbers
+        missing = sorted(known - optional - values.keys())
+        if missing:
+            raise ValueError(f"config.json has no {', '.join(missing)}: a value assumed in silence would be a guess")
+        architectures: list[str] = values.get("architectures") or []
+        is_xl = model_type in PRE_NORM_TYPES or any(name.startswith("XLMRobertaXL") for name in architectures)
+        chosen: dict[str, Any] = {"norm_first": is_xl}
+        chosen.update((name, values[name]) for name in known & values.keys())
+        return cls(**chosen)
+
+    @classmethod
+    def from_json(cls, path: str | PathLike[str]) -> Self:
+        """Reads config.json. Raises ValueError, naming the file, if it is not a config this model can follow."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it does not hold a JSON object")
+            return cls.from_dict(values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as config.json spells it: what `from_dict` reads back and transformers understands."""
+        values = asdict(self)
+        norm_first = values.pop("norm_first")
+        return {"model_type": "xlm-roberta-xl" if norm_first else "xlm-roberta", **values}

@@ -1,0 +1,305 @@
+"""The XLM-RoBERTa encoder. Read this first, top to bottom: the classes stand in the order a token meets them.
+
+Conneau et al. 2020, "Unsupervised Cross-lingual Representation Learning at Scale": RoBERTa (Liu et al. 2019), which is
+BERT's encoder (Devlin et al. 2019, section 3) with positions counted from pad + 1. XL and XXL (Goyal et al. 2021)
+normalise before each sublayer; `config.norm_first` is that one difference.
+
+Letters: B batch, S sequence, H hidden, N heads, D head_dim (H = N * D), F intermediate, V vocabulary. A comment such
+as `# (B, S) -> (B, S, H)` after a signature gives the shapes of its tensors; the tests check each against the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self  # typing's own is from Python 3.11
+
+from xlmr_core.config import XLMRobertaConfig
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from xlmr_core.checkpoint import LoadReport
+
+AttentionKind = Literal["eager", "sdpa"]
+
+ACTIVATIONS = {
+    "gelu": nn.GELU,  # exact, by erf: XLM-R's
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+class Embeddings(nn.Module):
+    """Token ids to vectors: word + token type + position, then norm and dropout."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, config.pad_token_id)
+        self.norm = nn.Identity() if config.norm_first else _layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor
+    ) -> Tensor:  # (B, S), (B, S), (B, S) -> (B, S, H)
+        # Float addition is not associative: this order is the reference's, and bit-equality needs it.
+        total = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        total = total + self.position_embeddings(position_ids)
+        return self.dropout(self.norm(total))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of every token to every real token (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: XLMRobertaConfig, attention: AttentionKind) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.head_dim
+        self.fused = attention == "sdpa"
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.softmax = nn.Softmax(dim=-1)  # a module, so that scores and probs can be seen at its two ends
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:  # (B, S, H), (B, 1, 1, S) -> (B, S, H)
+        q = self._split_heads(self.q_proj(hidden))
+        k = self._split_heads(self.k_proj(hidden))
+        v = self._split_heads(self.v_proj(hidden))
+        context = self._fused_context(q, k, v, mask) if self.fused else self._eager_context(q, k, v, mask)
+        return self.out_proj(self._merge_heads(context))
+
+    def _eager_context(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:  # (B, N, S, D), (B, N, S, D), (B, N, S, D), (B, 1, 1, S) -> (B, N, S, D)
+        scores = torch.matmul(q, k.transpose(2, 3)) * self.head_dim**-0.5  # (B, N, S, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # exp of it is 0: pads get no attention
+        probs = self.softmax(scores)
+        return torch.matmul(self.dropout(probs), v)
+
+    def _fused_context(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:  # (B, N, S, D), (B, N, S, D), (B, N, S, D), (B, 1, 1, S) -> (B, N, S, D)
+        dropout = self.dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_dim**-0.5)
+
+    def _split_heads(self, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _merge_heads(self, x: Tensor) -> Tensor:  # (B, N, S, D) -> (B, S, H)
+        return x.transpose(1, 2).flatten(2)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a non-linearity between, each token alone. No dropout inside: the layer has it."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]()
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:  # (B, S, H) -> (B, S, H)
+        return self.down_proj(self.activation(self.up_proj(hidden)))
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each with dropout, a residual connection and a norm."""
+
+    def __init__(self, config: XLMRobertaConfig, attention: AttentionKind) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention = SelfAttention(config, attention)
+        self.attention_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_norm = _layer_norm(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.feed_forward_norm = _layer_norm(config)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:  # (B, S, H), (B, 1, 1, S) -> (B, S, H)
+        if self.norm_first:
+            attended = self.attention(self.attention_norm(hidden), mask)
+            mid = hidden + self.attention_dropout(attended)
+            transformed = self.feed_forward(self.feed_forward_norm(mid))
+            return mid + self.feed_forward_dropout(transformed)
+        attended = self.attention(hidden, mask)
+        mid = self.attention_norm(hidden + self.attention_dropout(attended))
+        transformed = self.feed_forward(mid)
+        return self.feed_forward_norm(mid + self.feed_forward_dropout(transformed))
+
+
+class Pooler(nn.Module):
+    """The first token through a linear map and tanh. Published poolers were not trained to be an embedding."""
+
+    def __init__(self, config: XLMRobertaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
+
+    def forward(self, hidden: Tensor) -> Tensor:  # (B, S, H) -> (B, H)
+        return self.activation(self.dense(hidden[:, 0]))
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the encoder gives back."""
+
+    last_hidden_state: Tensor  # (B, S, H); rows of padding hold junk
+    pooler_output: Tensor | None = None  # (B, H); None where the model has no pooler
+
+
+class PretrainedModel(nn.Module):
+    """What every model class here shares: reading and writing checkpoints, and knowing what became of each key."""
+
+    config: XLMRobertaConfig
+    load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        attention: AttentionKind = "eager",
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """The model in `source`, in eval mode: a hub id, a folder, a weights file, or "xlmr-tiny".
+
+        `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
+        is ever left random, and a checkpoint without this class's head is refused.
+        """
+        from xlmr_core.checkpoint import load_pretrained
+
+        return load_pretrained(
+            cls,
+            source,
+            attention=attention,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Writes config.json and model.safetensors under the published key names: transformers loads them back."""
+        from xlmr_core.checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def initialize(self) -> None:
+        """Fresh weights for training: normal with `initializer_range`, zero biases, unit norms, zero rows for pad."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+
+
+class XLMRobertaModel(PretrainedModel):
+    """The encoder: token ids in, one vector a token out."""
+
+    def __init__(
+        self, config: XLMRobertaConfig, *, attention: AttentionKind = "eager", add_pooling_layer: bool = False
+    ) -> None:
+        super().__init__()
+        if attention not in ("eager", "sdpa"):
+            raise ValueError(f"attention {attention!r} is neither 'eager' nor 'sdpa'")
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, attention) for _ in range(config.num_hidden_layers))
+        self.final_norm = _layer_norm(config) if config.norm_first else nn.Identity()
+        self.pooler = Pooler(config) if add_pooling_layer else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> ModelOutput:  # (B, S), (B, S), (B, S), (B, S)
+        """Encodes a padded batch.
+
+        input_ids: token ids. attention_mask: 1 for a token to attend to, 0 for padding; by default every token but
+        pad. token_type_ids: all 0 in XLM-R. position_ids: by default counted from pad + 1 over the tokens that are
+        not pad. A row with no real token attends to all its padding: finite, and of no use.
+
+        Raises ValueError or TypeError, naming the argument and the limit, for input the model cannot take.
+        """
+        pad = self.config.pad_token_id
+        if attention_mask is None:
+            attention_mask = input_ids != pad
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        if position_ids is None:
+            position_ids = position_ids_from(input_ids, pad)
+        _check_inputs(self.config, input_ids, attention_mask, token_type_ids, position_ids)
+
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids)
+        mask = _broadcast_mask(attention_mask)
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        hidden = self.final_norm(hidden)
+        return ModelOutput(hidden, self.pooler(hidden) if self.pooler is not None else None)
+
+
+def position_ids_from(input_ids: Tensor, pad_token_id: int) -> Tensor:  # (B, S) -> (B, S)
+    """Positions counted from pad + 1 over the tokens that are not pad; a pad's is pad (fairseq, make_positions)."""
+    real = (input_ids != pad_token_id).long()
+    return real.cumsum(dim=1) * real + pad_token_id
+
+
+def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)
+    real = attention_mask.bool()
+    real = real | ~real.any(dim=1, keepdim=True)  # softmax over nothing is NaN: an empty row attends to all of itself
+    return real[:, None, None, :]
+
+
+def _layer_norm(config: XLMRobertaConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+def _check_inputs(
+    config: XLMRobertaConfig, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, position_ids: Tensor
+) -> None:
+    """Turns what would be a bare IndexError, or a dead CUDA context, into an error that names the argument."""
+    if input_ids.dim() != 2 or input_ids.numel() == 0:
+        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, not {tuple(input_ids.shape)}")
+    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    for name, tensor in {**indices, "attention_mask": attention_mask}.items():
+        if tensor.shape != input_ids.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {tuple(input_ids.shape)}")
+    for name, tensor in indices.items():
+        if tensor.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} must hold int64 or int32, not {tensor.dtype}")
+    if torch.compiler.is_compiling() or input_ids.is_meta:
+        return  # a look at the values would break the graph
+    rows = (config.vocab_size, config.type_vocab_size, config.max_position_embeddings)
+    bounds = torch.stack([bound for tensor in indices.values() for bound in tensor.aminmax()]).tolist()
+    for (name, limit), low, high in zip(zip(indices, rows, strict=True), bounds[::2], bounds[1::2], strict=True):
+        if low >= 0 and high < limit:
+            continue
+        if name == "position_ids" and low >= 0:
+            raise ValueError(
+                f"a sequence needs position {high}, but the last is {limit - 1}: at most {config.max_tokens} tokens, "
+                "<s> and </s> included. Truncate the text (tokenizer(..., truncation=True)) or split it"
+            )
+        raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")

@@ -1,0 +1,997 @@
+"""The catalogue of faults: mistakes that ports of XLM-R have made, each ready to be made in our own model.
+
+A fault says what was done wrong, what that looks like and where it shows first, and it can be made and lifted:
+
+    with find_fault("q_k_swapped").applied(model):
+        wrong = model(**batch)
+
+It changes one model object (weights, hooks, methods of instances; never a class) and puts everything back, bit for
+bit, also after an exception. So a fault can explain a foreign port's numbers, and it can show that a test would
+have caught the mistake. The order is that of the model: ids, embeddings, attention, layer, head, then training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.heads import LMHead
+from xlmr_core.model import (
+    Embeddings,
+    EncoderLayer,
+    FeedForward,
+    Pooler,
+    PretrainedModel,
+    SelfAttention,
+    XLMRobertaModel,
+)
+
+Patch = Callable[[PretrainedModel, ExitStack], None]  # makes the mistake, and notes in the stack how to take it back
+Context = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # an attention path: q, k, v, mask -> context
+Part = TypeVar("Part", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake.
+
+    site: the first tap that differs, in reading order; in a post-norm model unless `norm` says "pre". Layer -1 is
+    the last. shows: whether outputs differ, or only outputs with dropout, or only gradients. norm: the one
+    placement of norms the fault exists for, where there is only one.
+    """
+
+    name: str
+    cause: str
+    symptom: str
+    site: str
+    patch: Patch
+    shows: Literal["outputs", "training", "gradients"] = "outputs"
+    norm: Literal["post", "pre"] | None = None
+
+    @contextmanager
+    def applied(self, model: PretrainedModel) -> Generator[None, None, None]:
+        """The model with this mistake in it, while the context is open.
+
+        Raises ValueError if the model has no such part (no LM head, no pooler, the other placement of norms).
+        """
+        placement = "pre" if model.config.norm_first else "post"
+        if self.norm not in (None, placement):
+            raise ValueError(f"fault {self.name} concerns {self.norm}-norm models, this one is {placement}-norm")
+        with ExitStack() as undo:
+            self.patch(model, undo)
+            yield
+
+
+def find_fault(name: str) -> Fault:
+    """The fault of that name. Raises KeyError with all the names if there is none."""
+    for fault in FAULTS:
+        if fault.name == name:
+            return fault
+    raise KeyError(f"no fault is called {name!r}; there are {', '.join(fault.name for fault in FAULTS)}")
+
+
+# ---- how a mistake is made and taken back ---------------------------------------------------------------------------
+
+
+def _parts(model: nn.Module, kind: type[Part]) -> list[Part]:
+    parts = [module for module in model.modules() if isinstance(module, kind)]
+    if not parts:
+        raise ValueError(f"the model has no {kind.__name__} to make this fault in")
+    return parts
+
+
+def _set(undo: ExitStack, owner: nn.Module, name: str, value: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _override(undo: ExitStack, owner: nn.Module, method: str, replacement: Callable[..., Tensor]) -> None:
+    setattr(owner, method, replacement)  # on the instance: it hides the method of the class
+    undo.callback(delattr, owner, method)
+
+
+def _overwrite(undo: ExitStack, tensor: Tensor, value: Tensor) -> None:
+    before, value = tensor.detach().clone(), value.detach().clone()  # `value` may be a view of `tensor`
+    undo.callback(tensor.data.copy_, before)
+    tensor.data.copy_(value)
+
+
+def _exchange(undo: ExitStack, left: nn.Module, right: nn.Module) -> None:
+    for (_, a), (_, b) in zip(list(left.named_parameters()), list(right.named_parameters()), strict=True):
+        old = a.detach().clone()
+        _overwrite(undo, a, b)
+        _overwrite(undo, b, old)
+
+
+def _change_output(undo: ExitStack, module: nn.Module, rule: Callable[[Tensor], Tensor]) -> None:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return rule(output)
+
+    undo.enter_context(module.register_forward_hook(hook, prepend=True))  # first, so that other hooks see the fault
+
+
+def _change_input(undo: ExitStack, module: nn.Module, rule: Callable[..., tuple[Any, ...]]) -> None:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return rule(*args)
+
+    undo.enter_context(module.register_forward_pre_hook(hook, prepend=True))
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+# ---- kinds of mistakes, one for every row or two of the catalogue ----------------------------------------------------
+
+
+def _bias_missing(kind: type[nn.Module], name: str) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for part in _parts(model, kind):
+            _overwrite(undo, part.get_parameter(name + ".bias"), torch.zeros(()))
+
+    return patch
+
+
+def _module_replaced(kind: type[nn.Module], name: str, function: Callable[[Tensor], Tensor]) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for part in _parts(model, kind):
+            _override(undo, part.get_submodule(name), "forward", function)
+
+    return patch
+
+
+def _projections_exchanged(left: str, right: str, kind: type[nn.Module] = SelfAttention) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for part in _parts(model, kind):
+            _exchange(undo, part.get_submodule(left), part.get_submodule(right))
+
+    return patch
+
+
+def _positions(rule: Callable[[Tensor, int], Tensor]) -> Patch:
+    """Position ids by another rule of (input_ids, pad)."""
+
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        last = model.config.max_position_embeddings - 1
+
+        def change(ids: Tensor, token_types: Tensor, _positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return ids, token_types, rule(ids, model.config.pad_token_id).clamp(max=last)
+
+        for embeddings in _parts(model, Embeddings):
+            _change_input(undo, embeddings, change)
+
+    return patch
+
+
+def _queries_scaled(factor: Callable[[XLMRobertaConfig], float]) -> Patch:
+    """Queries, and so scores, multiplied by `factor(config)`, in both attention paths."""
+
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        def scaled(path: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return path(q * factor(model.config), k, v, mask)
+
+        _wrap_context(model, undo, scaled)
+
+    return patch
+
+
+def _mask_changed(rule: Callable[[Tensor, Tensor | None], Tensor | None]) -> Patch:
+    """Another mask, `rule(q, mask)`, in both attention paths."""
+
+    def changed(path: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return path(q, k, v, rule(q, mask))
+
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        _wrap_context(model, undo, changed)
+
+    return patch
+
+
+def _wrap_context(model: PretrainedModel, undo: ExitStack, wrapper: Callable[..., Tensor]) -> None:
+    for attention in _parts(model, SelfAttention):
+        for path in ("_eager_context", "_fused_context"):
+            _override(undo, attention, path, partial(wrapper, getattr(attention, path)))
+
+
+def _scores(rule: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]) -> Patch:
+    """Scores by another rule of (q, k, mask, scale), in place of both attention paths."""
+
+    def context(attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        scores = rule(q, k, mask, attention.head_dim**-0.5)
+        return torch.matmul(attention.dropout(attention.softmax(scores)), v)
+
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for attention in _parts(model, SelfAttention):
+            for path in ("_eager_context", "_fused_context"):
+                _override(undo, attention, path, partial(context, attention))
+
+    return patch
+
+
+def _layer_forward(rule: Callable[[EncoderLayer, Tensor, Tensor | None], Tensor]) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for layer in _parts(model, EncoderLayer):
+            _override(undo, layer, "forward", partial(rule, layer))
+
+    return patch
+
+
+def _norm_by(rule: Callable[[nn.LayerNorm, Tensor], Tensor]) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for norm in _parts(model, nn.LayerNorm):
+            _override(undo, norm, "forward", partial(rule, norm))
+
+    return patch
+
+
+def _dropout_missing(kind: type[nn.Module], name: str) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for part in _parts(model, kind):
+            _set(undo, part.get_submodule(name), "p", 0.0)
+
+    return patch
+
+
+def _dropout_moved(kind: type[nn.Module], dropout_name: str, norm_name: str) -> Patch:
+    """Dropout on what goes into the norm, instead of where it belongs."""
+
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for part in _parts(model, kind):
+            dropout = part.get_submodule(dropout_name)
+            assert isinstance(dropout, nn.Dropout)
+            norm = part.get_submodule(norm_name)
+            _override(undo, dropout, "forward", _identity)
+            _override(undo, norm, "forward", partial(_dropped_out_first, dropout, norm.forward))
+
+    return patch
+
+
+def _dropped_out_first(dropout: nn.Dropout, norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return norm(F.dropout(x, dropout.p, dropout.training))
+
+
+# ---- ids and embeddings ----------------------------------------------------------------------------------------------
+
+
+def _ids_without_offset(model: PretrainedModel, undo: ExitStack) -> None:
+    for embeddings in _parts(model, Embeddings):
+        _change_input(undo, embeddings.word_embeddings, _without_offset)
+
+
+def _without_offset(ids: Tensor) -> tuple[Tensor]:
+    return (torch.where(ids > 3, ids - 1, ids),)
+
+
+def _embeddings_scaled(model: PretrainedModel, undo: ExitStack) -> None:
+    for embeddings in _parts(model, Embeddings):
+        _change_output(undo, embeddings.word_embeddings, lambda word: word * model.config.hidden_size**0.5)
+
+
+def _token_type_missing(model: PretrainedModel, undo: ExitStack) -> None:
+    for embeddings in _parts(model, Embeddings):
+        _overwrite(undo, embeddings.token_type_embeddings.weight, torch.zeros(()))
+
+
+def _token_type_twice(model: PretrainedModel, undo: ExitStack) -> None:
+    for embeddings in _parts(model, Embeddings):
+        _change_output(undo, embeddings.token_type_embeddings, lambda token_type: token_type * 2)
+
+
+def _counted(ids: Tensor, start: int) -> Tensor:
+    return torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
+
+
+def _positions_from_one(ids: Tensor, pad: int) -> Tensor:
+    real = (ids != pad).long()
+    return real.cumsum(dim=1) * real
+
+
+def _positions_through_batch(ids: Tensor, pad: int) -> Tensor:
+    real = (ids != pad).long()
+    return real.flatten().cumsum(dim=0).view_as(real) * real + pad
+
+
+def _position_rows_shifted(model: PretrainedModel, undo: ExitStack) -> None:
+    unused = model.config.pad_token_id + 1
+    for embeddings in _parts(model, Embeddings):
+        table = embeddings.position_embeddings.weight
+        _overwrite(undo, table[unused:], table[:-unused])
+
+
+# ---- norms -----------------------------------------------------------------------------------------------------------
+
+
+def _eps_of_bert(model: PretrainedModel, undo: ExitStack) -> None:
+    for norm in _parts(model, nn.LayerNorm):
+        _set(undo, norm, "eps", 1e-12)
+
+
+def _norm_unbiased(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    variance = x.var(dim=-1, keepdim=True, correction=1)
+    return (x - x.mean(dim=-1, keepdim=True)) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def _norm_over_tokens(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    variance = x.var(dim=-2, keepdim=True, correction=0)
+    return (x - x.mean(dim=-2, keepdim=True)) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def _transposed_weights(model: PretrainedModel, undo: ExitStack) -> None:
+    for attention in _parts(model, SelfAttention):
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+            _overwrite(undo, linear.weight, linear.weight.T)
+
+
+def _reshaped(method: str, reshape: Callable[[XLMRobertaConfig, Tensor], Tensor]) -> Patch:
+    def patch(model: PretrainedModel, undo: ExitStack) -> None:
+        for attention in _parts(model, SelfAttention):
+            _override(undo, attention, method, partial(reshape, model.config))
+
+    return patch
+
+
+def _heads_interleaved(config: XLMRobertaConfig, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
+    return x.unflatten(-1, (config.head_dim, config.num_attention_heads)).permute(0, 3, 1, 2)
+
+
+def _split_without_transpose(config: XLMRobertaConfig, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
+    return x.reshape(x.shape[0], config.num_attention_heads, x.shape[1], config.head_dim)
+
+
+def _merge_without_transpose(config: XLMRobertaConfig, x: Tensor) -> Tensor:  # (B, N, S, D) -> (B, S, H)
+    return x.reshape(x.shape[0], x.shape[2], config.hidden_size)
+
+
+def _softmax_over_queries(model: PretrainedModel, undo: ExitStack) -> None:
+    for attention in _parts(model, SelfAttention):
+        _set(undo, attention, "fused", False)
+        _set(undo, attention.softmax, "dim", -2)
+
+
+def _mask_inverted(_q: Tensor, mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else ~mask
+
+
+def _mask_causal(q: Tensor, mask: Tensor | None) -> Tensor:
+    earlier = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+    return earlier if mask is None else mask & earlier
+
+
+def _scores_mask_added(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = torch.matmul(q, k.transpose(2, 3)) * scale
+    return scores if mask is None else scores + mask
+
+
+def _scores_mask_weak(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = torch.matmul(q, k.transpose(2, 3)) * scale
+    return scores if mask is None else scores - (~mask).to(scores)
+
+
+def _scores_float16(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = torch.matmul(q, k.transpose(2, 3)).half().to(q.dtype) * scale
+    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _norm_placement_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
+    for layer in _parts(model, EncoderLayer):
+        _set(undo, layer, "norm_first", not layer.norm_first)
+
+
+def _norm_before_residual(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    mid = hidden + layer.attention_norm(layer.attention_dropout(layer.attention(hidden, mask)))
+    return mid + layer.feed_forward_norm(layer.feed_forward_dropout(layer.feed_forward(mid)))
+
+
+def _attention_residual_missing(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    mid = layer.attention_norm(layer.attention_dropout(layer.attention(hidden, mask)))
+    return layer.feed_forward_norm(mid + layer.feed_forward_dropout(layer.feed_forward(mid)))
+
+
+def _residual_from_layer_input(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    mid = layer.attention_norm(hidden + layer.attention_dropout(layer.attention(hidden, mask)))
+    return layer.feed_forward_norm(hidden + layer.feed_forward_dropout(layer.feed_forward(mid)))
+
+
+def _layers_off_by_one(model: PretrainedModel, undo: ExitStack) -> None:
+    layers = _parts(model, EncoderLayer)
+    if len(layers) < 2:
+        raise ValueError("one layer cannot be taken for the next: this fault needs at least two")
+    for layer, following in pairwise(layers):
+        _exchange(undo, layer, following)
+
+
+def _last_layer_skipped(model: PretrainedModel, undo: ExitStack) -> None:
+    _override(undo, _parts(model, EncoderLayer)[-1], "forward", _first_argument)
+
+
+def _first_argument(hidden: Tensor, _mask: Tensor | None) -> Tensor:
+    return hidden
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_quick(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
+
+def _lm_head_untied(model: PretrainedModel, undo: ExitStack) -> None:
+    random = torch.Generator().manual_seed(0)
+    for head in _parts(model, LMHead):
+        tied = head.decoder.weight
+        fresh = torch.randn(tied.shape, generator=random) * model.config.initializer_range
+        _set(undo, head.decoder, "weight", nn.Parameter(fresh.to(tied)))
+
+
+def _lm_head_copied(model: PretrainedModel, undo: ExitStack) -> None:
+    for head in _parts(model, LMHead):
+        _set(undo, head.decoder, "weight", nn.Parameter(head.decoder.weight.detach().clone()))
+
+
+def _pooler_last_token(model: PretrainedModel, undo: ExitStack) -> None:
+    for pooler in _parts(model, Pooler):
+        _change_input(undo, pooler, _reversed_tokens)
+
+
+def _reversed_tokens(hidden: Tensor) -> tuple[Tensor]:
+    return (hidden.flip(1),)
+
+
+# ---- precision and training ------------------------------------------------------------------------------------------
+
+
+def _weights_float16(model: PretrainedModel, undo: ExitStack) -> None:
+    for parameter in model.parameters():
+        _overwrite(undo, parameter, parameter.half())
+
+
+def _dropout_left_on(model: PretrainedModel, undo: ExitStack) -> None:
+    for module in (*_parts(model, nn.Dropout), *_parts(model, SelfAttention)):
+        _set(undo, module, "training", True)
+
+
+def _dropout_after_activation(model: PretrainedModel, undo: ExitStack) -> None:
+    for feed_forward in _parts(model, FeedForward):
+        _change_output(undo, feed_forward.activation, partial(_dropped_out, feed_forward, model.config))
+
+
+def _dropped_out(module: nn.Module, config: XLMRobertaConfig, x: Tensor) -> Tensor:
+    return F.dropout(x, config.hidden_dropout_prob, module.training)
+
+
+def _padding_idx_lost(model: PretrainedModel, undo: ExitStack) -> None:
+    for embeddings in _parts(model, Embeddings):
+        _set(undo, embeddings.word_embeddings, "padding_idx", None)
+        _set(undo, embeddings.position_embeddings, "padding_idx", None)
+
+
+# ---- the catalogue ---------------------------------------------------------------------------------------------------
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "ids_without_offset",
+        cause="SentencePiece's own ids are used: fairseq's, which the model was trained on, are one higher from 4 up",
+        symptom="every token is its neighbour in the vocabulary; specials are right, and so is the shape of everything",
+        site="embeddings.word",
+        patch=_ids_without_offset,
+    ),
+    Fault(
+        "embeddings_scaled",
+        cause="word vectors are multiplied by sqrt(hidden_size), as in the original Transformer and in Marian",
+        symptom="word vectors are larger by one constant factor",
+        site="embeddings.word",
+        patch=_embeddings_scaled,
+    ),
+    Fault(
+        "weights_float16",
+        cause="the weights passed through float16 on their way, and are compared as if they were float32",
+        symptom="relative errors of about 5e-4 in every weight, from the first tap on, without a pattern",
+        site="embeddings.word",
+        patch=_weights_float16,
+    ),
+    Fault(
+        "token_type_missing",
+        cause="the token-type vector is not added, because there is only one type",
+        symptom="the same vector is missing at every token",
+        site="embeddings.token_type",
+        patch=_token_type_missing,
+    ),
+    Fault(
+        "token_type_twice",
+        cause="the token-type vector is folded into the word table and then added again",
+        symptom="the same vector is added once too often at every token",
+        site="embeddings.token_type",
+        patch=_token_type_twice,
+    ),
+    Fault(
+        "positions_from_zero",
+        cause="positions are counted from 0 as in BERT, padding included",
+        symptom="every token has the position vector of two places earlier; left-padded rows are off by more",
+        site="embeddings.position",
+        patch=_positions(lambda ids, pad: _counted(ids, 0)),
+    ),
+    Fault(
+        "positions_from_one",
+        cause="positions are counted from 1: pad_token_id is not added to the running count",
+        symptom="every token has the position vector of the place before; the first one has padding's",
+        site="embeddings.position",
+        patch=_positions(_positions_from_one),
+    ),
+    Fault(
+        "positions_count_padding",
+        cause="positions are counted from pad + 1 over all places, padding included",
+        symptom="right-padded rows are right, left-padded rows and pads inside a row are not",
+        site="embeddings.position",
+        patch=_positions(lambda ids, pad: _counted(ids, pad + 1)),
+    ),
+    Fault(
+        "positions_without_restart",
+        cause="a packed or flattened batch is numbered through: positions do not restart with each sequence",
+        symptom="the first row is right, each later row starts where the one before it ended",
+        site="embeddings.position",
+        patch=_positions(_positions_through_batch),
+    ),
+    Fault(
+        "position_rows_shifted",
+        cause="the table was cut to 512 rows as [:512], not as [2:]: the right shape, the wrong rows",
+        symptom="every token has the position vector of two places earlier, in left-padded rows too",
+        site="embeddings.position",
+        patch=_position_rows_shifted,
+    ),
+    Fault(
+        "embedding_norm_missing",
+        cause="the norm after the sum of embeddings is left out",
+        symptom="the sum is right, and goes into the first layer unnormalised",
+        site="embeddings.output",
+        patch=_module_replaced(Embeddings, "norm", _identity),
+        norm="post",
+    ),
+    Fault(
+        "embedding_norm_bias_missing",
+        cause="the bias of the embedding norm is not loaded",
+        symptom="the same vector is missing at every token",
+        site="embeddings.output",
+        patch=_bias_missing(Embeddings, "norm"),
+        norm="post",
+    ),
+    Fault(
+        "eps_of_bert",
+        cause="layer norm has BERT's eps, 1e-12, where XLM-R has 1e-5",
+        symptom="every norm's output is slightly too large, most where the input varies least",
+        site="embeddings.output",
+        patch=_eps_of_bert,
+    ),
+    Fault(
+        "norm_unbiased",
+        cause="layer norm divides the sum of squares by n - 1, as standard deviations in statistics do",
+        symptom="every norm's output is too small by about 1 / (2 n)",
+        site="embeddings.output",
+        patch=_norm_by(_norm_unbiased),
+    ),
+    Fault(
+        "norm_over_tokens",
+        cause="layer norm goes over the tokens of a sentence, not over the features of a token",
+        symptom="a token's vector depends on the other tokens, and on padding, before any attention",
+        site="embeddings.output",
+        patch=_norm_by(_norm_over_tokens),
+    ),
+    Fault(
+        "dropout_left_on",
+        cause="the model is not in eval mode",
+        symptom="two runs on the same input differ; some entries are exactly 0",
+        site="embeddings.output",
+        patch=_dropout_left_on,
+    ),
+    Fault(
+        "q_k_swapped",
+        cause="query and key projections are exchanged",
+        symptom="scores are transposed: what i thinks of j is what j thinks of i",
+        site="layers.0.attention.q",
+        patch=_projections_exchanged("q_proj", "k_proj"),
+    ),
+    Fault(
+        "k_v_swapped",
+        cause="a fused q, k, v matrix is cut in the wrong order: keys and values are exchanged",
+        symptom="queries are right, keys and values each hold the other",
+        site="layers.0.attention.k",
+        patch=_projections_exchanged("k_proj", "v_proj"),
+    ),
+    Fault(
+        "weights_transposed",
+        cause="square weights of the attention are stored (in, out) and read as (out, in)",
+        symptom="the shapes fit, the first projection is unrelated to what it should be; feed-forward would not fit",
+        site="layers.0.attention.q",
+        patch=_transposed_weights,
+    ),
+    Fault(
+        "q_bias_missing",
+        cause="the bias of the query projection is not loaded",
+        symptom="the same vector is missing from every query",
+        site="layers.0.attention.q",
+        patch=_bias_missing(SelfAttention, "q_proj"),
+    ),
+    Fault(
+        "k_bias_missing",
+        cause="the bias of the key projection is not loaded",
+        symptom="scores move by one constant for each query, which softmax takes out: nothing after it changes",
+        site="layers.0.attention.k",
+        patch=_bias_missing(SelfAttention, "k_proj"),
+    ),
+    Fault(
+        "v_bias_missing",
+        cause="the bias of the value projection is not loaded",
+        symptom="probs are right, the same vector is missing from every context",
+        site="layers.0.attention.v",
+        patch=_bias_missing(SelfAttention, "v_proj"),
+    ),
+    Fault(
+        "heads_interleaved",
+        cause="features are dealt to the heads like cards (feature i to head i mod N), not in blocks",
+        symptom="q, k and v are right, the scores of every head are unrelated to what they should be",
+        site="layers.0.attention.scores",
+        patch=_reshaped("_split_heads", _heads_interleaved),
+    ),
+    Fault(
+        "heads_split_without_transpose",
+        cause="(B, S, H) is reshaped straight to (B, N, S, D), without the transpose between",
+        symptom="q, k and v are right; each head sees slices of several tokens as if they were one",
+        site="layers.0.attention.scores",
+        patch=_reshaped("_split_heads", _split_without_transpose),
+    ),
+    Fault(
+        "heads_merged_without_transpose",
+        cause="(B, N, S, D) is reshaped straight to (B, S, H), without the transpose between",
+        symptom="probs are right, context holds the right numbers in the wrong places",
+        site="layers.0.attention.context",
+        patch=_reshaped("_merge_heads", _merge_without_transpose),
+    ),
+    Fault(
+        "scores_unscaled",
+        cause="scores are not divided by sqrt(head_dim)",
+        symptom="scores are too large by sqrt(head_dim), probs too sharp",
+        site="layers.0.attention.scores",
+        patch=_queries_scaled(lambda config: config.head_dim**0.5),
+    ),
+    Fault(
+        "scores_scaled_twice",
+        cause="queries are scaled and a fused attention scales again",
+        symptom="scores are too small by sqrt(head_dim), probs too flat",
+        site="layers.0.attention.scores",
+        patch=_queries_scaled(lambda config: config.head_dim**-0.5),
+    ),
+    Fault(
+        "scores_scaled_by_hidden_size",
+        cause="scores are divided by sqrt(hidden_size), not by sqrt(head_dim)",
+        symptom="scores are too small by sqrt(num_attention_heads), probs too flat",
+        site="layers.0.attention.scores",
+        patch=_queries_scaled(lambda config: config.num_attention_heads**-0.5),
+    ),
+    Fault(
+        "scores_float16",
+        cause="the product of queries and keys is kept in float16 before it is scaled",
+        symptom="relative errors of about 5e-4 in scores; above 65504 they are infinite and probs are NaN",
+        site="layers.0.attention.scores",
+        patch=_scores(_scores_float16),
+    ),
+    Fault(
+        "mask_missing",
+        cause="the attention mask is not used",
+        symptom="rows without padding are right, padded rows attend to their padding",
+        site="layers.0.attention.scores",
+        patch=_mask_changed(lambda q, mask: None),
+    ),
+    Fault(
+        "mask_inverted",
+        cause="the mask is read with 1 for padding",
+        symptom="tokens attend to padding alone; rows without padding attend evenly or give NaN",
+        site="layers.0.attention.scores",
+        patch=_mask_changed(_mask_inverted),
+    ),
+    Fault(
+        "mask_added_as_it_is",
+        cause="the 0/1 mask is added to the scores without being turned into 0 and the lowest number",
+        symptom="real tokens gain 1 over padding, which still gets a share; rows without padding are right",
+        site="layers.0.attention.scores",
+        patch=_scores(_scores_mask_added),
+    ),
+    Fault(
+        "mask_too_weak",
+        cause="padding gets a score lower by 1, not by the size of the lowest number",
+        symptom="padding still gets a share of the attention; rows without padding are right",
+        site="layers.0.attention.scores",
+        patch=_scores(_scores_mask_weak),
+    ),
+    Fault(
+        "mask_causal",
+        cause="attention looks back only, as in a decoder",
+        symptom="the last token of a row is right in the first layer, the others miss what follows them",
+        site="layers.0.attention.scores",
+        patch=_mask_changed(_mask_causal),
+    ),
+    Fault(
+        "softmax_over_queries",
+        cause="softmax goes over the queries, not over the keys",
+        symptom="scores are right, the columns of probs sum to 1 and the rows do not",
+        site="layers.0.attention.probs",
+        patch=_softmax_over_queries,
+    ),
+    Fault(
+        "out_bias_missing",
+        cause="the bias of the attention's output projection is not loaded",
+        symptom="context is right, the same vector is missing from every attention output",
+        site="layers.0.attention.output",
+        patch=_bias_missing(SelfAttention, "out_proj"),
+    ),
+    Fault(
+        "norm_placement_exchanged",
+        cause="norms stand before each sublayer in a post-norm model (base, large), or after it in XL and XXL",
+        symptom="the embeddings are right, the first projection is not",
+        site="layers.0.attention.q",
+        patch=_norm_placement_exchanged,
+    ),
+    Fault(
+        "norm_before_residual",
+        cause="the norm is taken of the sublayer's output alone, and the residual is added after it",
+        symptom="attention is right, the hidden state grows from layer to layer",
+        site="layers.0.attention.residual",
+        patch=_layer_forward(_norm_before_residual),
+        norm="post",
+    ),
+    Fault(
+        "attention_residual_missing",
+        cause="the layer's input is not added to the attention's output",
+        symptom="attention is right, what goes into its norm lacks the input",
+        site="layers.0.attention.residual",
+        patch=_layer_forward(_attention_residual_missing),
+        norm="post",
+    ),
+    Fault(
+        "attention_norm_bias_missing",
+        cause="the bias of the norm at the attention is not loaded",
+        symptom="the same vector is missing from every output of that norm",
+        site="layers.0.mid",
+        patch=_bias_missing(EncoderLayer, "attention_norm"),
+    ),
+    Fault(
+        "norms_exchanged",
+        cause="the two norms of a layer are exchanged: fairseq calls the second one final_layer_norm",
+        symptom="sums are right, both norms' outputs have another scale and bias for each feature",
+        site="layers.0.mid",
+        patch=_projections_exchanged("attention_norm", "feed_forward_norm", EncoderLayer),
+    ),
+    Fault(
+        "up_bias_missing",
+        cause="the bias of the first feed-forward map is not loaded",
+        symptom="the same vector is missing before every activation",
+        site="layers.0.feed_forward.pre",
+        patch=_bias_missing(FeedForward, "up_proj"),
+    ),
+    Fault(
+        "gelu_tanh",
+        cause="GELU is the tanh approximation; XLM-R's is exact, by erf",
+        symptom="errors of up to 5e-4 after the activation, none far from 0",
+        site="layers.0.feed_forward.post",
+        patch=_module_replaced(FeedForward, "activation", _gelu_tanh),
+    ),
+    Fault(
+        "gelu_quick",
+        cause="GELU is x * sigmoid(1.702 x); XLM-R's is exact, by erf",
+        symptom="errors of up to 0.02 after the activation, none far from 0",
+        site="layers.0.feed_forward.post",
+        patch=_module_replaced(FeedForward, "activation", _gelu_quick),
+    ),
+    Fault(
+        "relu_for_gelu",
+        cause="the activation is ReLU",
+        symptom="after the activation, what should be slightly negative is exactly 0",
+        site="layers.0.feed_forward.post",
+        patch=_module_replaced(FeedForward, "activation", F.relu),
+    ),
+    Fault(
+        "down_bias_missing",
+        cause="the bias of the second feed-forward map is not loaded",
+        symptom="the same vector is missing from every feed-forward output",
+        site="layers.0.feed_forward.output",
+        patch=_bias_missing(FeedForward, "down_proj"),
+    ),
+    Fault(
+        "residual_from_layer_input",
+        cause="the second residual adds the layer's input, not what came out of the attention's norm",
+        symptom="the feed-forward output is right, the sum after it is not",
+        site="layers.0.feed_forward.residual",
+        patch=_layer_forward(_residual_from_layer_input),
+        norm="post",
+    ),
+    Fault(
+        "feed_forward_norm_bias_missing",
+        cause="the bias of the norm at the feed-forward is not loaded",
+        symptom="the same vector is missing from every output of that norm",
+        site="layers.0.output",
+        patch=_bias_missing(EncoderLayer, "feed_forward_norm"),
+    ),
+    Fault(
+        "layers_off_by_one",
+        cause="layers are counted from 1: each has the weights of the next",
+        symptom="the embeddings are right, the first projection of the first layer is that of the second",
+        site="layers.0.attention.q",
+        patch=_layers_off_by_one,
+    ),
+    Fault(
+        "last_layer_skipped",
+        cause="the loop ends one layer early, or the second to last hidden state is taken",
+        symptom="everything is right up to the last layer, which is missing",
+        site="layers.-1.attention.q",
+        patch=_last_layer_skipped,
+    ),
+    Fault(
+        "final_norm_missing",
+        cause="the norm after the last layer of a pre-norm model (XL, XXL) is left out",
+        symptom="every layer is right, the last hidden state is unnormalised",
+        site="final_norm",
+        patch=_module_replaced(XLMRobertaModel, "final_norm", _identity),
+        norm="pre",
+    ),
+    Fault(
+        "lm_head_dense_bias_missing",
+        cause="the bias of the LM head's dense map is not loaded",
+        symptom="the same vector is missing from every output of that map",
+        site="lm_head.dense",
+        patch=_bias_missing(LMHead, "dense"),
+    ),
+    Fault(
+        "lm_head_activation_missing",
+        cause="the LM head has no GELU between dense map and norm",
+        symptom="the dense map is right, the norm's output is not",
+        site="lm_head.norm",
+        patch=_module_replaced(LMHead, "activation", _identity),
+    ),
+    Fault(
+        "lm_head_gelu_tanh",
+        cause="the LM head's GELU is the tanh approximation",
+        symptom="the dense map is right, the norm's output has errors of about 5e-4",
+        site="lm_head.norm",
+        patch=_module_replaced(LMHead, "activation", _gelu_tanh),
+    ),
+    Fault(
+        "lm_head_norm_missing",
+        cause="the LM head has no norm",
+        symptom="the dense map is right, the decoder gets it unnormalised",
+        site="lm_head.norm",
+        patch=_module_replaced(LMHead, "norm", _identity),
+    ),
+    Fault(
+        "lm_head_norm_bias_missing",
+        cause="the bias of the LM head's norm is not loaded",
+        symptom="the same vector is missing from every output of that norm",
+        site="lm_head.norm",
+        patch=_bias_missing(LMHead, "norm"),
+    ),
+    Fault(
+        "lm_head_untied",
+        cause="the decoder is not tied to the word table and stayed as it was initialised",
+        symptom="everything is right but the logits, which are noise",
+        site="lm_head.logits",
+        patch=_lm_head_untied,
+    ),
+    Fault(
+        "vocabulary_bias_missing",
+        cause="the LM head's bias of one number for each vocabulary entry is not loaded: it has two names",
+        symptom="the same number is missing from a token's logit everywhere; frequent tokens lose most",
+        site="lm_head.logits",
+        patch=_bias_missing(LMHead, "decoder"),
+    ),
+    Fault(
+        "pooler_last_token",
+        cause="the pooler takes the last token, as decoders do",
+        symptom="hidden states are right, the pooler's input is another token",
+        site="pooler.dense",
+        patch=_pooler_last_token,
+    ),
+    Fault(
+        "pooler_bias_missing",
+        cause="the bias of the pooler is not loaded",
+        symptom="the same vector is missing before every tanh",
+        site="pooler.dense",
+        patch=_bias_missing(Pooler, "dense"),
+    ),
+    Fault(
+        "pooler_tanh_missing",
+        cause="the pooler has no tanh",
+        symptom="the dense map is right; outputs lie outside -1 to 1",
+        site="pooler.output",
+        patch=_module_replaced(Pooler, "activation", _identity),
+    ),
+    Fault(
+        "embedding_dropout_missing",
+        cause="there is no dropout after the embeddings",
+        symptom="right in eval mode; in train mode no entry of the embeddings is exactly 0",
+        site="embeddings.output",
+        patch=_dropout_missing(Embeddings, "dropout"),
+        shows="training",
+    ),
+    Fault(
+        "embedding_dropout_before_norm",
+        cause="embeddings are dropped out before their norm, not after it",
+        symptom="right in eval mode; in train mode no entry of the embeddings is exactly 0",
+        site="embeddings.output",
+        patch=_dropout_moved(Embeddings, "dropout", "norm"),
+        shows="training",
+        norm="post",
+    ),
+    Fault(
+        "probs_dropout_missing",
+        cause="attention probabilities are not dropped out",
+        symptom="right in eval mode; in train mode context is less noisy than it should be",
+        site="layers.0.attention.context",
+        patch=_dropout_missing(SelfAttention, "dropout"),
+        shows="training",
+    ),
+    Fault(
+        "attention_output_dropout_missing",
+        cause="the attention's output is not dropped out before the residual",
+        symptom="right in eval mode; in train mode the residual sum never equals the layer's input",
+        site="layers.0.attention.residual",
+        patch=_dropout_missing(EncoderLayer, "attention_dropout"),
+        shows="training",
+    ),
+    Fault(
+        "dropout_after_residual",
+        cause="the sum of residual and attention is dropped out, not the attention's output alone",
+        symptom="right in eval mode; in train mode entries of what goes into the norm are exactly 0",
+        site="layers.0.attention.residual",
+        patch=_dropout_moved(EncoderLayer, "attention_dropout", "attention_norm"),
+        shows="training",
+        norm="post",
+    ),
+    Fault(
+        "dropout_after_activation",
+        cause="there is a dropout after the activation, where fairseq has activation_dropout, 0 in XLM-R",
+        symptom="right in eval mode; in train mode entries after the activation are exactly 0",
+        site="layers.0.feed_forward.post",
+        patch=_dropout_after_activation,
+        shows="training",
+    ),
+    Fault(
+        "feed_forward_output_dropout_missing",
+        cause="the feed-forward output is not dropped out before the residual; transformers' XL is so",
+        symptom="right in eval mode; in train mode the residual sum never equals what went into the feed-forward",
+        site="layers.0.feed_forward.residual",
+        patch=_dropout_missing(EncoderLayer, "feed_forward_dropout"),
+        shows="training",
+    ),
+    Fault(
+        "lm_head_tied_by_copy",
+        cause="the decoder is a copy of the word table, not the same tensor",
+        symptom="right until the first optimiser step; the word table lacks the decoder's share of the gradient",
+        site="embeddings.word",
+        patch=_lm_head_copied,
+        shows="gradients",
+    ),
+    Fault(
+        "padding_idx_lost",
+        cause="the tables no longer know their padding row, as after resizing the vocabulary",
+        symptom="outputs are right; the padding row gets a gradient wherever a pad is attended to",
+        site="embeddings.word",
+        patch=_padding_idx_lost,
+        shows="gradients",
+    ),
+)

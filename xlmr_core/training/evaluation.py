@@ -1,0 +1,95 @@
+"""How well a masked language model fills masks in text it has never seen, beside a baseline that sees no context."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.tokenizer import XLMRobertaTokenizer
+from xlmr_core.training.corpus import Corpus
+from xlmr_core.training.masking import mask_tokens
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Held-out figures of one language, over `tokens` masked positions."""
+
+    tokens: int
+    accuracy: float  # share of masked tokens that the model's first choice restores
+    top5: float  # share found among its first five choices
+    loss: float  # mean negative log-likelihood, in nats a token
+    unigram_accuracy: float  # the same share for always answering the training text's commonest token
+
+
+@torch.no_grad()
+def evaluate(
+    model: XLMRobertaForMaskedLM,
+    tokenizer: XLMRobertaTokenizer,
+    corpus: Corpus,
+    held_out_files: Sequence[Path],
+    *,
+    max_sentences: int = 500,
+    batch_size: int = 50,
+) -> dict[str, Accuracy]:
+    """Masks 15 % of the tokens of each held-out file, the same ones each time, and counts those restored.
+
+    Every chosen token becomes <mask>. The first `max_sentences` lines of a file are used, each cut at
+    `tokenizer.max_tokens`. A file without a language of its name in `corpus` is passed over.
+    """
+    results: dict[str, Accuracy] = {}
+    for path in held_out_files:
+        if path.stem not in corpus.languages:
+            continue
+        commonest = corpus.unigrams(path.stem).index_fill(0, torch.tensor([0, 1, 2, 3]), 0).argmax()
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:max_sentences]
+        generator = torch.Generator().manual_seed(0)
+        ranks: list[Tensor] = []
+        losses: list[Tensor] = []
+        baseline: list[Tensor] = []
+        for start in range(0, len(lines), batch_size):
+            ids = tokenizer(lines[start : start + batch_size], truncation=True, specials_in_text=False).input_ids
+            batch = mask_tokens(ids, tokenizer, generator, mask_share=1.0, random_share=0.0)
+            device = model.lm_head.dense.weight.device
+            logits = model(batch.input_ids.to(device), positions=batch.positions.to(device)).logits.float().cpu()
+            right = logits.gather(1, batch.labels[:, None])
+            ranks.append((logits > right).sum(dim=1))
+            losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
+            baseline.append(batch.labels == commonest)
+        rank = torch.cat(ranks)
+        results[path.stem] = Accuracy(
+            tokens=len(rank),
+            accuracy=(rank == 0).double().mean().item(),
+            top5=(rank < 5).double().mean().item(),
+            loss=torch.cat(losses).double().mean().item(),
+            unigram_accuracy=torch.cat(baseline).double().mean().item(),
+        )
+    return results
+
+
+def table(results: Mapping[str, Accuracy]) -> str:
+    """The figures as a Markdown table, a language a row, with their mean at the end."""
+    lines = [
+        "| language | masked tokens | right | right among 5 | unigram baseline | nats a token |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    rows = {**results, "mean": _mean(list(results.values()))}
+    for language, row in rows.items():
+        shares = f"{row.accuracy:.1%} | {row.top5:.1%} | {row.unigram_accuracy:.1%}"
+        lines.append(f"| {language} | {row.tokens} | {shares} | {row.loss:.2f} |")
+    return "\n".join(lines)
+
+
+def _mean(rows: Sequence[Accuracy]) -> Accuracy:
+    """Over languages, each counted alike."""
+    count = len(rows)
+    return Accuracy(
+        tokens=sum(row.tokens for row in rows),
+        accuracy=sum(row.accuracy for row in rows) / count,
+        top5=sum(row.top5 for row in rows) / count,
+        loss=sum(row.loss for row in rows) / count,
+        unigram_accuracy=sum(row.unigram_accuracy for row in rows) / count,
+    )
