@@ -11,6 +11,8 @@ from xlmr_core.training.vocabulary import train_vocabulary
 
 LINES = ("the cat sees the dog", "the dog sees the cat", "a bird sings in the tree", "кіт бачить пса", "पक्षी गाता है")
 
+torch.set_num_threads(1)  # most tensors here are tiny: a second thread costs ten times what it saves
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -65,39 +65,37 @@ class _Sentence:
         return self.keep("embeddings.output", hidden)
 
     def layer(self, name: str, hidden: Sentence, real: list[bool]) -> Sentence:
-        keys = f"encoder.{name}."
+        prefix = f"encoder.{name}."
         if self.config.norm_first:
-            attended = self.attention(name, self.norm(keys + "attention_norm", hidden), real)
+            attended = self.attention(name, self.norm(prefix + "attention_norm", hidden), real)
             middle = self.keep(name + ".attention.residual", add(hidden, attended))
             self.keep(name + ".mid", middle)
-            transformed = self.feed_forward(name, self.norm(keys + "feed_forward_norm", middle))
+            transformed = self.feed_forward(name, self.norm(prefix + "feed_forward_norm", middle))
             hidden = self.keep(name + ".feed_forward.residual", add(middle, transformed))
         else:
             attended = self.attention(name, hidden, real)
             residual = self.keep(name + ".attention.residual", add(hidden, attended))
-            middle = self.keep(name + ".mid", self.norm(keys + "attention_norm", residual))
+            middle = self.keep(name + ".mid", self.norm(prefix + "attention_norm", residual))
             transformed = self.feed_forward(name, middle)
             residual = self.keep(name + ".feed_forward.residual", add(middle, transformed))
-            hidden = self.norm(keys + "feed_forward_norm", residual)
+            hidden = self.norm(prefix + "feed_forward_norm", residual)
         return self.keep(name + ".output", hidden)
 
     def attention(self, name: str, hidden: Sentence, real: list[bool]) -> Sentence:
-        keys = f"encoder.{name}.attention."
-        queries = self.keep(name + ".attention.q", self.linear(keys + "q_proj", hidden))
-        against = self.keep(name + ".attention.k", self.linear(keys + "k_proj", hidden))
-        values = self.keep(name + ".attention.v", self.linear(keys + "v_proj", hidden))
+        prefix = f"encoder.{name}.attention."
+        queries = self.keep(name + ".attention.q", self.linear(prefix + "q_proj", hidden))
+        keys = self.keep(name + ".attention.k", self.linear(prefix + "k_proj", hidden))
+        values = self.keep(name + ".attention.v", self.linear(prefix + "v_proj", hidden))
         seen = real if any(real) else [True] * len(real)  # a row of padding alone attends to all of it
         width = self.config.hidden_size // self.config.num_attention_heads
+        root = math.sqrt(width)
         all_scores: list[Matrix] = []
         all_probs: list[Matrix] = []
         context: Sentence = [[] for _ in hidden]
         for head in range(self.config.num_attention_heads):
             part = slice(head * width, (head + 1) * width)
             scores = [
-                [
-                    dot(q[part], k[part]) / math.sqrt(width) if ok else -math.inf
-                    for k, ok in zip(against, seen, strict=True)
-                ]
+                [dot(q[part], k[part]) / root if ok else -math.inf for k, ok in zip(keys, seen, strict=True)]
                 for q in queries
             ]
             probs = [softmax(row) for row in scores]
@@ -108,14 +106,14 @@ class _Sentence:
         self.keep(name + ".attention.scores", all_scores)
         self.keep(name + ".attention.probs", all_probs)
         self.keep(name + ".attention.context", context)
-        return self.keep(name + ".attention.output", self.linear(keys + "out_proj", context))
+        return self.keep(name + ".attention.output", self.linear(prefix + "out_proj", context))
 
     def feed_forward(self, name: str, hidden: Sentence) -> Sentence:
-        keys = f"encoder.{name}.feed_forward."
-        pre = self.keep(name + ".feed_forward.pre", self.linear(keys + "up_proj", hidden))
+        prefix = f"encoder.{name}.feed_forward."
+        pre = self.keep(name + ".feed_forward.pre", self.linear(prefix + "up_proj", hidden))
         activation = ACTIVATIONS[self.config.hidden_act]
         post = self.keep(name + ".feed_forward.post", [[activation(x) for x in token] for token in pre])
-        return self.keep(name + ".feed_forward.output", self.linear(keys + "down_proj", post))
+        return self.keep(name + ".feed_forward.output", self.linear(prefix + "down_proj", post))
 
     def lm_head(self, hidden: Sentence) -> None:
         dense = self.keep("lm_head.dense", self.linear("lm_head.dense", hidden))

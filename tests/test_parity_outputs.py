@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
-from reference import CONFIGS, POST_NORM, Pair, build_encoder_pair, build_pair, device  # noqa: F401
+from reference import CONFIGS, POST_NORM, Pair, build_encoder_pair, build_pair, devices
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ attentions = pytest.mark.parametrize("attention", ATTENTIONS)
 @norms
 @attentions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@devices
 def test_logits_and_hidden_states(
     config: XLMRobertaConfig, attention: AttentionKind, dtype: torch.dtype, device: str
 ) -> None:
@@ -148,7 +149,7 @@ def test_eager_and_sdpa_differ_by_rounding_alone(config: XLMRobertaConfig) -> No
 
 @norms
 def test_the_key_map_names_every_tensor_of_both_models(config: XLMRobertaConfig) -> None:
-    pair = build_pair(replace(config, tie_word_embeddings=False))
+    pair = build_pair(config)
     keys = reference.masked_lm_keys(config)
     assert keys.keys() == pair.ours.state_dict().keys()
     assert set(pair.theirs.state_dict()) - set(keys.values()) == {"lm_head.bias"}  # a second name of decoder.bias
@@ -165,6 +166,6 @@ def test_the_models_compared_are_not_trivial(config: XLMRobertaConfig) -> None:
     with torch.no_grad(), reference.recording(softmaxes) as probs:
         logits = pair.ours(**pair.batch).logits[pair.real]
     assert logits.std() > 0.5
-    assert len(logits.argmax(-1).unique()) > 5
+    assert logits.std(dim=0).mean() > 0.2  # from token to token
     uneven = reference.by_query(probs["0"])[pair.real].amax(-1)
     assert 0.2 < uneven.mean() < 0.8

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import sentencepiece
@@ -36,6 +37,8 @@ Der schnelle braune Fuchs springt über den faulen Hund. Öl, Äpfel und Straße
 你好，世界。这是一个测试句子。
 こんにちは世界。これはテストです。
 مرحبا بالعالم، هذه جملة اختبار."""
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 # Text and ids as published: fairseq examples/xlmr/README.md (the first five), the tests of transformers
 # (@046eae0032b2), onnxruntime-extensions (@319f8d2c), keras-hub and rust-tokenizers (@cf88ec4f).
@@ -83,9 +86,14 @@ PUBLISHED_IDS: list[tuple[str, list[int]]] = [
 ]
 
 
-def train_vocabulary(path: Path, lines: str = LINES, **options: object) -> Path:
+def train_vocabulary(path: Path, lines: str = LINES, **options: Any) -> Path:
     model = io.BytesIO()
-    defaults = {"vocab_size": 300, "hard_vocab_limit": False, "character_coverage": 1.0, "minloglevel": 2}
+    defaults: dict[str, Any] = {
+        "vocab_size": 300,
+        "hard_vocab_limit": False,
+        "character_coverage": 1.0,
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines.splitlines()), model_writer=model, **(defaults | options)
     )
@@ -299,7 +307,7 @@ def test_a_batch_moves_to_a_device(small: Setup) -> None:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("max_tokens", [2, 3, 7, 100])
-def test_truncation(both: Setup, side: str, max_tokens: int) -> None:
+def test_truncation(both: Setup, side: Literal["left", "right"], max_tokens: int) -> None:
     text = "The quick brown fox jumps over the lazy dog"
     both.reference.enable_truncation(max_tokens, direction=side)
     expected = both.reference.encode(text)
@@ -313,7 +321,7 @@ def test_truncation(both: Setup, side: str, max_tokens: int) -> None:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("lengths", [(1, 12), (12, 1), (5, 6), (6, 5), (6, 6), (0, 9), (9, 0), (20, 20)])
-def test_truncation_of_pairs(both: Setup, side: str, lengths: tuple[int, int]) -> None:
+def test_truncation_of_pairs(both: Setup, side: Literal["left", "right"], lengths: tuple[int, int]) -> None:
     text, pair = ("dog " * length for length in lengths)
     for max_tokens in range(4, 20):
         both.reference.enable_truncation(max_tokens, strategy="longest_first", direction=side)
@@ -451,7 +459,7 @@ def test_any_text_gives_the_references_ids_for_the_normalised_text(both: Setup, 
     reference = both.unigram.encode(normalized(both, text), add_special_tokens=False)
     if ids_of(tokens) != reference.ids:  # two segmentations of equal probability: either is right
         ours = [token.piece for token in tokens if token.spm_id is not None]
-        theirs = [token for token in reference.tokens if token not in both.tokenizer._special_ids]
+        theirs = [token for token in reference.tokens if token not in SPECIALS]
         assert "".join(ours) == "".join(theirs)
         assert both.score(ours) == pytest.approx(both.score(theirs), abs=1e-3)
 
@@ -616,11 +624,11 @@ def test_decoding(small: Setup) -> None:
 
 
 def test_explaining(published: Setup) -> None:
-    explanation = published.tokenizer.explain("Hello 世界,\ncafe\u0301 <mask> 𩸽")
-    assert explanation.normalized == "▁Hello▁世界,▁café<mask>▁𩸽"
+    explanation = published.tokenizer.explain("Hello 世界,\ncafe\u0301 <mask> 𩸽 नमस्ते")
+    assert explanation.normalized == "▁Hello▁世界,▁café<mask>▁𩸽▁नमस्ते"
     assert str(explanation) == (
-        "text        Hello 世界,\\ncafe\u0301 <mask> 𩸽\n"
-        "normalised  ▁Hello▁世界,▁café<mask>▁𩸽\n"
+        "text        Hello 世界,\\ncafe\u0301 <mask> 𩸽 नमस्ते\n"
+        "normalised  ▁Hello▁世界,▁café<mask>▁𩸽▁नमस्ते\n"
         "\n"
         "piece   SentencePiece id  id      start  end  text\n"
         "<s>     -                 0       0      0\n"
@@ -632,6 +640,8 @@ def test_explaining(published: Setup) -> None:
         "<mask>  -                 250001  16     22   <mask>\n"
         "▁       5                 6       23     24   𩸽\n"
         "𩸽      0                 3       23     24   𩸽\n"
+        "▁नम     68699             68700   25     27   नम\n"
+        "स्ते      97882             97883   27     31   स्ते\n"
         "</s>    -                 2       0      0"
     )
 
@@ -729,7 +739,7 @@ def test_a_damaged_file(small: Setup, tmp_path: Path, damage: str) -> None:
         ({"byte_fallback": True, "vocab_size": 600}, "they begin with <unk>, <s>, </s> and hold <0x00>"),
     ],
 )
-def test_a_vocabulary_numbered_otherwise(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_a_vocabulary_numbered_otherwise(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     path = train_vocabulary(tmp_path / "other.model", **options)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         XLMRobertaTokenizer(path)

@@ -210,6 +210,7 @@ class PretrainedModel(nn.Module):
                 nn.init.zeros_(module.bias)
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+        for module in self.modules():  # last: the word table may also be a decoder's weight
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 nn.init.zeros_(module.weight[module.padding_idx])
 
@@ -264,7 +265,7 @@ class XLMRobertaModel(PretrainedModel):
 def position_ids_from(input_ids: Tensor, pad_token_id: int) -> Tensor:  # (B, S) -> (B, S)
     """Positions counted from pad + 1 over the tokens that are not pad; a pad's is pad (fairseq, make_positions)."""
     real = (input_ids != pad_token_id).long()
-    return real.cumsum(dim=1) * real + pad_token_id
+    return real.cumsum(dim=-1) * real + pad_token_id
 
 
 def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)

@@ -263,7 +263,7 @@ class XLMRobertaTokenizer:
         for piece, spm_id in zip(pieces, spm_ids, strict=True):
             end = begin + len(piece)
             # The space before a word is not part of it; a space that stands alone counts as the word's first character.
-            first = end if piece == SPACE else begin + piece.startswith(SPACE)
+            first = begin + piece.startswith(SPACE)
             last = max(first, end - 1)
             start = origins[first]
             # Several normalised characters may come from one, or one from several (e and a combining accent).

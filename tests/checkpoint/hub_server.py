@@ -33,7 +33,9 @@ class Behaviour:
     url: str = ""
 
     def downloads(self) -> list[str]:
-        return [request for request in self.requests if request.startswith("GET")]
+        """The files that were fetched, and from which byte on. Other questions huggingface_hub asks are left out."""
+        gets = [request for request in self.requests if request.startswith("GET") and "/resolve/" in request]
+        return [request.partition("/resolve/")[2] for request in gets]
 
 
 @contextmanager
@@ -146,12 +148,11 @@ def sha256(path: Path) -> str:
     stat = path.stat()
     key = (path, stat.st_size, stat.st_mtime_ns)
     if key not in _DIGESTS:
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            _DIGESTS[key] = (
-                hashlib.file_digest(file, "sha256").hexdigest()
-                if hasattr(hashlib, "file_digest")
-                else (hashlib.sha256(file.read()).hexdigest())
-            )
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        _DIGESTS[key] = digest.hexdigest()
     return _DIGESTS[key]
 
 

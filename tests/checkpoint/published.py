@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,3 +71,8 @@ def copied(source: Path, folder: Path) -> Path:
 
 def config_of(kind: str) -> XLMRobertaConfig:
     return KINDS[kind][0]
+
+
+def child_env(**extra: str) -> dict[str, str]:
+    """The environment of a child process that finds this copy of the package."""
+    return os.environ | {"PYTHONPATH": str(Path(reference.__file__).parents[1])} | extra

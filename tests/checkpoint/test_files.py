@@ -31,7 +31,17 @@ def load(folder: Path) -> XLMRobertaForMaskedLM:
 
 @pytest.mark.parametrize(
     "source",
-    ["./nowhere", "../nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "a\\b", "weights.safetensors", "x/model.bin"],
+    [
+        "./nowhere",
+        "../nowhere",
+        "~nobody-of-this-name/x",
+        "/nowhere/at/all",
+        "~/nowhere",
+        "a/b/c",
+        "a\\b",
+        "weights.safetensors",
+        "x/model.bin",
+    ],
 )
 def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(source: str) -> None:
     with pytest.raises(CheckpointError, match="there is no file or folder"):
@@ -176,6 +186,13 @@ def test_foreign_files(name: str, data: bytes, message: str, folder: Path) -> No
     (folder / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+def test_a_file_that_may_not_be_read(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()  # opening a folder fails for every user, root too
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read \(.*directory"):
+        open_weights(folder / "model.safetensors")
 
 
 # ---- pickles --------------------------------------------------------------------------------------------------------

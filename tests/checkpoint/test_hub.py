@@ -59,8 +59,7 @@ def test_download_then_cache(hub: Behaviour, models: dict, tmp_path: Path) -> No
     assert is_the_model(model, models)
     assert model.load_report is not None
     assert Path(model.load_report.source).parent.name == COMMIT
-    got = [request.rsplit("/", 1)[1] for request in hub.downloads()]
-    assert got == ["config.json", "model.safetensors"]
+    assert hub.downloads() == ["main/config.json", f"{COMMIT}/model.safetensors"]
     hub.requests.clear()
     assert is_the_model(load(tmp_path / "c"), models)
     assert hub.downloads() == []
@@ -126,33 +125,41 @@ def test_a_cached_config_without_weights_offline(hub: Behaviour, tmp_path: Path)
 
 
 def test_the_environment_variables_of_huggingface_hub_hold(hub: Behaviour, tmp_path: Path) -> None:
-    """In a process of its own: they are read at import."""
+    """In a process of its own, since they are read at import."""
     hub.gated, hub.token = frozenset({REPO}), "hf_secret"
-    script = (
-        f"from xlmr_core.heads import XLMRobertaForMaskedLM as M;print(M.from_pretrained({REPO!r}).load_report.source)"
-    )
-    from checkpoint.test_loading import child_env
-
-    env = child_env(HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
-    assert run.stdout.startswith(str(tmp_path / "home" / "hub"))
-    assert "model.safetensors" in run.stderr  # the progress bar
-    assert "100%" in run.stderr
-    env["HF_HUB_OFFLINE"] = "1"
+    variables = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_secret",
+        "TQDM_POSITION": "-1",  # a bar even where standard error is no terminal
+    }
+    first = child(**variables)
+    assert first.stdout.startswith(str(tmp_path / "home" / "hub"))
+    assert "model.safetensors: 100%" in first.stderr
     asked = len(hub.requests)
-    again = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
-    assert again.stdout == run.stdout
+    second = child(**variables, HF_HUB_OFFLINE="1")
+    assert second.stdout == first.stdout
+    assert second.stderr == ""
     assert len(hub.requests) == asked
+
+
+def child(**variables: str) -> Any:
+    """Loads the model in another process, which prints where the weights lie."""
+    script = f"from xlmr_core import XLMRobertaForMaskedLM as M; print(M.from_pretrained({REPO!r}).load_report.source)"
+    env = published.child_env() | variables
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_download_is_resumed(hub: Behaviour, models: dict, tmp_path: Path) -> None:
+def test_a_cut_download_is_resumed(hub: Behaviour, models: dict, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1_000)  # what is kept of a cut download
     hub.cuts = [10_000, 1_000, 0]
     assert is_the_model(load(tmp_path / "c"), models)
-    ranges = [request.split(" ")[-1] for request in hub.downloads() if "bytes=" in request]
-    assert ranges == ["bytes=10000-", "bytes=11000-", "bytes=11000-"]
+    weights = f"{COMMIT}/model.safetensors"
+    resumed = [f"{weights} bytes=10000-", f"{weights} bytes=11000-", f"{weights} bytes=11000-"]
+    assert hub.downloads() == ["main/config.json", weights, *resumed]
 
 
 def test_a_download_that_keeps_being_cut_leaves_nothing_behind(hub: Behaviour, models: dict, tmp_path: Path) -> None:
@@ -172,6 +179,22 @@ def test_a_wrong_hash_is_refused_and_leaves_the_cache(path: str, hub: Behaviour,
             load(tmp_path / "c") if path == "model.safetensors" else find_tokenizer(REPO, cache_dir=tmp_path / "c")
     hub.corrupt = False
     assert is_the_model(load(tmp_path / "c"), models)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
+def test_a_file_that_could_not_be_checked_is_not_trusted_later(
+    interruption: Any, hub: Behaviour, models: dict, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def interrupted(path: Path) -> str:
+        raise interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xlmr_core.checkpoint.hub._sha256", interrupted)
+        with pytest.raises((KeyboardInterrupt, CheckpointError)):
+            load(tmp_path / "c")
+    hub.requests.clear()
+    assert is_the_model(load(tmp_path / "c"), models)
+    assert hub.downloads() == [f"{COMMIT}/model.safetensors"]
 
 
 def test_no_such_repository(hub: Behaviour, tmp_path: Path) -> None:

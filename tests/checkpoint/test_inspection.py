@@ -73,6 +73,11 @@ def test_differences_are_told_not_raised(folders: dict, tmp_path: Path) -> None:
     assert row.endswith("UNKNOWN")
 
 
+def test_a_name_cannot_paint_on_the_terminal(folders: dict, tmp_path: Path) -> None:
+    tensors = published.tensors_of(folders["encoder"]) | {"\x1b[2Jgone": torch.zeros(1)}
+    assert "\x1b" not in str(inspect_checkpoint(published.rewritten(folders["encoder"], tmp_path, tensors)))
+
+
 def test_tied_tensors_are_compared_on_request(folders: dict, tmp_path: Path) -> None:
     tensors = published.tensors_of(folders["masked-lm"])
     tensors["lm_head.decoder.bias"] = tensors["lm_head.bias"] + 1

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -161,14 +160,9 @@ def test_loading_does_not_import_the_compiler_or_the_network(folders: dict) -> N
         capture_output=True,
         text=True,
         check=True,
-        env=child_env(),
+        env=published.child_env(),
     )
     assert run.stdout.strip() in ("[]", "['numpy']")  # torch itself imports numpy where it is installed
-
-
-def child_env(**extra: str) -> dict[str, str]:
-    """The environment of a child process that finds this copy of the package."""
-    return os.environ | {"PYTHONPATH": str(Path(reference.__file__).parents[1])} | extra
 
 
 def test_training_leaves_the_mapped_file_alone(folders: dict, tmp_path: Path) -> None:
@@ -208,8 +202,28 @@ def test_dtype_none_keeps_that_of_the_file(folders: dict, tmp_path: Path) -> Non
 def test_quantised_weights_are_refused(folders: dict, tmp_path: Path) -> None:
     tensors = published.tensors_of(folders["masked-lm"])
     tensors["lm_head.dense.weight"] = tensors["lm_head.dense.weight"].to(torch.int8)
-    with pytest.raises(CheckpointError, match=r"lm_head\.dense\.weight has dtype torch\.int8"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.dense\.weight does not hold plain .* \(torch\.int8, "):
         XLMRobertaForMaskedLM.from_pretrained(published.rewritten(folders["masked-lm"], tmp_path, tensors))
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda tensor: tensor.to("meta")], ids=["sparse", "meta"])
+def test_tensors_without_plain_values_are_refused(change: Any, folders: dict, models: dict, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folders["masked-lm"] / "config.json").read_bytes())
+    state = models["masked-lm"].state_dict()
+    state["lm_head.dense.weight"] = change(state["lm_head.dense.weight"])
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"lm_head\.dense\.weight does not hold plain"):
+        XLMRobertaForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_parameters_in_a_pickle_become_ours(folders: dict, models: dict, tmp_path: Path) -> None:
+    """Not tensors but Parameters, frozen ones: a file must not decide what is trained."""
+    (tmp_path / "config.json").write_bytes((folders["masked-lm"] / "config.json").read_bytes())
+    frozen = {key: torch.nn.Parameter(t, requires_grad=False) for key, t in models["masked-lm"].state_dict().items()}
+    torch.save(frozen, tmp_path / "pytorch_model.bin")
+    for dtype in (torch.float32, torch.float64):
+        model = XLMRobertaForMaskedLM.from_pretrained(tmp_path, dtype=dtype)
+        assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
 
 
 def test_another_device(folders: dict) -> None:
@@ -285,6 +299,9 @@ def test_the_file_comes_back_bit_for_bit(kind: str, folders: dict, tmp_path: Pat
         assert torch.equal(tensor.view(torch.int32), after[key].view(torch.int32)), key
     save_pretrained(load_pretrained(our_class(kind), tmp_path / "once"), tmp_path / "twice")
     assert digest(tmp_path / "once") == digest(tmp_path / "twice")
+    (tmp_path / "plain").touch()
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "once" / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
     with safe_open(tmp_path / "once" / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
 

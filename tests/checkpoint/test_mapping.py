@@ -243,6 +243,12 @@ def test_a_tied_tensor_of_another_shape_is_refused(folders: dict, tmp_path: Path
         XLMRobertaForMaskedLM.from_pretrained(published.rewritten(folders["masked-lm"], tmp_path, tensors))
 
 
+def test_a_tied_tensor_that_is_dropped_may_have_any_shape(folders: dict, tmp_path: Path) -> None:
+    tensors = published.tensors_of(folders["masked-lm"])
+    tensors[DECODER] = tensors[WORD_TABLE][:-1].clone()
+    XLMRobertaModel.from_pretrained(published.rewritten(folders["masked-lm"], tmp_path, tensors))
+
+
 def test_an_untied_config_needs_the_decoder(folders: dict, tmp_path: Path) -> None:
     tensors = published.tensors_of(folders["masked-lm"])
     folder = published.rewritten(folders["masked-lm"], tmp_path, tensors, tie_word_embeddings=False)

@@ -59,7 +59,7 @@ def test_no_texts_give_no_answers(fill: FillMask) -> None:
 
 @pytest.mark.parametrize("text", ["no mask here", "", "   ", "[MASK]", "<MASK>"])
 def test_a_text_without_a_mask_is_an_error_that_shows_how_to_write_one(fill: FillMask, text: str) -> None:
-    with pytest.raises(ValueError, match="no <mask> in .*: write <mask>"):
+    with pytest.raises(ValueError, match=r"no <mask> in .*: write <mask>"):
         fill(text)
 
 

@@ -8,6 +8,7 @@ from toy_language import sentences
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.vocabulary import train_vocabulary
 
+
 @pytest.fixture(scope="session")
 def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("corpus")

@@ -33,9 +33,9 @@ def test_rows_are_whole_consecutive_sentences_of_one_language(corpus: Corpus, to
             parts[-1].append(token)
             if token == tokenizer.eos_token_id:
                 parts.append([])
-        assert any(
-            all(part in sentences for part in parts[:-1]) for sentences in text.values()
-        ), "a row mixes languages or cuts a sentence"
+        assert any(all(part in sentences for part in parts[:-1]) for sentences in text.values()), (
+            "a row mixes languages or cuts a sentence"
+        )
 
 
 def test_a_row_holds_as_many_sentences_as_fit(corpus: Corpus, tokenizer: XLMRobertaTokenizer) -> None:

@@ -29,9 +29,7 @@ SMALL = PretrainSettings(
 )
 
 
-def test_it_learns_what_the_context_tells(
-    corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path
-) -> None:
+def test_it_learns_what_the_context_tells(corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path) -> None:
     settings = replace(SMALL, steps=400, warmup_steps=20, learning_rate=5e-3, batch_size=16, dropout=0.0)
     results = pretrain(corpus_files, tmp_path, settings, held_out_files=held_out_files)
     for language, figures in results.items():

@@ -53,7 +53,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
 
     What exists on disk wins, then the bundled name. Raises CheckpointError for what looks like a path and is not there.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if os.path.exists(path) and str(source):  # unlike path.exists, this is False for a name no file can have
         return path
     if source == BUNDLED:
@@ -100,11 +100,16 @@ def open_weights(path: Path) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return _open_shards(path)
     try:
-        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+    try:
+        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path, start)
     except CheckpointError:
         raise
     except Exception as error:  # each library has errors of its own, and a corrupt file finds them all
-        raise CheckpointError(f"{path} cannot be read: {_cause(path)} ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path} cannot be read: {_cause(start)} ({type(error).__name__}: {error})") from error
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -114,7 +119,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
 
 
-def _open_pickle(path: Path) -> dict[str, Tensor]:
+def _open_pickle(path: Path, start: bytes) -> dict[str, Tensor]:
     zipped = zipfile.is_zipfile(path)  # since torch 1.6. Only such a file can be mapped; an older one is read
     try:
         with warnings.catch_warnings():
@@ -122,7 +127,7 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
             state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         refusals = [line for line in str(error).splitlines() if "Unsupported" in line]
-        if refusals and (zipped or _start(path).startswith(b"\x80")):  # every pickle starts so
+        if refusals and (zipped or start.startswith(b"\x80")):  # every pickle starts so
             raise CheckpointError(
                 f"{path} is refused: it is a pickle that asks for more than tensors, and such a file can run any code. "
                 f"Nothing was run. {refusals[0].strip()}"
@@ -167,9 +172,9 @@ def _open_shard(path: Path, expected: set[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def _cause(path: Path) -> str:
-    """What a file that cannot be read looks like."""
-    start = _start(path).lstrip()
+def _cause(start: bytes) -> str:
+    """What a file that cannot be read looks like, by its first bytes."""
+    start = start.lstrip()
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
@@ -179,11 +184,6 @@ def _cause(path: Path) -> str:
     if start.startswith((b"{", b"[")):
         return "it looks like JSON text"
     return "it is truncated, corrupt, or of another format; fetch it again"
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(64)
 
 
 @contextmanager
@@ -201,4 +201,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes the tensors; the same tensors give the same bytes."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors would keep the file from other users

@@ -92,19 +92,22 @@ class Hub:
             raise CheckpointError(f"{self.repo} ({name}): {self._cause(error)}") from error
 
     def _verify(self, path: Path, name: str) -> None:
-        """Compares a fresh file with the size and the sha256 that the hub tells. A wrong one leaves the cache."""
+        """Checks a fresh file. One that is wrong, or could not be checked, leaves the cache."""
+        try:
+            self._compare(path, name)
+        except BaseException:  # an interrupt too, or the next load would trust the file
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise
+
+    def _compare(self, path: Path, name: str) -> None:
+        """Raises CheckpointError if the file has not the size and the sha256 that the hub tells."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         told = get_hf_file_metadata(hf_hub_url(self.repo, name, revision=self.revision), token=self.token)
         size = path.stat().st_size
-        wrong = told.size is not None and told.size != size
-        if (
-            not wrong and told.etag is not None and len(told.etag) == SHA256_DIGITS
-        ):  # of a small file it is another hash
-            wrong = told.etag != _sha256(path)
-        if wrong:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
+        knows_sha256 = told.etag is not None and len(told.etag) == SHA256_DIGITS  # of a small file it is another hash
+        if told.size not in (None, size) or (knows_sha256 and told.etag != _sha256(path)):
             raise CheckpointError(
                 f"{self.repo} ({name}): the {size} bytes that came are not those the hub promised "
                 f"({told.size} bytes, sha256 {told.etag}). They were thrown away; run it again"

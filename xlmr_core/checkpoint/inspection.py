@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.files import open_weights, read_config
-from xlmr_core.checkpoint.layouts import needs_of
-from xlmr_core.checkpoint.loading import (
-    build_on_meta,
-    find_model,
-    header_problems,
-    notes_on,
-    value_problems,
-)
-from xlmr_core.checkpoint.mapping import Fate, make_plan
+from xlmr_core.checkpoint.loading import build_on_meta, find_model, header_problems, notes_on, plan_for, value_problems
+from xlmr_core.checkpoint.mapping import Fate
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import PretrainedModel, XLMRobertaModel
@@ -73,11 +66,12 @@ class Inspection:
             f"size     {len(self.keys)} tensors, {self.num_bytes:,} bytes",
             *self.notes,
         ]
-        width = max((len(info.key) for info in self.keys), default=0)
-        for info in self.keys:
+        names = [info.key if info.key.isprintable() else repr(info.key) for info in self.keys]
+        width = max(map(len, names), default=0)
+        for name, info in zip(names, self.keys, strict=True):
             shape = "x".join(map(str, info.shape)) or "scalar"
             dtype = str(info.dtype).removeprefix("torch.")
-            line = f"{info.key:{width}}  {dtype:8}  {shape:14}  {info.num_bytes:>13,}"
+            line = f"{name:{width}}  {dtype:8}  {shape:14}  {info.num_bytes:>13,}"
             if info.values is not None:
                 line += f"  norm {info.values.norm:<10.4g}  nan {info.values.nan}  inf {info.values.inf}"
             lines.append(f"{line}  {info.fate or 'UNKNOWN'}")
@@ -106,7 +100,7 @@ def inspect_checkpoint(
     weights = open_weights(files.weights)
     has_lm_head = any(key.startswith("lm_head.") for key in weights)
     cls: type[PretrainedModel] = XLMRobertaForMaskedLM if has_lm_head else XLMRobertaModel
-    plan = make_plan(config, weights.keys(), needs_of(cls), cls.__name__)
+    plan = plan_for(cls, config, weights, files)
     problems = plan.problems + header_problems(plan, build_on_meta(cls, plan, "eager"), weights)
     if values:
         problems += value_problems(plan, weights)

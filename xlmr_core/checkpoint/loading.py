@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from xlmr_core.checkpoint.hub import Hub
 
 StrPath = str | PathLike[str]
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
 Model = TypeVar("Model", bound=PretrainedModel)
 
 
@@ -59,15 +60,12 @@ def load_pretrained(
     files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     config = read_config(files.config)
     weights = open_weights(files.weights)
-    plan = make_plan(config, weights.keys(), needs_of(cls), cls.__name__)
-    raise_any(plan.problems, files)
+    plan = plan_for(cls, config, weights, files)
     model = build_on_meta(cls, plan, attention)
-    raise_any(header_problems(plan, model, weights), files)
-    raise_any(value_problems(plan, weights), files)
+    raise_any(plan.problems + header_problems(plan, model, weights), files)
+    raise_any(value_problems(plan, weights) + (dtype_problems(plan, weights) if dtype is None else []), files)
 
-    if dtype is None:
-        raise_any(dtype_problems(plan, weights), files)
-    state = {ours: weights[theirs].to(device=device, dtype=dtype) for ours, theirs in plan.sources.items()}
+    state = {ours: weights[key].detach().to(device=device, dtype=dtype) for ours, key in plan.sources.items()}
     tied = tied_keys(model)
     model.load_state_dict(state | {copy: state[first] for copy, first in tied.items()}, assign=True)
     for copy, first in tied.items():  # assigning gave each its own Parameter; the model has one
@@ -78,7 +76,7 @@ def load_pretrained(
         source=str(files.weights),
         layout=plan.layout.name,
         checkpoint_keys={key: plan.fates[key] for key in weights},
-        model_keys={ours: Fate("loaded", theirs) for ours, theirs in plan.sources.items()}
+        model_keys={ours: Fate("loaded", key) for ours, key in plan.sources.items()}
         | {copy: Fate("tied", first) for copy, first in tied.items()},
         notes=notes_on(plan, config),
     )
@@ -159,6 +157,13 @@ def _hub(
     return Hub(str(source), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
 
 
+def plan_for(cls: type[PretrainedModel], config: XLMRobertaConfig, weights: Mapping[str, Tensor], files: Files) -> Plan:
+    """What would become of every key of the file if `cls` were loaded from it."""
+    if config.num_hidden_layers > len(weights):  # before the names of a billion layers are written out
+        raise_any([f"config.json asks for {config.num_hidden_layers} layers; the file has {len(weights)} keys"], files)
+    return make_plan(config, weights.keys(), needs_of(cls), cls.__name__)
+
+
 def build_on_meta(cls: type[Model], plan: Plan, attention: AttentionKind) -> Model:
     """The model with shapes and no memory: nothing is initialised that the file is about to give."""
     build: Callable[..., Model] = cls
@@ -190,8 +195,10 @@ def header_problems(plan: Plan, model: PretrainedModel, weights: Mapping[str, Te
     found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     problems = shape_problems(plan, found, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     for key in plan.sources.values():
-        if not weights[key].is_floating_point():
-            problems.append(f"{key} has dtype {weights[key].dtype}: quantised or foreign weights are not read")
+        tensor = weights[key]
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            problems.append(f"{key} does not hold plain floating-point numbers ({kind})")
     return problems
 
 
@@ -214,8 +221,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit: NaN equals itself, and 0 is not -0."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    one_mapping = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
-    return one_mapping or torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    one_memory = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    bits = BITS[a.element_size()]
+    return one_memory or torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
 
 
 def dtype_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:

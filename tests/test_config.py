@@ -1,0 +1,201 @@
+"""XLMRobertaConfig: what it accepts, what it refuses, and that it says which field is wrong."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError, asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import XLMRobertaConfig as TheirConfig
+from transformers import XLMRobertaXLConfig as TheirXLConfig
+
+from xlmr_core.config import XLMRobertaConfig
+
+# The encoder part of the published xlm-roberta-base/config.json.
+PUBLISHED: dict[str, Any] = {
+    "architectures": ["XLMRobertaForMaskedLM"],
+    "attention_probs_dropout_prob": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 514,
+    "model_type": "xlm-roberta",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "output_past": True,
+    "pad_token_id": 1,
+    "position_embedding_type": "absolute",
+    "type_vocab_size": 1,
+    "use_cache": True,
+    "vocab_size": 250002,
+}
+
+
+def test_the_defaults_are_xlm_roberta_base() -> None:
+    assert XLMRobertaConfig.from_dict(PUBLISHED) == XLMRobertaConfig()
+
+
+def test_the_published_file(shared: Path) -> None:
+    config = XLMRobertaConfig.from_json(shared / "tokenizer" / "xlm-roberta-base" / "config.json")
+    assert config == XLMRobertaConfig()
+    assert config.max_tokens == 512
+    assert config.head_dim == 64
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_to_dict_is_read_back_and_understood_by_transformers(norm_first: bool) -> None:
+    config = XLMRobertaConfig(vocab_size=60, layer_norm_eps=3e-3, hidden_act="relu", norm_first=norm_first)
+    values = config.to_dict()
+    assert XLMRobertaConfig.from_dict(json.loads(json.dumps(values))) == config
+    theirs = (TheirXLConfig if norm_first else TheirConfig)(**values)
+    assert theirs.model_type == values["model_type"] == ("xlm-roberta-xl" if norm_first else "xlm-roberta")
+    for name, value in asdict(config).items():
+        assert name == "norm_first" or getattr(theirs, name) == value
+
+
+def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
+    TheirConfig(vocab_size=60, hidden_size=24, num_attention_heads=4).save_pretrained(tmp_path)
+    config = XLMRobertaConfig.from_json(tmp_path / "config.json")
+    assert (config.vocab_size, config.hidden_size, config.num_attention_heads) == (60, 24, 4)
+    TheirXLConfig(hidden_size=24, num_attention_heads=4).save_pretrained(tmp_path)
+    assert XLMRobertaConfig.from_json(tmp_path / "config.json").norm_first
+
+
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "roberta", "camembert"])
+def test_the_three_names_of_one_architecture(model_type: str) -> None:
+    assert XLMRobertaConfig.from_dict({**PUBLISHED, "model_type": model_type}) == XLMRobertaConfig()
+
+
+def test_xl_is_pre_norm_under_either_name() -> None:
+    assert XLMRobertaConfig.from_dict({**PUBLISHED, "model_type": "xlm-roberta-xl"}).norm_first
+    early_xxl = {**PUBLISHED, "architectures": ["XLMRobertaXLForMaskedLM"]}
+    assert XLMRobertaConfig.from_dict(early_xxl).norm_first
+    assert not XLMRobertaConfig.from_dict({**PUBLISHED, "architectures": None}).norm_first
+
+
+def test_tying_is_read_and_on_by_default() -> None:
+    assert XLMRobertaConfig.from_dict(PUBLISHED).tie_word_embeddings
+    assert not XLMRobertaConfig.from_dict({**PUBLISHED, "tie_word_embeddings": False}).tie_word_embeddings
+
+
+def test_zero_layers_and_an_integer_for_a_float_are_allowed() -> None:
+    config = XLMRobertaConfig(num_hidden_layers=0, hidden_dropout_prob=0)
+    assert config.num_hidden_layers == config.hidden_dropout_prob == 0
+
+
+def test_a_config_cannot_be_changed_by_accident() -> None:
+    config = XLMRobertaConfig()
+    with pytest.raises(FrozenInstanceError):
+        config.hidden_size = 1024  # pyright: ignore[reportAttributeAccessIssue]
+    assert replace(config, hidden_size=1200).head_dim == 100
+
+
+FOREIGN = {
+    "bert": ({"model_type": "bert"}, r"model_type 'bert' is not XLM-RoBERTa .*multilingual-e5-small, for one, is BERT"),
+    "none": ({"model_type": None}, "model_type None is not XLM-RoBERTa"),
+    "rotary": ({"position_embedding_type": "rotary"}, "position_embedding_type 'rotary' is not 'absolute'"),
+    "relative": ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+    "decoder": ({"is_decoder": True}, "is_decoder or add_cross_attention describes a decoder"),
+    "cross attention": ({"add_cross_attention": True}, "is_decoder or add_cross_attention describes a decoder"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN.keys())
+def test_another_architecture(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        XLMRobertaConfig.from_dict({**PUBLISHED, **change})
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(asdict(XLMRobertaConfig())) - {"initializer_range", "tie_word_embeddings", "norm_first"})
+)
+def test_a_missing_field_is_never_guessed(name: str) -> None:
+    values = {key: value for key, value in PUBLISHED.items() if key != name}
+    with pytest.raises(ValueError, match=rf"config.json has no {name}: .* would be a guess"):
+        XLMRobertaConfig.from_dict(values)
+
+
+def test_every_missing_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no attention_probs_dropout_prob, .*hidden_size, .*vocab_size"):
+        XLMRobertaConfig.from_dict({"model_type": "xlm-roberta"})
+
+
+WRONG_TYPES = [
+    ("hidden_size", "768", "hidden_size must be of type int, not '768'"),
+    ("hidden_size", 768.0, "hidden_size must be of type int, not 768.0"),
+    ("num_hidden_layers", True, "num_hidden_layers must be of type int, not True"),
+    ("pad_token_id", None, "pad_token_id must be of type int, not None"),
+    ("eos_token_id", [2], r"eos_token_id must be of type int, not \[2\]"),
+    ("layer_norm_eps", "1e-5", "layer_norm_eps must be of type float, not '1e-5'"),
+    ("hidden_dropout_prob", False, "hidden_dropout_prob must be of type float, not False"),
+    ("hidden_act", None, "hidden_act must be of type str, not None"),
+    ("tie_word_embeddings", 1, "tie_word_embeddings must be of type bool, not 1"),
+    ("norm_first", "no", "norm_first must be of type bool, not 'no'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_TYPES)
+def test_a_field_of_the_wrong_type(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=message):
+        XLMRobertaConfig(**{name: value})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**PUBLISHED, name: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        XLMRobertaConfig.from_json(file)
+
+
+IMPOSSIBLE = [
+    ({"vocab_size": 0}, "vocab_size must be at least 1, not 0"),
+    ({"hidden_size": -768}, "hidden_size must be at least 1, not -768"),
+    ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, not 0"),
+    ({"intermediate_size": 0}, "intermediate_size must be at least 1, not 0"),
+    ({"type_vocab_size": 0}, "type_vocab_size must be at least 1, not 0"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers must not be negative, not -1"),
+    ({"num_attention_heads": 7}, "hidden_size 768 is not a multiple of num_attention_heads 7"),
+    ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new' is not one of gelu, gelu_pytorch_tanh, relu, silu"),
+    ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must lie in \[0, 1\), not 1.0"),
+    ({"attention_probs_dropout_prob": -0.1}, r"attention_probs_dropout_prob must lie in \[0, 1\), not -0.1"),
+    ({"hidden_dropout_prob": math.nan}, r"hidden_dropout_prob must lie in \[0, 1\), not nan"),
+    ({"layer_norm_eps": 0.0}, "layer_norm_eps must be positive and finite, not 0.0"),
+    ({"layer_norm_eps": math.nan}, "layer_norm_eps must be positive and finite, not nan"),
+    ({"layer_norm_eps": math.inf}, "layer_norm_eps must be positive and finite, not inf"),
+    ({"initializer_range": -0.02}, "initializer_range must be finite and not negative, not -0.02"),
+    ({"initializer_range": math.nan}, "initializer_range must be finite and not negative, not nan"),
+    ({"pad_token_id": 250002}, "pad_token_id 250002 lies outside the vocabulary of 250002"),
+    ({"bos_token_id": -1}, "bos_token_id -1 lies outside the vocabulary"),
+    ({"eos_token_id": 250002}, "eos_token_id 250002 lies outside the vocabulary"),
+    ({"max_position_embeddings": 2}, r"max_position_embeddings 2 leaves no position .*pad_token_id \(1\)"),
+    ({"pad_token_id": 600}, "max_position_embeddings 514 leaves no position"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), IMPOSSIBLE)
+def test_a_combination_that_cannot_work(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        XLMRobertaConfig(**change)
+
+
+def test_an_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match="hidden_dim"):
+        XLMRobertaConfig(hidden_dim=768)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"xlm-roberta"'])
+def test_a_file_that_is_no_config_names_the_file(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        XLMRobertaConfig.from_json(file)
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        XLMRobertaConfig.from_json(file)
