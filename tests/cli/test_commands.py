@@ -140,7 +140,20 @@ class TestPretrain:
         result = xlmr(
             *("pretrain", tmp_path / "text" / "en.txt", tmp_path / "text" / "uk.txt", "-o", tmp_path / "model"),
             *("--held-out", tmp_path / "unseen", "--vocabulary-size", 50, "--hidden-size", 16, "--layers", 1),
-            *("--heads", 2, "--intermediate-size", 24, "--max-tokens", 24, "--batch-size", 4, "--steps", 10),
+            *(
+                "--heads",
+                2,
+                "--intermediate-size",
+                24,
+                "--max-tokens",
+                24,
+                "--short-tokens",
+                12,
+                "--batch-size",
+                4,
+                "--steps",
+                10,
+            ),
             *("--warmup-steps", 2, "--device", "cpu"),
         )
         assert result.exit_code == 0, result.output

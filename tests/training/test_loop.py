@@ -23,6 +23,7 @@ SMALL = PretrainSettings(
     intermediate_size=40,
     dropout=0.1,
     max_tokens=24,
+    short_tokens=12,
     batch_size=8,
     steps=12,
     warmup_steps=3,
@@ -95,6 +96,11 @@ def test_a_step_draws_the_learning_rate_of_its_number() -> None:
     assert rates[109] == pytest.approx(0.01)
 
 
+def test_short_sequences_come_first_with_as_many_tokens_a_step() -> None:
+    settings = replace(SMALL, steps=10, short_share=0.8)
+    assert [settings.batch_shape_at(step) for step in range(10)] == [(16, 12)] * 8 + [(8, 24)] * 2
+
+
 def test_biases_and_norms_do_not_decay() -> None:
     model = XLMRobertaForMaskedLM(SMALL.config(57))
     decayed, spared = loop.decay_groups(model, 0.1)
@@ -134,6 +140,8 @@ def test_a_diverging_loss_stops_the_run(corpus_files: list[Path], tmp_path: Path
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"warmup_steps": 13}, r"between 0 and steps \(12\), not 13"),
         ({"mask_probability": 1.0}, "mask_probability must lie between 0 and 1"),
+        ({"short_tokens": 25}, "short_tokens must lie between 1 and max_tokens, not 25"),
+        ({"short_share": -0.1}, "short_share must lie between 0 and 1"),
         ({"precision": "int8"}, "'int8' is neither"),
     ],
 )
