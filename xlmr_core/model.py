@@ -270,6 +270,8 @@ def position_ids_from(input_ids: Tensor, pad_token_id: int) -> Tensor:  # (B, S)
 
 def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)
     real = attention_mask.bool()
+    if not torch.compiler.is_compiling() and not real.is_meta and real.all():
+        return None  # nothing to hide: fused kernels are fastest without a mask
     real = real | ~real.any(dim=1, keepdim=True)  # softmax over nothing is NaN: an empty row attends to all of itself
     return real[:, None, None, :]
 

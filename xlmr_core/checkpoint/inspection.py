@@ -131,7 +131,10 @@ def inspect_checkpoint(
 def _values(tensor: Tensor) -> Values:
     nan, inf, squares = 0, 0, 0.0
     for part in tensor.flatten().split(PART):  # in parts: a word table of 1 GB would be copied as a whole
-        nan += int(part.isnan().sum())
-        inf += int(part.isinf().sum())
-        squares += float(part[part.isfinite()].double().square().sum())
+        numbers = part.double()
+        if not numbers.sum().isfinite():  # rare, so only then is each number looked at
+            nan += int(numbers.isnan().sum())
+            inf += int(numbers.isinf().sum())
+            numbers = numbers[numbers.isfinite()]
+        squares += float(numbers.square().sum())
     return Values(nan, inf, squares**0.5)

@@ -65,7 +65,7 @@ def load_pretrained(
     raise_any(plan.problems + header_problems(plan, model, weights), files)
     raise_any(value_problems(plan, weights) + (dtype_problems(plan, weights) if dtype is None else []), files)
 
-    state = {ours: weights[key].detach().to(device=device, dtype=dtype) for ours, key in plan.sources.items()}
+    state = {ours: weights[key].to(device=device, dtype=dtype) for ours, key in plan.sources.items()}
     tied = tied_keys(model)
     model.load_state_dict(state | {copy: state[first] for copy, first in tied.items()}, assign=True)
     for copy, first in tied.items():  # assigning gave each its own Parameter; the model has one
