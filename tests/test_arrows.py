@@ -32,6 +32,9 @@ RANK = {
 BACK = {
     ("model.py", "PretrainedModel.from_pretrained", "checkpoint"),
     ("model.py", "PretrainedModel.save_pretrained", "checkpoint"),
+    ("model.py", "PretrainedModel.taps", "taps"),
+    ("model.py", "PretrainedModel.capture", "taps"),
+    ("model.py", "PretrainedModel.intervene", "taps"),
     ("tokenizer.py", "XLMRobertaTokenizer.from_pretrained", "checkpoint"),
 }
 

@@ -34,7 +34,11 @@ SIZES = {
     "V": POST_NORM.vocab_size,
     "1": 1,
 }
-WITHOUT_SHAPES = {"_check_inputs"}  # it takes whatever it is given: finding a wrong shape is its business
+WITHOUT_SHAPES = {
+    "_check_inputs",
+    "capture",
+    "intervene",
+}  # it takes whatever it is given: finding a wrong shape is its business
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ from typing_extensions import Self  # typing's own is from Python 3.11
 from xlmr_core.config import XLMRobertaConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from os import PathLike
 
     from xlmr_core.checkpoint import LoadReport
+    from xlmr_core.taps import Tap
 
 AttentionKind = Literal["eager", "sdpa"]
 
@@ -124,11 +127,13 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.feed_forward_norm = _layer_norm(config)
+        if config.norm_first:
+            self.mid = nn.Identity()  # a boundary: no norm stands here at which the residual stream could be changed
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:  # (B, S, H), (B, 1, 1, S) -> (B, S, H)
         if self.norm_first:
             attended = self.attention(self.attention_norm(hidden), mask)
-            mid = hidden + self.attention_dropout(attended)
+            mid = self.mid(hidden + self.attention_dropout(attended))
             transformed = self.feed_forward(self.feed_forward_norm(mid))
             return mid + self.feed_forward_dropout(transformed)
         attended = self.attention(hidden, mask)
@@ -200,6 +205,24 @@ class PretrainedModel(nn.Module):
         from xlmr_core.checkpoint import save_pretrained
 
         save_pretrained(self, folder)
+
+    def taps(self) -> list[Tap]:
+        """Every internal tensor that has a name, in reading order: `name`, `shape`, `meaning`."""
+        from xlmr_core.taps import taps_of
+
+        return taps_of(self)
+
+    def capture(self, *patterns: str) -> AbstractContextManager[dict[str, Tensor]]:
+        """`with model.capture("layers.*.attention.probs") as acts: ...`; see `xlmr_core.taps.capture`."""
+        from xlmr_core.taps import capture
+
+        return capture(self, *patterns)
+
+    def intervene(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
+        """`with model.intervene({"layers.3.mid": function}): ...`; see `xlmr_core.taps.intervene`."""
+        from xlmr_core.taps import intervene
+
+        return intervene(self, changes)
 
     def initialize(self) -> None:
         """Fresh weights for training: normal with `initializer_range`, zero biases, unit norms, zero rows for pad."""

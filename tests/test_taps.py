@@ -1,0 +1,226 @@
+"""Named internals: the table is the architecture, looking changes nothing, changing changes what it should."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import reference
+import torch
+from reference import Pair
+from torch import Tensor, nn
+
+from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaModel
+from xlmr_core.taps import Tap
+
+CONFIGS = pytest.mark.parametrize("norm", reference.CONFIGS)
+LETTERS = {"B": 5, "S": 11, "H": 24, "N": 4, "F": 40, "V": 53}
+
+
+def pair_of(norm: str, dtype: torch.dtype = torch.float64) -> Pair:
+    return reference.build_pair(reference.CONFIGS[norm], dtype=dtype)
+
+
+def hooks_of(model: nn.Module) -> Iterator[object]:
+    for module in model.modules():
+        yield from module._forward_hooks.values()
+        yield from module._forward_pre_hooks.values()
+
+
+@CONFIGS
+def test_every_tap_is_what_the_plain_loops_compute_from_the_ones_before(norm: str) -> None:
+    pair = pair_of(norm)
+    with torch.no_grad(), pair.ours.capture("**") as acts:
+        pair.ours(**pair.batch)
+    truth = reference.oracle_taps(pair)
+    assert [tap.name for tap in pair.ours.taps()] == list(truth)
+    for name, expected in truth.items():
+        ours = acts[name]
+        if name.endswith("scores"):
+            ours = ours.masked_fill(ours == torch.finfo(ours.dtype).min, -math.inf)
+        if ours.dim() == 4:
+            ours, expected = reference.by_query(ours), reference.by_query(expected)
+        assert reference.gap(ours[pair.real], expected[pair.real]) <= reference.ORACLE_TOLERANCE, name
+
+
+@CONFIGS
+def test_shapes_are_as_the_table_says(norm: str) -> None:
+    pair = pair_of(norm)
+    with torch.no_grad(), pair.ours.capture("**") as acts:
+        pair.ours(**pair.batch)
+    for tap in pair.ours.taps():
+        letters = tap.shape.replace("*", "B, S").strip("()").split(", ")
+        assert acts[tap.name].shape == tuple(LETTERS[letter] for letter in letters), tap
+
+
+def test_the_bare_encoder_has_the_same_taps_and_its_pooler() -> None:
+    pair = reference.build_encoder_pair(reference.POST_NORM)
+    names = [tap.name for tap in pair.ours.taps()]
+    of_lm = [tap.name for tap in pair_of("post-norm").ours.taps() if not tap.name.startswith("lm_head")]
+    assert names == [*of_lm, "pooler.dense", "pooler.output"]
+    with torch.no_grad(), pair.ours.capture("pooler.*") as acts:
+        output = pair.ours(**pair.batch)
+    assert torch.equal(acts["pooler.output"], output.pooler_output)
+    assert torch.equal(acts["pooler.dense"].tanh(), output.pooler_output)
+
+
+@CONFIGS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_looking_changes_no_bit_and_leaves_nothing(norm: str, dtype: torch.dtype) -> None:
+    pair = pair_of(norm, dtype)
+    with torch.no_grad():
+        before = pair.ours(**pair.batch).logits
+        with pair.ours.capture("**"), pair.ours.intervene({"**": lambda tensor: tensor}):
+            watched = pair.ours(**pair.batch).logits
+    assert torch.equal(before, watched)
+    assert not list(hooks_of(pair.ours))
+
+
+def test_nothing_stays_after_an_error() -> None:
+    pair = pair_of("post-norm")
+
+    def fails(_: Tensor) -> Tensor:
+        raise RuntimeError("on purpose")
+
+    breaking = pair.ours.intervene({"layers.1.mid": fails})
+    with pytest.raises(RuntimeError, match="on purpose"), pair.ours.capture("**"), breaking:
+        pair.ours(**pair.batch)
+    assert not list(hooks_of(pair.ours))
+    with pytest.raises(ValueError, match="no tap matches"), pair.ours.capture("layers.0.mid", "nothing"):
+        pass
+    assert not list(hooks_of(pair.ours))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("layers.*.output", 3),  # and not layers.*.attention.output
+        ("layers.*.attention.*", 3 * 8),
+        ("layers.1.attention.[qkv]", 3),
+        ("layers.-1.mid", 1),
+        ("embeddings.*", 5),
+        ("final_norm", 0),
+        ("layers.3.output", 0),
+        ("layers.-4.output", 0),
+        ("*", 0),
+        ("", 0),
+    ],
+)
+def test_patterns(pattern: str, count: int) -> None:
+    model = XLMRobertaForMaskedLM(reference.POST_NORM).eval()
+    ids = torch.tensor([[0, 5, 6, 2]])
+    if count == 0:
+        with pytest.raises(ValueError, match="no tap matches"), model.capture(pattern):
+            pass
+        return
+    with model.capture(pattern) as acts:
+        model(ids)
+    assert len(acts) == count
+
+
+def test_a_layer_counted_from_the_end_is_that_layer() -> None:
+    model = XLMRobertaForMaskedLM(reference.POST_NORM).eval()
+    with model.capture("layers.-1.mid") as acts:
+        model(torch.tensor([[0, 5, 2]]))
+    assert list(acts) == ["layers.2.mid"]
+
+
+def test_fused_attention_has_no_scores_and_says_how_to_get_them() -> None:
+    model = XLMRobertaModel(reference.POST_NORM, attention="sdpa").eval()
+    for tap in ("scores", "probs"):
+        asked = model.capture(f"layers.0.attention.{tap}")
+        with pytest.raises(ValueError, match="load the model with attention='eager'"), asked:
+            pass
+    with model.capture("layers.*.attention.context") as acts:
+        model(torch.tensor([[0, 5, 2]]))
+    assert len(acts) == 3
+
+
+@CONFIGS
+def test_zeroing_a_head_is_zeroing_its_columns_of_out_proj(norm: str) -> None:
+    pair = pair_of(norm)
+    model, head_dim = pair.ours, pair.config.head_dim
+    columns = slice(2 * head_dim, 3 * head_dim)
+
+    def without_head_2(context: Tensor) -> Tensor:
+        context = context.clone()
+        context[..., columns] = 0
+        return context
+
+    with torch.no_grad():
+        with model.intervene({"layers.1.attention.context": without_head_2}):
+            ablated = model(**pair.batch).logits
+        model.encoder.layers[1].attention.out_proj.weight[:, columns] = 0
+        expected = model(**pair.batch).logits
+    assert torch.equal(ablated, expected)
+
+
+@CONFIGS
+def test_a_change_at_mid_reaches_both_the_feed_forward_and_the_skip(norm: str) -> None:
+    pair = pair_of(norm)
+    model, layer = pair.ours, pair.ours.encoder.layers[2]
+    new = torch.randn(5, 11, 24, dtype=torch.float64)
+    with torch.no_grad(), model.capture("layers.2.output") as acts, model.intervene({"layers.2.mid": lambda _: new}):
+        model(**pair.batch)
+        if norm == "pre-norm":
+            expected = new + layer.feed_forward(layer.feed_forward_norm(new))
+        else:
+            expected = layer.feed_forward_norm(new + layer.feed_forward(new))
+    assert torch.equal(acts["layers.2.output"], expected)
+
+
+@pytest.mark.parametrize("outer", ["capture", "intervene"])
+@pytest.mark.parametrize("name", ["layers.0.attention.scores", "layers.0.attention.probs", "layers.1.output"])
+def test_capture_sees_what_an_intervention_puts_in(outer: str, name: str) -> None:
+    pair = pair_of("post-norm")
+    model = pair.ours
+    changes = {name: torch.ones_like}
+    with torch.no_grad():
+        if outer == "capture":
+            with model.capture(name) as acts, model.intervene(changes):
+                model(**pair.batch)
+        else:
+            with model.intervene(changes), model.capture(name) as acts:
+                model(**pair.batch)
+    assert (acts[name] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensor: tensor[:, :-1], r"not shape \(5, 10, 24\)"),
+        (lambda tensor: tensor.float(), "torch.float32"),
+        (lambda _: None, "type NoneType"),
+    ],
+)
+def test_an_intervention_may_not_change_shape_or_dtype(change: object, told: str) -> None:
+    pair = pair_of("post-norm")
+    with pytest.raises(ValueError, match=told), pair.ours.intervene({"layers.0.mid": change}):
+        pair.ours(**pair.batch)
+
+
+def test_gradients_flow_through_captured_tensors() -> None:
+    pair = pair_of("post-norm")
+    with pair.ours.capture("layers.0.attention.probs", "embeddings.word") as acts:
+        loss = pair.ours(**pair.batch).logits[pair.real].square().sum()
+    for gradient in torch.autograd.grad(loss, list(acts.values())):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
+def test_swapping_a_tensor_between_two_inputs_carries_their_difference_over() -> None:
+    """Activation patching: with the last layer's output of another input, the logits are that input's."""
+    pair = pair_of("post-norm")
+    other = {**pair.batch, "input_ids": pair.batch["input_ids"].roll(1, dims=1)}
+    with torch.no_grad():
+        with pair.ours.capture("layers.-1.output") as theirs:
+            expected = pair.ours(**other).logits
+        with pair.ours.intervene({"layers.-1.output": lambda _: theirs["layers.2.output"]}):
+            patched = pair.ours(**pair.batch).logits
+    assert torch.equal(patched, expected)
+
+
+def test_the_table_can_be_read() -> None:
+    taps = XLMRobertaForMaskedLM(reference.PRE_NORM).taps()
+    assert Tap("layers.1.mid", "(B, S, H)", "the same: nothing normalises it here", "encoder.layers.1.mid") in taps
+    assert len({tap.name for tap in taps}) == len(taps)
+    assert all(tap.meaning for tap in taps)

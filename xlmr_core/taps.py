@@ -1,0 +1,211 @@
+"""Named internals: what can be seen and changed on the way from ids to logits, and how.
+
+Every tensor with a name is the input or the output of a module, so torch's own hooks do the work: the model's code
+knows nothing of it, and a model that nobody looks into pays nothing.
+
+    with model.capture("layers.*.attention.probs", "layers.-1.output") as acts:
+        model(**batch)
+    acts["layers.3.attention.probs"]  # (B, N, S, S)
+
+    with model.intervene({"layers.3.attention.probs": lambda probs: probs.roll(1, dims=1)}):
+        ablated = model(**batch)
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from xlmr_core.model import PretrainedModel, SelfAttention, XLMRobertaModel
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One named tensor: the `side` of the module of that name in the model. Letters as in model.py."""
+
+    name: str
+    shape: str
+    meaning: str
+    module: str
+    side: Literal["input", "output"] = "output"
+
+
+EMBEDDINGS = (
+    Tap("embeddings.word", "(B, S, H)", "rows of the word table", "embeddings.word_embeddings"),
+    Tap("embeddings.token_type", "(B, S, H)", "rows of the token-type table", "embeddings.token_type_embeddings"),
+    Tap("embeddings.position", "(B, S, H)", "rows of the position table", "embeddings.position_embeddings"),
+    Tap("embeddings.sum", "(B, S, H)", "word + token type + position", "embeddings.norm", "input"),
+    Tap("embeddings.output", "(B, S, H)", "what the first layer reads", "embeddings"),
+)
+ATTENTION = (
+    Tap("attention.q", "(B, S, H)", "queries of all heads, side by side", "attention.q_proj"),
+    Tap("attention.k", "(B, S, H)", "keys of all heads", "attention.k_proj"),
+    Tap("attention.v", "(B, S, H)", "values of all heads", "attention.v_proj"),
+    Tap("attention.scores", "(B, N, S, S)", "q k / sqrt(D), masked; query, then key", "attention.softmax", "input"),
+    Tap("attention.probs", "(B, N, S, S)", "softmax of the scores over keys", "attention.softmax"),
+    Tap("attention.context", "(B, S, H)", "probs times v, heads side by side", "attention.out_proj", "input"),
+    Tap("attention.output", "(B, S, H)", "context through out_proj", "attention.out_proj"),
+)
+FEED_FORWARD = (
+    Tap("feed_forward.pre", "(B, S, F)", "before the non-linearity", "feed_forward.up_proj"),
+    Tap("feed_forward.post", "(B, S, F)", "after it", "feed_forward.activation"),
+    Tap("feed_forward.output", "(B, S, H)", "back at the model's width", "feed_forward.down_proj"),
+)
+POST_NORM_LAYER = (
+    *ATTENTION,
+    Tap("attention.residual", "(B, S, H)", "the layer's input + attention.output", "attention_norm", "input"),
+    Tap("mid", "(B, S, H)", "attention.residual, normalised", "attention_norm"),
+    *FEED_FORWARD,
+    Tap("feed_forward.residual", "(B, S, H)", "mid + feed_forward.output", "feed_forward_norm", "input"),
+    Tap("output", "(B, S, H)", "feed_forward.residual, normalised", ""),
+)
+PRE_NORM_LAYER = (
+    *ATTENTION,
+    Tap("attention.residual", "(B, S, H)", "the layer's input + attention.output", "mid", "input"),
+    Tap("mid", "(B, S, H)", "the same: nothing normalises it here", "mid"),
+    *FEED_FORWARD,
+    Tap("feed_forward.residual", "(B, S, H)", "mid + feed_forward.output", ""),
+    Tap("output", "(B, S, H)", "the same", ""),
+)
+FINAL_NORM = Tap("final_norm", "(B, S, H)", "the last layer's output, normalised", "final_norm")
+# Above the encoder; a model has those whose module it has.
+HEADS = (
+    Tap("pooler.dense", "(B, H)", "the first token through the pooler's map", "pooler.dense"),
+    Tap("pooler.output", "(B, H)", "tanh of it", "pooler"),
+    Tap("lm_head.dense", "(*, H)", "before the head's GELU", "lm_head.dense"),
+    Tap("lm_head.norm", "(*, H)", "what the word table is compared with", "lm_head.norm"),
+    Tap("lm_head.logits", "(*, V)", "vocabulary logits; * is B, S or the positions asked for", "lm_head.decoder"),
+)
+
+
+def taps_of(model: PretrainedModel) -> list[Tap]:
+    """Every tap of this model in reading order, its module's full name filled in."""
+    modules = dict(model.named_modules())
+    prefix = "" if isinstance(model, XLMRobertaModel) else "encoder."
+    layer = PRE_NORM_LAYER if model.config.norm_first else POST_NORM_LAYER
+    taps = [_at(tap, "", prefix) for tap in EMBEDDINGS]
+    for i in range(model.config.num_hidden_layers):
+        taps += [_at(tap, f"layers.{i}.", f"{prefix}layers.{i}.") for tap in layer]
+    if model.config.norm_first:
+        taps.append(_at(FINAL_NORM, "", prefix))
+    for tap in HEADS:
+        for start in (prefix, "") if prefix else ("",):
+            if modules.get(start + tap.module) is not None:
+                taps.append(_at(tap, "", start))
+    return taps
+
+
+def _at(tap: Tap, name: str, module: str) -> Tap:
+    return Tap(name + tap.name, tap.shape, tap.meaning, (module + tap.module).rstrip("."), tap.side)
+
+
+@contextmanager
+def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tensor], None, None]:
+    """A mapping that fills with the tensors at the matching taps, each time the model runs while the context is open.
+
+    A pattern is a tap's name, in which `*` stands for any one part or piece of a part and a layer may be counted from
+    the end (`layers.-1`); "**" is every tap. Tensors are those of the run itself, in its graph: gradients flow, and a
+    second run replaces them. Raises ValueError for a pattern that matches nothing, and for scores or probs of a model
+    whose attention is fused.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Change:
+        def change(tensor: Tensor) -> Tensor:
+            seen[name] = tensor
+            return tensor
+
+        return change
+
+    with ExitStack() as hooks:
+        for tap in _matching(model, *patterns):
+            hooks.enter_context(_hook(model, tap, keep(tap.name), first=False))
+        yield seen
+
+
+@contextmanager
+def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generator[None, None, None]:
+    """While the context is open, each tensor at a matching tap is replaced by what its function makes of it.
+
+    Patterns are as in `capture`, which sees what is put in. Raises ValueError for a pattern that matches nothing, and
+    when a function gives a tensor of another shape, dtype or device.
+    """
+
+    def checked(name: str, change: Change) -> Change:
+        def replaced(tensor: Tensor) -> Tensor:
+            new = change(tensor)
+            before, after = _description(tensor), _description(new)
+            if before != after:
+                raise ValueError(f"the intervention at {name} must give a tensor of {before}, not {after}")
+            return new
+
+        return replaced
+
+    with ExitStack() as hooks:
+        for pattern, change in changes.items():
+            for tap in _matching(model, pattern):
+                hooks.enter_context(_hook(model, tap, checked(tap.name, change), first=True))
+        yield
+
+
+def _description(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"type {type(value).__name__}"
+    return f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+
+
+def _matching(model: PretrainedModel, *patterns: str) -> Iterator[Tap]:
+    taps = taps_of(model)
+    chosen: dict[str, Tap] = {}
+    for pattern in patterns:
+        found = {tap.name: tap for tap in taps if _matches(tap.name, _counted_from_start(pattern, model))}
+        if not found:
+            raise ValueError(
+                f"no tap matches {pattern!r}; model.taps() lists them: {taps[0].name}, ... {taps[-1].name}"
+            )
+        chosen |= found
+    fused = any(isinstance(module, SelfAttention) and module.fused for module in model.modules())
+    hidden = [name for name in chosen if name.endswith(("attention.scores", "attention.probs"))]
+    if fused and hidden:
+        raise ValueError(f"{hidden[0]} does not exist in fused attention: load the model with attention='eager'")
+    return iter(chosen.values())
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    same_length = len(parts) == len(wanted)
+    return pattern == "**" or (same_length and all(map(fnmatchcase, parts, wanted)))
+
+
+def _counted_from_start(pattern: str, model: PretrainedModel) -> str:
+    """`layers.-1.output` as `layers.11.output`."""
+    parts = pattern.split(".")
+    if parts[0] == "layers" and len(parts) > 1 and parts[1].startswith("-") and parts[1][1:].isdigit():
+        parts[1] = str(model.config.num_hidden_layers + int(parts[1]))
+    return ".".join(parts)
+
+
+@contextmanager
+def _hook(model: PretrainedModel, tap: Tap, change: Change, *, first: bool) -> Generator[None, None, None]:
+    """While the context is open, the tensor at `tap` goes through `change`; `first`: before the hooks already there."""
+    module: nn.Module = model.get_submodule(tap.module)
+
+    def on_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    def on_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        return change(output)
+
+    if tap.side == "input":
+        handle = module.register_forward_pre_hook(on_input, prepend=first)
+    else:
+        handle = module.register_forward_hook(on_output, prepend=first)
+    try:
+        yield
+    finally:
+        handle.remove()
