@@ -87,6 +87,17 @@ def test_a_run_killed_by_the_system_at_any_moment_ends_with_the_same_bits(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_weights_can_be_written_in_half_precision_and_a_finished_run_rewritten(
+    corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path
+) -> None:
+    full = pretrain(corpus_files, tmp_path, SMALL, held_out_files=held_out_files)
+    whole = load_file(tmp_path / "model.safetensors")
+    half = pretrain(corpus_files, tmp_path, SMALL, held_out_files=held_out_files, save_dtype=torch.float16)
+    halved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(halved[key], whole[key].half()) for key in whole)
+    assert half["en"].loss == pytest.approx(full["en"].loss, abs=1e-3)
+
+
 def test_a_step_draws_the_learning_rate_of_its_number() -> None:
     settings = replace(SMALL, steps=110, warmup_steps=10, learning_rate=1.0)
     rates = [settings.learning_rate_at(step) for step in range(110)]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from xlmr_core.training import PretrainSettings, pretrain
 from xlmr_core.training.evaluation import table
@@ -42,12 +43,19 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--seed", default=DEFAULTS.seed)
 @click.option("--device", default=None, help="cpu, cuda, ...  [default: cuda where there is one]")
 @click.option("--save-every", type=click.IntRange(min=1), default=500, help="Steps between saved states.")
+@click.option(
+    "--save-dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    help="Of the weights file.",
+)
 def command(
     corpus: tuple[Path, ...],
     output: Path,
     held_out: Path | None,
     device: str | None,
     save_every: int,
+    save_dtype: str,
     **settings: Any,
 ) -> None:
     """Train a vocabulary and a masked language model on CORPUS files: one language a file, one sentence a line.
@@ -65,6 +73,7 @@ def command(
         held_out_files=held_out_files,
         device=device,
         save_every=save_every,
+        save_dtype=getattr(torch, save_dtype),
     )
     click.echo(f"wrote {output}")
     if results:

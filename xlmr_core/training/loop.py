@@ -97,12 +97,14 @@ def pretrain(
     held_out_files: Sequence[Path] = (),
     device: str | None = None,
     save_every: int = 500,
+    save_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Accuracy]:
     """Trains a vocabulary and a masked language model, and writes them to `output` in the published layout.
 
     Each corpus file is one language, one sentence a line; a held-out file belongs to the corpus file of its name.
     Killed and called again with the same arguments, it goes on from the last saved step and ends with the same
-    weights, bit for bit on the same machine. Returns the held-out accuracy by language, also in evaluation.json.
+    weights, bit for bit on the same machine. The weights are written as `save_dtype`, and what was written is what is
+    evaluated. Returns the held-out accuracy by language, also in evaluation.json.
     Raises ValueError where `output` holds a run with other settings.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,10 +136,10 @@ def pretrain(
             progress.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
     _save(state_file, model, optimizer, settings.steps)
 
-    model.eval()
-    model.save_pretrained(output)
+    model.to(save_dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    results = evaluate(model, tokenizer, corpus, held_out_files)
+    written = XLMRobertaForMaskedLM.from_pretrained(output, device=device)
+    results = evaluate(written, tokenizer, corpus, held_out_files)
     _write_json(output / "evaluation.json", {name: asdict(accuracy) for name, accuracy in results.items()})
     return results
 
