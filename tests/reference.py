@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from xlmr_core import heads
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import AttentionKind, XLMRobertaModel
@@ -75,6 +76,14 @@ LM_HEAD_KEYS = {
 }
 
 
+HEAD_KEYS = {  # by transformers' kind of class, ours the same
+    "ForSequenceClassification": ("classifier.dense", "classifier.out_proj"),
+    "ForTokenClassification": ("classifier",),
+    "ForQuestionAnswering": ("qa_outputs",),
+    "ForMultipleChoice": ("classifier",),
+}
+
+
 def encoder_keys(config: XLMRobertaConfig, *, pooler: bool = False) -> dict[str, str]:
     """Our state-dict key -> transformers', for the encoder."""
     modules = {} if config.norm_first else {"embeddings.norm": "embeddings.LayerNorm"}
@@ -92,6 +101,13 @@ def encoder_keys(config: XLMRobertaConfig, *, pooler: bool = False) -> dict[str,
 def masked_lm_keys(config: XLMRobertaConfig) -> dict[str, str]:
     """Our state-dict key -> transformers', for the masked language model."""
     return {f"encoder.{ours}": f"roberta.{theirs}" for ours, theirs in encoder_keys(config).items()} | LM_HEAD_KEYS
+
+
+def keys_of(config: XLMRobertaConfig, kind: str) -> dict[str, str]:
+    """Our state-dict key -> transformers', for one of HEAD_KEYS."""
+    encoder = encoder_keys(config, pooler=kind == "ForMultipleChoice")
+    head = {f"{module}.{leaf}" for module in HEAD_KEYS[kind] for leaf in ("weight", "bias")}
+    return {f"encoder.{ours}": f"roberta.{theirs}" for ours, theirs in encoder.items()} | {key: key for key in head}
 
 
 @dataclass
@@ -142,6 +158,18 @@ def build_encoder_pair(config: XLMRobertaConfig, attention: AttentionKind = "eag
     ours = XLMRobertaModel(config, attention=attention, add_pooling_layer=True)
     copy_weights(theirs, ours, encoder_keys(config, pooler=True))
     return Pair(ours.eval(), theirs.eval(), config, awkward_batch(config))
+
+
+def build_head_pair(config: XLMRobertaConfig, kind: str, attention: AttentionKind = "eager") -> Pair:
+    """Two models of `kind`, one of HEAD_KEYS, with the same random weights; for multiple choice a batch of choices."""
+    theirs = build_reference(config, attention, kind)
+    randomize(theirs)
+    ours = getattr(heads, f"XLMRoberta{kind}")(config, attention=attention)
+    copy_weights(theirs, ours, keys_of(config, kind))
+    batch = awkward_batch(config)
+    if kind == "ForMultipleChoice":  # two questions of three choices
+        batch = {name: torch.cat([tensor, tensor[:1]]).unflatten(0, (2, 3)) for name, tensor in batch.items()}
+    return Pair(ours.eval(), theirs.eval(), config, batch)
 
 
 def build_reference(config: XLMRobertaConfig, attention: AttentionKind, kind: str) -> Any:

@@ -37,6 +37,10 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
+# A loaded encoder's numbers do not depend on these.
+OPTIONAL = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout", "labels"}
+
+
 def test_the_defaults_are_xlm_roberta_base() -> None:
     assert XLMRobertaConfig.from_dict(PUBLISHED) == XLMRobertaConfig()
 
@@ -56,7 +60,7 @@ def test_to_dict_is_read_back_and_understood_by_transformers(norm_first: bool) -
     theirs = (TheirXLConfig if norm_first else TheirConfig)(**values)
     assert theirs.model_type == values["model_type"] == ("xlm-roberta-xl" if norm_first else "xlm-roberta")
     for name, value in asdict(config).items():
-        assert name == "norm_first" or getattr(theirs, name) == value
+        assert name in ("norm_first", "labels") or getattr(theirs, name) == value
 
 
 def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
@@ -65,6 +69,65 @@ def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
     assert (config.vocab_size, config.hidden_size, config.num_attention_heads) == (60, 24, 4)
     TheirXLConfig(hidden_size=24, num_attention_heads=4).save_pretrained(tmp_path)
     assert XLMRobertaConfig.from_json(tmp_path / "config.json").norm_first
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ({}, ("LABEL_0", "LABEL_1")),
+        ({"num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": {"0": "LABEL_0"}}, ("LABEL_0",)),
+        ({"id2label": {"1": "B", "0": "A", "2": "B"}}, ("A", "B", "B")),
+        ({"id2label": {0: "A"}}, ("A",)),
+    ],
+)
+def test_labels(names: dict[str, Any], labels: tuple[str, ...]) -> None:
+    config = XLMRobertaConfig.from_dict({**PUBLISHED, **names})
+    assert config.labels == labels
+    assert config.num_labels == len(labels)
+    assert config.id2label == dict(enumerate(labels))
+    assert XLMRobertaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    theirs = TheirConfig(**config.to_dict())
+    assert (theirs.id2label, theirs.num_labels) == (config.id2label, config.num_labels)
+
+
+def test_twelve_labels_are_read_in_the_order_of_their_numbers() -> None:
+    names = {str(i): f"label {i}" for i in sorted(range(12), key=str)}  # 0, 1, 10, 11, 2, ...
+    assert XLMRobertaConfig.from_dict({**PUBLISHED, "id2label": names}).labels[10] == "label 10"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"id2label": {"1": "A", "2": "B"}},
+        {"id2label": {"0": "A", "00": "B"}},
+        {"id2label": {"a": "A"}},
+        {"id2label": ["A", "B"]},
+        {"id2label": {}},
+        {"id2label": {"0": 7}},
+        {"num_labels": 0},
+        {"num_labels": 10**12},
+        {"num_labels": True},
+        {"num_labels": "2"},
+    ],
+    ids=str,
+)
+def test_labels_that_cannot_be_meant(names: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"id2label must name|num_labels must be|labels must be at least one name"):
+        XLMRobertaConfig.from_dict({**PUBLISHED, **names})
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, 0.3])
+def test_classifier_dropout(rate: float | None) -> None:
+    config = XLMRobertaConfig.from_dict({**PUBLISHED, "classifier_dropout": rate})
+    assert config.classifier_dropout == rate
+    assert XLMRobertaConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(("rate", "error"), [(1.0, ValueError), (-0.1, ValueError), ("0.1", TypeError)])
+def test_classifier_dropout_that_cannot_be_meant(rate: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="classifier_dropout must"):
+        XLMRobertaConfig.from_dict({**PUBLISHED, "classifier_dropout": rate})
 
 
 @pytest.mark.parametrize("model_type", ["xlm-roberta", "roberta", "camembert"])
@@ -112,9 +175,7 @@ def test_another_architecture(change: dict[str, Any], message: str) -> None:
         XLMRobertaConfig.from_dict({**PUBLISHED, **change})
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(asdict(XLMRobertaConfig())) - {"initializer_range", "tie_word_embeddings", "norm_first"})
-)
+@pytest.mark.parametrize("name", sorted(set(asdict(XLMRobertaConfig())) - OPTIONAL))
 def test_a_missing_field_is_never_guessed(name: str) -> None:
     values = {key: value for key, value in PUBLISHED.items() if key != name}
     with pytest.raises(ValueError, match=rf"config.json has no {name}: .* would be a guess"):

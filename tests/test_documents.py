@@ -26,7 +26,7 @@ SHELL = [
 
 
 def test_there_is_something_to_run() -> None:
-    assert all(blocks(page, "python") for page in PAGES[:2])
+    assert all(blocks(page, "python") for page in PAGES if page.name in ("README.md", "internals.md"))
     assert len(SHELL) >= 4
 
 
@@ -43,10 +43,11 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("command", SHELL)
 def test_commands_exist_with_their_options(command: str) -> None:
-    name, *arguments = shlex.split(command.replace("\\\n", " "))[1:]
+    name, *arguments = shlex.split(command.replace("\\\n", " "), comments=True)[1:]
     assert name in COMMANDS
     options = [argument.split("=")[0] for argument in arguments if argument.startswith("-")]
-    help_text = CliRunner().invoke(main, [name, "--help"]).stdout
+    path = [name, arguments[0]] if name == "parity" else [name]
+    help_text = CliRunner().invoke(main, [*path, "--help"]).stdout
     assert all(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text) for option in options), help_text
 
 

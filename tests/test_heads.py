@@ -1,4 +1,4 @@
-"""The masked language model: logits where asked, one table for words and decoder, and clear refusals."""
+"""The heads: logits where asked, one table for words and decoder, BGE-M3 by its formulas, and clear refusals."""
 
 import copy
 import pickle
@@ -11,7 +11,15 @@ from reference import POST_NORM, PRE_NORM, awkward_batch, build_pair
 from torch import nn
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import (
+    UNK,
+    XLMRobertaForM3,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+)
 from xlmr_core.model import AttentionKind
 
 UNTIED = replace(POST_NORM, tie_word_embeddings=False)
@@ -197,3 +205,106 @@ def test_initialize_keeps_the_tie_and_zeroes_the_bias() -> None:
     assert (model.lm_head.decoder.bias == 0).all()
     assert (model.lm_head.decoder.weight[POST_NORM.pad_token_id] == 0).all()
     assert model.lm_head.decoder.weight.std().item() == pytest.approx(POST_NORM.initializer_range, rel=0.15)
+
+
+# ---- classification, tagging, question answering, multiple choice ----------------------------------------------------
+
+LABELLED = replace(POST_NORM, labels=tuple("ABCDEFG"))
+HEADS = [
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForM3,
+]
+
+
+def batch_for(cls: type) -> dict[str, torch.Tensor]:
+    return {name: tensor[:, None] for name, tensor in BATCH.items()} if cls is XLMRobertaForMultipleChoice else BATCH
+
+
+@pytest.mark.parametrize("cls", HEADS)
+def test_every_parameter_of_a_head_gets_a_gradient(cls: type) -> None:
+    model = cls(LABELLED)
+    reference.randomize(model)
+    out = model(**batch_for(cls))
+    names = {"logits", "start_logits", "end_logits", "dense", "sparse", "colbert"} & vars(out).keys()
+    sum(getattr(out, name).pow(3).mean() for name in names).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("cls", HEADS)
+def test_a_head_knows_its_keywords(cls: type) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'labels'"):
+        cls(LABELLED)(**batch_for(cls), labels=BATCH["input_ids"])
+    with pytest.raises(ValueError, match="input_ids holds 53: allowed are 0 to 52"):
+        cls(LABELLED)(input_ids=batch_for(cls)["input_ids"] * 0 + 53)
+
+
+def test_a_sequence_is_classified_by_its_first_vector() -> None:
+    model = XLMRobertaForSequenceClassification(LABELLED).eval()
+    reference.randomize(model)
+    head, first = model.classifier, model.encoder(**BATCH).last_hidden_state[:, 0]
+    expected = torch.tanh(first @ head.dense.weight.T + head.dense.bias) @ head.out_proj.weight.T + head.out_proj.bias
+    torch.testing.assert_close(model(**BATCH).logits, expected)
+
+
+def test_each_choice_is_scored_as_if_alone() -> None:
+    model = XLMRobertaForMultipleChoice(POST_NORM).double().eval()
+    reference.randomize(model)
+    choices = {name: torch.stack([tensor, tensor.flip(0), tensor.roll(1, 0)], 1) for name, tensor in BATCH.items()}
+    logits = model(**choices).logits
+    assert logits.shape == (5, 3)
+    for k in range(3):
+        alone = model(**{name: tensor[:, k : k + 1] for name, tensor in choices.items()}).logits
+        assert reference.gap(logits[:, k : k + 1], alone) <= reference.ORACLE_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
+def test_choices_of_another_shape(name: str) -> None:
+    choices = batch_for(XLMRobertaForMultipleChoice)
+    with pytest.raises(
+        ValueError, match=r"must have the shape \(batch, choices, sequence\), but they have .*\(5, 11\)"
+    ):
+        XLMRobertaForMultipleChoice(POST_NORM)(**choices | {name: BATCH[name]})
+
+
+# ---- BGE-M3 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post-norm", "pre-norm"])
+def test_m3_by_its_formulas(config: XLMRobertaConfig) -> None:
+    """Written out token by token, from the definitions in the paper and BGE-M3's model card."""
+    model = XLMRobertaForM3(config).double().eval()
+    reference.randomize(model)
+    batch = {name: tensor.clone() for name, tensor in BATCH.items()}
+    batch["input_ids"][0, 5] = UNK
+    with torch.no_grad():  # half of the weights below 0
+        model.sparse_linear.bias -= model.sparse_linear(model(**batch).last_hidden_state).median()
+    out = model(**batch)
+    sparse, colbert = model.sparse_linear, model.colbert_linear
+    seen = set()
+    for i, ids in enumerate(batch["input_ids"].tolist()):
+        dense = out.last_hidden_state[i, 0]
+        torch.testing.assert_close(out.dense[i], dense / dense.square().sum().sqrt())
+        for j, token in enumerate(ids):
+            vector, real = out.last_hidden_state[i, j], bool(batch["attention_mask"][i, j])
+            special = token in (config.bos_token_id, config.eos_token_id, config.pad_token_id, UNK)
+            weight = max(0.0, ((vector * sparse.weight[0]).sum() + sparse.bias[0]).item())
+            assert out.sparse[i, j].item() == pytest.approx(weight if real and not special else 0.0, abs=1e-12)
+            turned = colbert.weight @ vector + colbert.bias
+            expected = turned / turned.square().sum().sqrt() if real and j > 0 else torch.zeros_like(turned)
+            torch.testing.assert_close(out.colbert[i, j], expected)
+            seen.add((real, special, weight > 0))
+    assert {(True, False, True), (True, False, False), (True, True, True), (False, True, True)} <= seen
+
+
+def test_m3_finds_the_padding_by_itself() -> None:
+    model = XLMRobertaForM3(POST_NORM).eval()
+    reference.randomize(model)
+    with_mask = model(BATCH["input_ids"], (BATCH["input_ids"] != 1).long())
+    without = model(BATCH["input_ids"])
+    for name in ("dense", "sparse", "colbert"):
+        assert torch.equal(getattr(without, name), getattr(with_mask, name))

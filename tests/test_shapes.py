@@ -8,7 +8,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
 
 BATCH = awkward_batch(POST_NORM)
+LABELS = tuple("ABCDEFG")
 SIZES = {
     "B": 5,
     "S": 11,
@@ -32,8 +33,15 @@ SIZES = {
     "D": POST_NORM.head_dim,
     "F": POST_NORM.intermediate_size,
     "V": POST_NORM.vocab_size,
+    "C": len(LABELS),
     "1": 1,
 }
+HEADS = (
+    heads.XLMRobertaForSequenceClassification,
+    heads.XLMRobertaForTokenClassification,
+    heads.XLMRobertaForQuestionAnswering,
+    heads.XLMRobertaForM3,
+)
 WITHOUT_SHAPES = {
     "_check_inputs",
     "capture",
@@ -99,13 +107,18 @@ def fits(letters: str, shape: torch.Size) -> bool:
 
 
 def run_everything() -> list[Any]:
-    """Every function at least once: both attention paths, both placements of norms, pooler, LM head with positions."""
+    """Every function at least once: both attention paths, both placements of norms, pooler, every head."""
     outputs: list[Any] = []
     for config in (POST_NORM, PRE_NORM):
         for attention in ("eager", "sdpa"):
             outputs.append(XLMRobertaModel(config, attention=attention, add_pooling_layer=True)(**BATCH))
             lm = XLMRobertaForMaskedLM(config, attention=attention)
             outputs += [lm(**BATCH), lm(**BATCH, positions=BATCH["input_ids"] == 52)]
+            labelled = replace(config, labels=LABELS)
+            for head in HEADS:
+                outputs.append(head(labelled, attention=attention)(**BATCH))
+            choices = {name: tensor[:, None] for name, tensor in BATCH.items()}  # of one: B rows reach the encoder
+            outputs.append(heads.XLMRobertaForMultipleChoice(labelled, attention=attention)(**choices))
     return outputs
 
 
@@ -148,7 +161,18 @@ def test_signature(signature: Signature, monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls > 0, "never called"
 
 
-@pytest.mark.parametrize("output_class", [model.ModelOutput, heads.MaskedLMOutput])
+@pytest.mark.parametrize(
+    "output_class",
+    [
+        model.ModelOutput,
+        heads.MaskedLMOutput,
+        heads.SequenceClassifierOutput,
+        heads.TokenClassifierOutput,
+        heads.QuestionAnsweringOutput,
+        heads.MultipleChoiceOutput,
+        heads.M3Output,
+    ],
+)
 def test_fields_of_an_output(output_class: type[Any]) -> None:
     lines = inspect.getsource(output_class).splitlines()
     stated = {line.split(":")[0].strip(): shapes_in(line.partition("#")[2]) for line in lines if "# (" in line}

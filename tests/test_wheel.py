@@ -23,9 +23,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_the_package_and_the_checkpoint_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "model.py", "weights/xlmr-tiny/config.json", "weights/xlmr-tiny/model.safetensors"):
+    weights = ("weights/catalogue.toml", "weights/xlmr-tiny/config.json", "weights/xlmr-tiny/model.safetensors")
+    for name in ("py.typed", "model.py", *weights):
         assert f"xlmr_core/{name}" in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core", "pytest_xlmr.py"}
     assert not [name for name in names if "training_state" in name or name.endswith(".tmp")]
     assert wheel.stat().st_size < 15 * 2**20
 

@@ -1,7 +1,21 @@
 """The reference XLM-R: short enough to read, exact enough to trust. Begin with `xlmr_core/model.py`."""
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import LMHead, MaskedLMOutput, XLMRobertaForMaskedLM
+from xlmr_core.heads import (
+    LMHead,
+    M3Output,
+    MaskedLMOutput,
+    MultipleChoiceOutput,
+    QuestionAnsweringOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    XLMRobertaForM3,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+)
 from xlmr_core.model import ModelOutput, XLMRobertaModel
 from xlmr_core.tasks import Filling, FillMask
 from xlmr_core.tokenizer import XLMRobertaTokenizer
@@ -12,10 +26,20 @@ __all__ = [
     "FillMask",
     "Filling",
     "LMHead",
+    "M3Output",
     "MaskedLMOutput",
     "ModelOutput",
+    "MultipleChoiceOutput",
+    "QuestionAnsweringOutput",
+    "SequenceClassifierOutput",
+    "TokenClassifierOutput",
     "XLMRobertaConfig",
+    "XLMRobertaForM3",
     "XLMRobertaForMaskedLM",
+    "XLMRobertaForMultipleChoice",
+    "XLMRobertaForQuestionAnswering",
+    "XLMRobertaForSequenceClassification",
+    "XLMRobertaForTokenClassification",
     "XLMRobertaModel",
     "XLMRobertaTokenizer",
 ]

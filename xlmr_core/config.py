@@ -13,15 +13,19 @@ from typing_extensions import Self  # typing's own is from Python 3.11
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 POST_NORM_TYPES = ("xlm-roberta", "roberta", "camembert")  # one architecture under three names
 PRE_NORM_TYPES = ("xlm-roberta-xl",)
+LABELS = ("LABEL_0", "LABEL_1")  # what config.json means when it names none
+MAX_LABELS = 1_000_000  # a config.json may say anything
+LONGEST_MESSAGE = 300  # characters
 
 
 @dataclass(frozen=True)
 class XLMRobertaConfig:
     """Every number the model depends on. The defaults are those of xlm-roberta-base.
 
-    `norm_first` is the one field config.json does not spell: True for XL and XXL, whose layers normalise before
-    each sublayer instead of after it. Raises TypeError for a field of the wrong type, ValueError for a combination
-    that cannot work; both name the field.
+    Two fields config.json spells in another way. `norm_first` is True for XL and XXL, whose layers normalise before
+    each sublayer instead of after it. `labels` are the names of what a classification head tells apart, in the order
+    of its logits (`id2label`). Raises TypeError for a field of the wrong type, ValueError for a combination that
+    cannot work; both name the field.
     """
 
     vocab_size: int = 250002
@@ -32,6 +36,7 @@ class XLMRobertaConfig:
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None  # in the heads; None: as hidden_dropout_prob
     max_position_embeddings: int = 514
     type_vocab_size: int = 1
     layer_norm_eps: float = 1e-5
@@ -41,10 +46,13 @@ class XLMRobertaConfig:
     eos_token_id: int = 2
     tie_word_embeddings: bool = True
     norm_first: bool = False
+    labels: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
+            if field.name == "classifier_dropout":
+                kind = type(None) if value is None else float
             if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
                 raise TypeError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
         for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
@@ -58,8 +66,8 @@ class XLMRobertaConfig:
             )
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if not 0 < self.layer_norm_eps < inf:
             raise ValueError(f"layer_norm_eps must be positive and finite, not {self.layer_norm_eps}")
@@ -68,6 +76,8 @@ class XLMRobertaConfig:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
+        if not self.labels or not all(isinstance(label, str) for label in self.labels):
+            raise ValueError(f"labels must be at least one name, not {self.labels}")
         if self.max_tokens < 1:
             raise ValueError(
                 f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: "
@@ -78,6 +88,16 @@ class XLMRobertaConfig:
     def head_dim(self) -> int:
         """Width of one attention head, in features."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes a classification head tells apart; 1 for a regression or a reranker's score."""
+        return len(self.labels)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The name of each class by its number."""
+        return dict(enumerate(self.labels))
 
     @property
     def max_tokens(self) -> int:
@@ -104,14 +124,15 @@ class XLMRobertaConfig:
             raise ValueError(f"position_embedding_type {values['position_embedding_type']!r} is not 'absolute'")
         if values.get("is_decoder") or values.get("add_cross_attention"):
             raise ValueError("a config with is_decoder or add_cross_attention describes a decoder, not this encoder")
-        known = {field.name for field in fields(cls)}
-        optional = {"initializer_range", "tie_word_embeddings", "norm_first"}  # no effect on a loaded encoder's numbers
+        known = {field.name for field in fields(cls)} - {"labels"}
+        # No effect on a loaded encoder's numbers.
+        optional = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout"}
         missing = sorted(known - optional - values.keys())
         if missing:
             raise ValueError(f"config.json has no {', '.join(missing)}: a value assumed in silence would be a guess")
         architectures: list[str] = values.get("architectures") or []
         is_xl = model_type in PRE_NORM_TYPES or any(name.startswith("XLMRobertaXL") for name in architectures)
-        chosen: dict[str, Any] = {"norm_first": is_xl}
+        chosen: dict[str, Any] = {"norm_first": is_xl, "labels": _labels_in(values)}
         chosen.update((name, values[name]) for name in known & values.keys())
         return cls(**chosen)
 
@@ -130,4 +151,20 @@ class XLMRobertaConfig:
         """The config as config.json spells it: what `from_dict` reads back and transformers understands."""
         values = asdict(self)
         norm_first = values.pop("norm_first")
+        if values.pop("labels") != LABELS:
+            values["id2label"] = {str(i): label for i, label in self.id2label.items()}
+            values["label2id"] = {label: i for i, label in self.id2label.items()}
         return {"model_type": "xlm-roberta-xl" if norm_first else "xlm-roberta", **values}
+
+
+def _labels_in(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in a parsed config.json: from id2label, or made up from num_labels as HF does."""
+    names, count = values.get("id2label"), values.get("num_labels")
+    if names is None:
+        if count is not None and (type(count) is not int or not 1 <= count <= MAX_LABELS):
+            raise ValueError(f"num_labels must be a whole number from 1 to {MAX_LABELS}, not {count!r}")
+        return LABELS if count is None else tuple(f"LABEL_{i}" for i in range(count))
+    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        raise ValueError(f"id2label must name the classes 0, 1, 2, ..., each once, not {names!r}"[:LONGEST_MESSAGE])
+    by_number = {int(key): name for key, name in names.items()}
+    return tuple(by_number[i] for i in range(len(names)))

@@ -176,6 +176,7 @@ class PretrainedModel(nn.Module):
         attention: AttentionKind = "eager",
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
+        new_head: bool = False,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -184,7 +185,8 @@ class PretrainedModel(nn.Module):
         """The model in `source`, in eval mode: a hub id, a folder, a weights file, or "xlmr-tiny".
 
         `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
-        is ever left random, and a checkpoint without this class's head is refused.
+        is ever left random, and a checkpoint without this class's head is refused, unless `new_head` asks for a fresh
+        one to train (the report says so). A head of another class is dropped, and the report says that, too.
         """
         from xlmr_core.checkpoint import load_pretrained
 
@@ -194,6 +196,7 @@ class PretrainedModel(nn.Module):
             attention=attention,
             dtype=dtype,
             device=device,
+            new_head=new_head,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,

@@ -189,7 +189,7 @@ def test_a_file_that_could_not_be_checked_is_not_trusted_later(
         raise interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr("xlmr_core.checkpoint.hub._sha256", interrupted)
+        patch.setattr("xlmr_core.checkpoint.hub.sha256_of", interrupted)
         with pytest.raises((KeyboardInterrupt, CheckpointError)):
             load(tmp_path / "c")
     hub.requests.clear()

@@ -7,10 +7,10 @@ import reference
 import torch
 from checkpoint import published
 
-from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, Layout, expand, needs_of
+import xlmr_core
+from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, Layout, expand, layout_for, needs_of, nest
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import XLMRobertaModel
 
 LAYOUT_NAMES = [layout.name for layout in LAYOUTS]
 
@@ -22,31 +22,58 @@ def config_for(layout: Layout, *, tied: bool = True) -> XLMRobertaConfig:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_NAMES)
 def test_each_layout_is_a_bijection_onto_our_state_dicts(layout: Layout, tied: bool) -> None:
+    """For every class that the layout has the groups of: each tensor of ours has one place, each key one tensor."""
     config = config_for(layout, tied=tied)
-    with torch.device("meta"):
-        lm, encoder = XLMRobertaForMaskedLM(config), XLMRobertaModel(config, add_pooling_layer=True)
-    slots = expand(layout, config, NEEDS["XLMRobertaForMaskedLM"].nested)
-    ours = [slot.ours for slot in slots]
-    theirs = [key for slot in slots for key in slot.keys]
-    assert len(set(ours)) == len(ours)
-    assert len(set(theirs)) == len(theirs)
-    tied_away = {"lm_head.decoder.weight"} if tied else set()
-    assert (
-        set(ours) - {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"} == lm.state_dict().keys() - tied_away
-    )
+    checked = 0
+    for name, needs in NEEDS.items():
+        wanted = needs.required + needs.optional
+        if not set(wanted) - {"pooler"} <= layout.groups.keys():
+            continue
+        options = {"add_pooling_layer": "pooler" in layout.groups} if name == "XLMRobertaModel" else {}
+        with torch.device("meta"):
+            model = getattr(xlmr_core, name)(config, **options)
+        slots = [slot for slot in expand(layout, config, needs.nested) if slot.group in wanted]
+        ours = [tensor for slot in slots for tensor in slot.ours]
+        ours += [nest(tensor, "encoder", needs.nested) for tensor in layout.fills]
+        theirs = [key for slot in slots for key in slot.keys]
+        assert len(set(ours)) == len(ours)
+        assert len(set(theirs)) == len(theirs)
+        tied_away = {"lm_head.decoder.weight"} if tied else set()
+        assert set(ours) == model.state_dict().keys() - tied_away
+        checked += 1
+    assert checked == {"hf": 7, "native": 7, "torchtext": 1}.get(layout.target.split("-")[0], 3)
 
-    bare = expand(layout, config, NEEDS["XLMRobertaModel"].nested)
-    assert {slot.ours for slot in bare if slot.group != "lm_head"} == encoder.state_dict().keys()
+
+def test_a_fused_tensor_is_ours_in_equal_parts() -> None:
+    for layout in LAYOUTS:
+        for slot in expand(layout, config_for(layout), ()):
+            kinds = [name.rpartition(".")[2] for name in slot.ours]
+            assert len(slot.ours) == 1 or [name.split(".")[-2] for name in slot.ours] == ["q_proj", "k_proj", "v_proj"]
+            assert len(set(kinds)) == 1
+
+
+def test_every_target_is_found_again() -> None:
+    """`layout_for` gives each layout for the classes it is written for, and None where a format has no such model."""
+    for layout in LAYOUTS:
+        needs = NEEDS["XLMRobertaForMaskedLM" if layout.with_prefix in (True, None) else "XLMRobertaModel"]
+        assert layout_for(layout.target, needs, layout.norm_first) is layout
+    assert layout_for("torchtext", NEEDS["XLMRobertaModel"], True) is None
+    assert layout_for("fairseq-0.9", NEEDS["XLMRobertaModel"], True) is None
+    assert layout_for("fairseq", NEEDS["XLMRobertaModel"], False) is not layout_for(
+        "fairseq", NEEDS["XLMRobertaModel"], True
+    )
 
 
 @pytest.mark.parametrize("kind", published.KINDS)
 def test_the_tables_say_what_transformers_says(kind: str, models: dict) -> None:
     """Pairs, not sets of names: the tests' own table, and transformers' keys, which it must cover."""
     config, name = published.KINDS[kind]
-    needs = NEEDS["XLMRobertaModel" if name == "Model" else "XLMRobertaForMaskedLM"]
-    slots = expand(needs.layouts[config.norm_first], config, needs.nested)
+    needs = NEEDS[f"XLMRoberta{name}"]
+    layout = layout_for("hf", needs, config.norm_first)
+    assert layout is not None
+    slots = expand(layout, config, needs.nested)
     known = needs.required + needs.optional
-    assert {slot.ours: next(iter(slot.keys)) for slot in slots if slot.group in known} == published.our_keys(kind)
+    assert {slot.ours[0]: next(iter(slot.keys)) for slot in slots if slot.group in known} == published.our_keys(kind)
     assert {key for slot in slots if slot.group in known for key in slot.keys if slot.keys[key] in known} == (
         models[kind].state_dict().keys()
     )
@@ -68,7 +95,7 @@ def test_a_layer_number_is_written_out_in_full() -> None:
     """Twelve layers: layer 1 and layer 11 stay apart."""
     config = replace(reference.POST_NORM, num_hidden_layers=12)
     slots = expand(LAYOUTS[0], config, ())
-    pairs = {slot.ours: next(iter(slot.keys)) for slot in slots}
+    pairs = {slot.ours[0]: next(iter(slot.keys)) for slot in slots}
     assert pairs["layers.11.attention.q_proj.bias"] == "roberta.encoder.layer.11.attention.self.query.bias"
     assert pairs["layers.1.attention.q_proj.bias"] == "roberta.encoder.layer.1.attention.self.query.bias"
 

@@ -15,10 +15,12 @@ import transformers
 from checkpoint import published
 from safetensors import safe_open
 
+import xlmr_core
 from xlmr_core.checkpoint import CheckpointError, find_tokenizer, load_pretrained, save_pretrained
 from xlmr_core.checkpoint.layouts import NEEDS
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
+from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 CLASSES = {"ForMaskedLM": XLMRobertaForMaskedLM, "Model": XLMRobertaModel}
 
@@ -389,5 +391,22 @@ def test_find_tokenizer_of_the_published_base(shared: Path) -> None:
     assert max_tokens == 512
 
 
+@pytest.mark.parametrize("model_type", ["camembert", "roberta"])
+def test_another_vocabulary_is_refused(model_type: str, shared: Path, tmp_path: Path) -> None:
+    """CamemBERT's file has the name and the first pieces of XLM-R's, but its numbers start at 4."""
+    for name in ("config.json", "sentencepiece.bpe.model"):
+        (tmp_path / name).write_bytes((shared / "tokenizer" / "xlm-roberta-base" / name).read_bytes())
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": model_type}))
+    find_tokenizer(tmp_path)  # XLM-R's numbering: every piece, <pad> and <mask>
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": model_type, "vocab_size": 250005}))
+    with pytest.raises(CheckpointError, match=rf"type {model_type}: .* not numbered as XLM-R's.* Use its own"):
+        XLMRobertaTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "sentencepiece.bpe.model").unlink()
+    with pytest.raises(CheckpointError, match=rf"type {model_type}: .* not numbered as XLM-R's"):
+        find_tokenizer(tmp_path)
+
+
 def test_every_class_says_what_it_needs() -> None:
-    assert NEEDS.keys() == {cls.__name__ for cls in CLASSES.values()}
+    classes = {name for name in xlmr_core.__all__ if name.startswith(("XLMRobertaFor", "XLMRobertaModel"))}
+    assert NEEDS.keys() == classes

@@ -5,22 +5,24 @@ already holds. Overwriting a mapped file in place would change the model under i
 it writes a new file and renames it.
 """
 
+import glob
 import json
 import os
-import warnings
-import zipfile
-from collections.abc import Generator, Mapping
+import shutil
+import struct
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
+from xlmr_core.checkpoint.archive import TARS, unpack
+from xlmr_core.checkpoint.fairseq import check_dictionary, config_from, note_on, pieces_of
 from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.checkpoint.pickles import read_pickle
 from xlmr_core.config import XLMRobertaConfig
 
 CONFIG = "config.json"
@@ -28,12 +30,18 @@ TOKENIZER = "sentencepiece.bpe.model"
 BUNDLED = "xlmr-tiny"
 # In order of preference: safetensors before pickles, one file before shards.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FAIRSEQ = "model.pt"  # what fairseq publishes; it needs no config.json
+DICTIONARY = "dict.txt"
 INDEX_LIMIT = 32 * 2**20  # bytes of an index; that of XXL has 100 kB
+HEADER_LIMIT = 16 * 2**20  # bytes of a header of safetensors; that of XXL has 100 kB
+LISTED = 20  # entries of a folder named in one message
+TEMPORARY = ".tmp"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Files:
-    """The two files a model is loaded from."""
+    """The two files a model is loaded from. `config` is the weights file where there is no config.json."""
 
     config: Path
     weights: Path
@@ -51,29 +59,41 @@ def bundled() -> Path:
 def local_path(source: str | os.PathLike[str]) -> Path | None:
     """The file or folder that `source` means, or None if it can only be a hub id.
 
-    What exists on disk wins, then the bundled name. Raises CheckpointError for what looks like a path and is not there.
+    What exists on disk wins, then the bundled name. A tar is unpacked to a temporary folder, which is gone when Python
+    ends. Raises CheckpointError for what looks like a path and is not there, and for a tar that is refused.
     """
     path = Path(os.path.expanduser(source))
     if os.path.exists(path) and str(source):  # unlike path.exists, this is False for a name no file can have
-        return path
+        is_tar = path.is_file() and path.name.endswith(TARS)
+        return unpack(path, (FAIRSEQ, *WEIGHTS, CONFIG, TOKENIZER, DICTIONARY)) if is_tar else path
     if source == BUNDLED:
         return bundled()
     name = str(source)
     looks_like_path = name.startswith((".", "~")) or "\\" in name or path.is_absolute() or name.count("/") > 1
-    if not isinstance(source, str) or looks_like_path or path.suffix in (".safetensors", ".bin", ".pt", ".json"):
+    suffixes = (".safetensors", ".bin", ".pt", ".json", *TARS)
+    if not isinstance(source, str) or looks_like_path or name.endswith(suffixes):
         raise CheckpointError(f"there is no file or folder {name!r}")
     return None
 
 
 def files_in(path: Path) -> Files:
-    """The files in a folder, or the weights file itself with the config.json beside it."""
+    """The files in a folder, or the weights file itself, with the config.json beside it; a .pt may do without."""
     if path.is_file():
-        return Files(sibling(path, CONFIG), path)
-    for name in WEIGHTS:
+        return Files(config_for(path), path)
+    for name in (*WEIGHTS, FAIRSEQ):
         if (path / name).is_file():
-            return Files(sibling(path / name, CONFIG), path / name)
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:20]) or "nothing"
-    raise CheckpointError(f"{path} has no weights that can be read: none of {', '.join(WEIGHTS)}. It holds {found}")
+            return Files(config_for(path / name), path / name)
+    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:LISTED]) or "nothing"
+    known = ", ".join((*WEIGHTS, FAIRSEQ))
+    raise CheckpointError(f"{path} has no weights that can be read: none of {known}. It holds {found}")
+
+
+def config_for(path: Path) -> Path:
+    """Where the config of a folder or a weights file is: config.json, or a fairseq file, which tells its own."""
+    weights = path / FAIRSEQ if path.is_dir() else path
+    if weights.suffix == ".pt" and weights.is_file() and not (weights.parent / CONFIG).is_file():
+        return weights
+    return sibling(path, CONFIG)
 
 
 def sibling(path: Path, name: str) -> Path:
@@ -85,27 +105,52 @@ def sibling(path: Path, name: str) -> Path:
 
 
 def read_config(path: Path) -> XLMRobertaConfig:
-    """The config, or a CheckpointError that says what is wrong with it."""
+    """The config that `config_for` found, or a CheckpointError that says what is wrong with it."""
+    if path.name != CONFIG:
+        pickled = _reading(path, lambda: read_pickle(path, headers_only=True))
+        return config_from(pickled.settings, pickled.tensors, path)
     try:
         return XLMRobertaConfig.from_json(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(str(error)) from error
 
 
-def open_weights(path: Path) -> dict[str, Tensor]:
+def check_dictionary_beside(tokenizer: Path) -> None:
+    """Raises CheckpointError if a dict.txt lies beside the SentencePiece model and does not belong to it."""
+    dictionary = tokenizer.parent / DICTIONARY
+    if dictionary.is_file():
+        check_dictionary(dictionary, pieces_of(tokenizer))
+
+
+def notes_on_config(path: Path) -> tuple[str, ...]:
+    """What a report should say of a config that is no config.json."""
+    if path.name == CONFIG:
+        return ()
+    return (note_on(_reading(path, lambda: read_pickle(path, headers_only=True)).settings),)
+
+
+def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]:
     """Every tensor of the file, or of the shards that an index names, mapped into memory.
 
+    An old file of PyTorch's (before 1.6, not a zip) cannot be mapped and is read; headers_only leaves its numbers out.
     Raises CheckpointError, naming the file, if it is not what its name says. Nothing in a file is ever executed.
     """
     if path.name.endswith(".index.json"):
-        return _open_shards(path)
+        return _open_shards(path, headers_only)
+    if path.suffix == ".safetensors":
+        return _reading(path, lambda: _open_safetensors(path))
+    return _reading(path, lambda: read_pickle(path, headers_only=headers_only)).tensors
+
+
+def _reading(path: Path, read: Callable[[], Result]) -> Result:
+    """What `read` gives. Whatever a library makes of a corrupt file becomes a CheckpointError that names the file."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
     try:
-        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path, start)
+        return read()
     except CheckpointError:
         raise
     except Exception as error:  # each library has errors of its own, and a corrupt file finds them all
@@ -115,29 +160,12 @@ def open_weights(path: Path) -> dict[str, Tensor]:
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
+    with path.open("rb") as file:
+        start = file.read(8)
+    if len(start) == 8 and (length := struct.unpack("<Q", start)[0]) > HEADER_LIMIT:
+        raise ValueError(f"its header claims {length} bytes; at most {HEADER_LIMIT} are read")
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-def _open_pickle(path: Path, start: bytes) -> dict[str, Tensor]:
-    zipped = zipfile.is_zipfile(path)  # since torch 1.6. Only such a file can be mapped; an older one is read
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is then refused
-            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except UnpicklingError as error:
-        refusals = [line for line in str(error).splitlines() if "Unsupported" in line]
-        if refusals and (zipped or start.startswith(b"\x80")):  # every pickle starts so
-            raise CheckpointError(
-                f"{path} is refused: it is a pickle that asks for more than tensors, and such a file can run any code. "
-                f"Nothing was run. {refusals[0].strip()}"
-            ) from error
-        raise
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise CheckpointError(f"{path} is not a plain mapping of names to tensors")
-    return dict(state)
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -146,7 +174,7 @@ def read_index(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index} has {index.stat().st_size} bytes; an index has at most {INDEX_LIMIT}")
     try:
         shard_of: dict[str, Any] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of shards ({type(error).__name__}: {error})") from error
     for key, name in shard_of.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
@@ -154,18 +182,18 @@ def read_index(index: Path) -> dict[str, str]:
     return shard_of
 
 
-def _open_shards(index: Path) -> dict[str, Tensor]:
+def _open_shards(index: Path, headers_only: bool) -> dict[str, Tensor]:
     keys_of: dict[str, set[str]] = {}
     for key, shard in read_index(index).items():
         keys_of.setdefault(shard, set()).add(key)
     tensors: dict[str, Tensor] = {}
     for shard, keys in sorted(keys_of.items()):
-        tensors |= _open_shard(sibling(index, shard), keys)
+        tensors |= _open_shard(sibling(index, shard), keys, headers_only)
     return tensors
 
 
-def _open_shard(path: Path, expected: set[str]) -> dict[str, Tensor]:
-    tensors = open_weights(path)
+def _open_shard(path: Path, expected: set[str], headers_only: bool) -> dict[str, Tensor]:
+    tensors = open_weights(path, headers_only=headers_only)
     odd = sorted(expected ^ tensors.keys())
     if odd:
         raise CheckpointError(f"{path} and its index do not list the same tensors: {odd[0]!r} is in one of them only")
@@ -186,22 +214,45 @@ def _cause(start: bytes) -> str:
     return "it is truncated, corrupt, or of another format; fetch it again"
 
 
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def written_as(path: Path) -> Generator[Path, None, None]:
-    """A temporary file beside `path` to write to: it becomes `path` at the end, or goes away if that is not reached."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary file or folder beside `path` to write to: it becomes `path` at the end, or goes away if that is not
+    reached. What a killed process left behind for the same `path` goes away too.
+    """
+    clear_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes the tensors; the same tensors give the same bytes."""
-    from safetensors.torch import save_file
+def clear_leftovers(path: Path) -> None:
+    """Removes temporary files and folders for `path` whose process is no more."""
+    if os.name != "posix":  # elsewhere there is no harmless way to ask for a process
+        return
+    for entry in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
+        number = entry.name[len(path.name) + 2 : -len(TEMPORARY)]
+        if number.isdecimal() and not _is_running(int(number)):
+            _remove(entry)
 
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors would keep the file from other users
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

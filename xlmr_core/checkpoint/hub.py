@@ -5,6 +5,7 @@ folder, its progress bars. A download that is cut is taken up where it stopped, 
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,14 @@ class Hub:
         if tokenizer is None:
             raise CheckpointError(f"{self.repo} has no {TOKENIZER}; tokenizers in other formats are not read")
         return tokenizer, config
+
+    def other_files(self, names: Iterable[str]) -> list[Path]:
+        """Files by name. Raises CheckpointError for one that the repository does not have."""
+        paths = {name: self._fetch(name) for name in names}
+        missing = [name for name, path in paths.items() if path is None]
+        if missing:
+            raise CheckpointError(f"{self.repo} has no {', '.join(missing)}")
+        return [path for path in paths.values() if path is not None]
 
     def _config(self) -> tuple[Path, "Hub"]:
         """config.json, and this repository at the commit it came from: the files after it must be of the same."""
@@ -107,7 +116,7 @@ class Hub:
         told = get_hf_file_metadata(hf_hub_url(self.repo, name, revision=self.revision), token=self.token)
         size = path.stat().st_size
         knows_sha256 = told.etag is not None and len(told.etag) == SHA256_DIGITS  # of a small file it is another hash
-        if told.size not in (None, size) or (knows_sha256 and told.etag != _sha256(path)):
+        if told.size not in (None, size) or (knows_sha256 and told.etag != sha256_of(path)):
             raise CheckpointError(
                 f"{self.repo} ({name}): the {size} bytes that came are not those the hub promised "
                 f"({told.size} bytes, sha256 {told.etag}). They were thrown away; run it again"
@@ -142,7 +151,8 @@ class Hub:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file of any size, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

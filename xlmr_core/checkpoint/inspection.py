@@ -7,14 +7,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlmr_core.checkpoint.files import open_weights, read_config
+from xlmr_core.checkpoint.files import Files, notes_on_config, open_weights, read_config
 from xlmr_core.checkpoint.loading import build_on_meta, find_model, header_problems, notes_on, plan_for, value_problems
-from xlmr_core.checkpoint.mapping import Fate
+from xlmr_core.checkpoint.mapping import Fate, Plan
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import (
+    XLMRobertaForM3,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+)
 from xlmr_core.model import PretrainedModel, XLMRobertaModel
 
 PART = 2**22  # elements looked at in one go
+CLASSES: tuple[type[PretrainedModel], ...] = (
+    XLMRobertaForMaskedLM,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForM3,
+    XLMRobertaModel,  # last: a head goes before a pooler
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +113,8 @@ def inspect_checkpoint(
     """
     files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     config = read_config(files.config)
-    weights = open_weights(files.weights)
-    has_lm_head = any(key.startswith("lm_head.") for key in weights)
-    cls: type[PretrainedModel] = XLMRobertaForMaskedLM if has_lm_head else XLMRobertaModel
-    plan = plan_for(cls, config, weights, files)
+    weights = open_weights(files.weights, headers_only=not values)
+    cls, plan = best_class(config, weights, files)
     problems = plan.problems + header_problems(plan, build_on_meta(cls, plan, "eager"), weights)
     if values:
         problems += value_problems(plan, weights)
@@ -121,11 +135,22 @@ def inspect_checkpoint(
         config=plan.config,
         model=cls.__name__,
         layout=plan.layout.name,
-        tied=config.tie_word_embeddings if has_lm_head else None,
+        tied=config.tie_word_embeddings if "lm_head" in plan.groups else None,
         keys=tuple(keys),
-        notes=notes_on(plan, config),
+        notes=(*notes_on_config(files.config), *notes_on(plan, config)),
         problems=tuple(problems),
     )
+
+
+def best_class(
+    config: XLMRobertaConfig, weights: dict[str, Tensor], files: Files
+) -> tuple[type[PretrainedModel], Plan]:
+    """Of the classes whose head is in the file, the one that takes in most of it."""
+    plans = {cls: plan_for(cls, config, weights, files) for cls in CLASSES}
+    classifier = weights.get("classifier.weight")
+    if classifier is None or len(classifier) != 1:  # a tagger beside a pooler has the same keys, and more rows
+        del plans[XLMRobertaForMultipleChoice]
+    return min(plans.items(), key=lambda item: (len(item[1].absent), -len(item[1].sources)))
 
 
 def _values(tensor: Tensor) -> Values:

@@ -1,23 +1,29 @@
 """The key tables: what each published layout calls our tensors, and which of them each model class has.
 
-A template is for people: `{i}` stands for a layer number, a last `*` for `weight` and `bias`. `expand` writes every
-template out with the config, and from there on a key is a literal string. The tables serve both ways: reading looks
-up `theirs`, writing looks up `ours`.
+A template is for people: `{i}` stands for a layer number, `{head}` for the name of a fairseq head, a last `*` for
+`weight` and `bias`. `expand` writes every template out with the config, and from there on a key is a literal string.
+The tables serve both ways: reading looks up `theirs`, writing looks up `ours`. Where `ours` is a tuple, their tensor
+is ours one below the other: fused. What a format does not have, and what it has beside the weights, is data too.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from xlmr_core.config import XLMRobertaConfig
 
-Rows = tuple[tuple[str, str], ...]  # (ours, theirs)
+Rows = tuple[tuple[str | tuple[str, ...], str], ...]  # (ours, theirs)
+ByTie = Mapping[bool, Rows]  # by config.tie_word_embeddings
 
-EMBEDDINGS: Rows = (
-    ("embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight"),
-    ("embeddings.position_embeddings.weight", "embeddings.position_embeddings.weight"),
-    ("embeddings.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
-)
-SUBLAYERS: Rows = (
+WORDS = "embeddings.word_embeddings.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+QKV_WEIGHTS = tuple(f"layers.{{i}}.attention.{name}_proj.weight" for name in "qkv")
+QKV_BIASES = tuple(f"layers.{{i}}.attention.{name}_proj.bias" for name in "qkv")
+
+# ---- Hugging Face: transformers, models/xlm_roberta/modeling_xlm_roberta.py and xlm_roberta_xl/ ----------------------
+
+HF_EMBEDDINGS: Rows = ((WORDS, WORDS), (POSITIONS, POSITIONS), (TOKEN_TYPES, TOKEN_TYPES))
+HF_SUBLAYERS: Rows = (
     ("layers.{i}.attention.q_proj.*", "encoder.layer.{i}.attention.self.query.*"),
     ("layers.{i}.attention.k_proj.*", "encoder.layer.{i}.attention.self.key.*"),
     ("layers.{i}.attention.v_proj.*", "encoder.layer.{i}.attention.self.value.*"),
@@ -25,30 +31,91 @@ SUBLAYERS: Rows = (
     ("layers.{i}.feed_forward.up_proj.*", "encoder.layer.{i}.intermediate.dense.*"),
     ("layers.{i}.feed_forward.down_proj.*", "encoder.layer.{i}.output.dense.*"),
 )
-POST_NORMS: Rows = (  # base and large: a norm is named after the output it follows
+HF_POST_NORMS: Rows = (  # base and large: a norm is named after the output it follows
     ("embeddings.norm.*", "embeddings.LayerNorm.*"),
     ("layers.{i}.attention_norm.*", "encoder.layer.{i}.attention.output.LayerNorm.*"),
     ("layers.{i}.feed_forward_norm.*", "encoder.layer.{i}.output.LayerNorm.*"),
 )
-PRE_NORMS: Rows = (  # XL and XXL: a norm precedes each sublayer, and one more closes the stack
+HF_PRE_NORMS: Rows = (  # XL and XXL: a norm precedes each sublayer, and one more closes the stack
     ("layers.{i}.attention_norm.*", "encoder.layer.{i}.attention.self_attn_layer_norm.*"),
     ("layers.{i}.feed_forward_norm.*", "encoder.layer.{i}.LayerNorm.*"),
     ("final_norm.*", "encoder.LayerNorm.*"),
 )
 POOLER: Rows = (("pooler.dense.*", "pooler.dense.*"),)
-LM_HEAD: Rows = (
+HF_LM_HEAD: Rows = (
     ("lm_head.dense.*", "lm_head.dense.*"),
     ("lm_head.norm.*", "lm_head.layer_norm.*"),
 )
 # The decoder's bias has two names. Tied, they are one tensor, and so are the decoder's weight and the word table.
 # Untied, the reference answers with lm_head.decoder.bias, and lm_head.bias is a leftover.
-TIED_DECODER: Rows = (("lm_head.decoder.bias", "lm_head.bias"),)
-TIED_SECOND_NAMES: Rows = (
-    ("lm_head.decoder.bias", "lm_head.decoder.bias"),
-    ("embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+HF_DECODER: ByTie = {
+    True: (("lm_head.decoder.bias", "lm_head.bias"),),
+    False: (("lm_head.decoder.*", "lm_head.decoder.*"),),
+}
+HF_SECOND_NAMES: ByTie = {
+    True: (("lm_head.decoder.bias", "lm_head.decoder.bias"), (WORDS, "lm_head.decoder.weight")),
+    False: (("lm_head.decoder.bias", "lm_head.bias"),),
+}
+# Sequence classification has two linear maps, tagging and multiple choice one: no key is in both groups.
+HEADS: Mapping[str, Rows] = {
+    "sequence_classifier": (
+        ("classifier.dense.*", "classifier.dense.*"),
+        ("classifier.out_proj.*", "classifier.out_proj.*"),
+    ),
+    "linear_classifier": (("classifier.*", "classifier.*"),),
+    "qa_outputs": (("qa_outputs.*", "qa_outputs.*"),),
+    # BGE-M3's two files beside the encoder; their keys get the file's name in front.
+    "sparse_linear": (("sparse_linear.*", "sparse_linear.*"),),
+    "colbert_linear": (("colbert_linear.*", "colbert_linear.*"),),
+}
+
+# ---- fairseq: models/roberta/model.py (upgrade_state_dict_named tells the older names), modules/multihead_attention.py
+
+FAIRSEQ_LAYERS: Rows = (
+    ("layers.{i}.attention.out_proj.*", "layers.{i}.self_attn.out_proj.*"),
+    ("layers.{i}.attention_norm.*", "layers.{i}.self_attn_layer_norm.*"),
+    ("layers.{i}.feed_forward.up_proj.*", "layers.{i}.fc1.*"),
+    ("layers.{i}.feed_forward.down_proj.*", "layers.{i}.fc2.*"),
+    ("layers.{i}.feed_forward_norm.*", "layers.{i}.final_layer_norm.*"),
 )
-UNTIED_DECODER: Rows = (("lm_head.decoder.*", "lm_head.decoder.*"),)
-UNTIED_SECOND_NAMES: Rows = (("lm_head.decoder.bias", "lm_head.bias"),)
+FAIRSEQ_SEPARATE: Rows = (
+    ("layers.{i}.attention.q_proj.*", "layers.{i}.self_attn.q_proj.*"),
+    ("layers.{i}.attention.k_proj.*", "layers.{i}.self_attn.k_proj.*"),
+    ("layers.{i}.attention.v_proj.*", "layers.{i}.self_attn.v_proj.*"),
+)
+FAIRSEQ_FUSED: Rows = (
+    (QKV_WEIGHTS, "layers.{i}.self_attn.in_proj_weight"),
+    (QKV_BIASES, "layers.{i}.self_attn.in_proj_bias"),
+)
+FAIRSEQ_HEADS = "classification_heads."
+FAIRSEQ_HEAD = "sentence_classification_head"  # the name that fairseq's criterion sentence_prediction gives by default
+FAIRSEQ_VERSION = 3.0  # of TransformerEncoder: with less than 2, or none, fairseq drops the final norm of XL
+
+# ---- torchtext: models/roberta/modules.py, whose _load_from_state_dict has both the older and the newer names --------
+
+TORCHTEXT_EMBEDDINGS: Rows = (
+    (WORDS, "token_embedding.weight"),
+    (POSITIONS, "positional_embedding.embedding.weight"),
+    ("embeddings.norm.*", "embedding_layer_norm.*"),
+)
+TORCHTEXT_PUBLISHED: Rows = (  # the files of its bundles
+    (QKV_WEIGHTS, "layers.{i}.attention.input_projection.weight"),
+    (QKV_BIASES, "layers.{i}.attention.input_projection.bias"),
+    ("layers.{i}.attention.out_proj.*", "layers.{i}.attention.output_projection.*"),
+    ("layers.{i}.attention_norm.*", "layers.{i}.attention_layer_norm.*"),
+    ("layers.{i}.feed_forward.up_proj.*", "layers.{i}.residual_mlp.mlp.0.*"),
+    ("layers.{i}.feed_forward.down_proj.*", "layers.{i}.residual_mlp.mlp.3.*"),
+    ("layers.{i}.feed_forward_norm.*", "layers.{i}.final_layer_norm.*"),
+)
+TORCHTEXT_NEWER: Rows = (  # what its model writes since it is built of torch.nn.TransformerEncoder
+    (QKV_WEIGHTS, "layers.layers.{i}.self_attn.in_proj_weight"),
+    (QKV_BIASES, "layers.layers.{i}.self_attn.in_proj_bias"),
+    ("layers.{i}.attention.out_proj.*", "layers.layers.{i}.self_attn.out_proj.*"),
+    ("layers.{i}.attention_norm.*", "layers.layers.{i}.norm1.*"),
+    ("layers.{i}.feed_forward.up_proj.*", "layers.layers.{i}.linear1.*"),
+    ("layers.{i}.feed_forward.down_proj.*", "layers.layers.{i}.linear2.*"),
+    ("layers.{i}.feed_forward_norm.*", "layers.layers.{i}.norm2.*"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,42 +123,144 @@ class Layout:
     """One way to name the tensors in a file."""
 
     name: str
+    target: str  # what the converter calls it; two layouts of one target differ in norm_first or with_prefix
     norm_first: bool
     groups: Mapping[str, Rows]  # a group is in a file as a whole or not at all
-    decoder: Mapping[bool, Rows]  # more rows of the group lm_head: by config.tie_word_embeddings
-    second_names: Mapping[bool, Rows]  # more keys, all in lm_head, that a tensor may have: by tie_word_embeddings
-    counters: tuple[str, ...]  # their keys of buffers that hold 0, 1, 2, ...: no weights
+    with_prefix: bool | None = None  # written for the classes with a head (True), without (False), for all (None)
+    decoder: ByTie = field(default_factory=dict[bool, Rows])  # more rows of the group lm_head
+    second_names: ByTie = field(default_factory=dict[bool, Rows])  # more keys, all in lm_head, that a tensor may have
+    writes_second_names: bool = False  # also where the tensors are tied
+    counters: tuple[str, ...] = ()  # their keys of buffers that hold 0, 1, 2, ...: no weights
+    constants: Mapping[str, float] = field(default_factory=dict[str, float])  # of buffers with one known number
+    fills: Mapping[str, str] = field(default_factory=dict[str, str])  # ours that are zeros here, with the reason
+
+
+def _prefixed(prefix: str, rows: Rows) -> Rows:
+    return tuple((ours, prefix + theirs) for ours, theirs in rows)
 
 
 def _hf_layout(prefix: str, norm_first: bool) -> Layout:
     """transformers' names. It puts `roberta.` before the encoder's keys in every class with a head."""
-    encoder = EMBEDDINGS + SUBLAYERS + (PRE_NORMS if norm_first else POST_NORMS)
+    encoder = HF_EMBEDDINGS + HF_SUBLAYERS + (HF_PRE_NORMS if norm_first else HF_POST_NORMS)
     return Layout(
         name=f"HF {'pre-norm (XL)' if norm_first else 'post-norm'} {'with' if prefix else 'without'} 'roberta.'",
+        target="hf",
         norm_first=norm_first,
+        with_prefix=bool(prefix),
         groups={
-            "encoder": tuple((ours, prefix + theirs) for ours, theirs in encoder),
-            "pooler": tuple((ours, prefix + theirs) for ours, theirs in POOLER),
-            "lm_head": LM_HEAD,
+            "encoder": _prefixed(prefix, encoder),
+            "pooler": _prefixed(prefix, POOLER),
+            "lm_head": HF_LM_HEAD,
+            **HEADS,
         },
-        decoder={True: TIED_DECODER, False: UNTIED_DECODER},
-        second_names={True: TIED_SECOND_NAMES, False: UNTIED_SECOND_NAMES},
+        decoder=HF_DECODER,
+        second_names=HF_SECOND_NAMES,
         counters=(f"{prefix}embeddings.position_ids",),
     )
 
 
-LAYOUTS = tuple(_hf_layout(prefix, norm_first) for norm_first in (False, True) for prefix in ("roberta.", ""))
+def _native_layout(prefix: str, norm_first: bool) -> Layout:
+    """Our own names, as in `state_dict()`: each table with its left side on both sides."""
+    encoder = HF_EMBEDDINGS + HF_SUBLAYERS + (HF_PRE_NORMS if norm_first else HF_POST_NORMS)
+    decoder: ByTie = {
+        True: (("lm_head.decoder.bias", "lm_head.decoder.bias"),),
+        False: (("lm_head.decoder.*", "lm_head.decoder.*"),),
+    }
+    return Layout(
+        name=f"native {'pre-norm' if norm_first else 'post-norm'} {'with' if prefix else 'without'} 'encoder.'",
+        target="native",
+        norm_first=norm_first,
+        with_prefix=bool(prefix),
+        groups={
+            "encoder": _prefixed(prefix, _own(encoder)),
+            "pooler": _prefixed(prefix, POOLER),
+            "lm_head": _own(HF_LM_HEAD),
+            **HEADS,
+        },
+        decoder=decoder,
+        second_names={True: ((WORDS, "lm_head.decoder.weight"),), False: ()},
+    )
+
+
+def _own(rows: Rows) -> Rows:
+    return tuple((ours, ours) for ours, _ in rows if isinstance(ours, str))
+
+
+def _fairseq_layout(
+    name: str, target: str, root: str, projections: Rows, embedding_norm: str | None, *, version: bool
+) -> Layout:
+    """fairseq's names: `root` is `decoder.` or `encoder.`; no `embedding_norm` means pre-norm, with a final norm."""
+    norm: Rows = (
+        (("embeddings.norm.*", f"{embedding_norm}.*"),) if embedding_norm else (("final_norm.*", "layer_norm.*"),)
+    )
+    embeddings: Rows = ((WORDS, "embed_tokens.weight"), (POSITIONS, "embed_positions.weight"))
+    lm_head: Rows = (("lm_head.dense.*", "lm_head.dense.*"), ("lm_head.norm.*", "lm_head.layer_norm.*"))
+    return Layout(
+        name=name,
+        target=target,
+        norm_first=embedding_norm is None,
+        groups={
+            "encoder": _prefixed(f"{root}sentence_encoder.", embeddings + projections + FAIRSEQ_LAYERS + norm),
+            "lm_head": _prefixed(root, lm_head),
+            "sequence_classifier": (
+                ("classifier.dense.*", FAIRSEQ_HEADS + "{head}.dense.*"),
+                ("classifier.out_proj.*", FAIRSEQ_HEADS + "{head}.out_proj.*"),
+            ),
+        },
+        decoder={
+            True: (("lm_head.decoder.bias", f"{root}lm_head.bias"),),
+            False: (("lm_head.decoder.*", f"{root}lm_head.*"),),
+        },
+        second_names={True: ((WORDS, f"{root}lm_head.weight"),), False: ()},
+        writes_second_names=True,  # fairseq loads strictly, and its state dict has both names of the word table
+        constants={f"{root}sentence_encoder.version": FAIRSEQ_VERSION} if version else {},
+        fills={TOKEN_TYPES: "zeros: fairseq has no token types"},
+    )
+
+
+def _torchtext_layout(name: str, target: str, layers: Rows) -> Layout:
+    """torchtext's encoder. Its pre-norm variant has the same keys, so it cannot be told apart and is not supported."""
+    return Layout(
+        name=name,
+        target=target,
+        norm_first=False,
+        groups={"encoder": _prefixed("encoder.transformer.", TORCHTEXT_EMBEDDINGS + layers)},
+        fills={TOKEN_TYPES: "zeros: torchtext has no token types"},
+    )
+
+
+LAYOUTS = (
+    *(_hf_layout(prefix, norm_first) for norm_first in (False, True) for prefix in ("roberta.", "")),
+    *(_native_layout(prefix, norm_first) for norm_first in (False, True) for prefix in ("encoder.", "")),
+    # xlmr.base and .large, as published in 2019; every fairseq since then reads this.
+    _fairseq_layout("fairseq 2019", "fairseq", "decoder.", FAIRSEQ_FUSED, "emb_layer_norm", version=False),
+    # fairseq 0.9 split in_proj, 0.10 said encoder, 1.0 renamed the norm: what a fine-tuned file may look like.
+    _fairseq_layout("fairseq 0.9", "fairseq-0.9", "decoder.", FAIRSEQ_SEPARATE, "emb_layer_norm", version=False),
+    _fairseq_layout("fairseq 0.10", "fairseq-0.10", "encoder.", FAIRSEQ_SEPARATE, "emb_layer_norm", version=False),
+    _fairseq_layout("fairseq 1.0", "fairseq-1.0", "encoder.", FAIRSEQ_SEPARATE, "layernorm_embedding", version=True),
+    _fairseq_layout("fairseq pre-norm (XL)", "fairseq", "encoder.", FAIRSEQ_SEPARATE, None, version=True),
+    _torchtext_layout("torchtext", "torchtext", TORCHTEXT_PUBLISHED),
+    _torchtext_layout("torchtext 0.14", "torchtext-0.14", TORCHTEXT_NEWER),
+)
+TARGETS = tuple(dict.fromkeys(layout.target for layout in LAYOUTS))
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The groups of one model class, how it nests them, and how it writes them."""
+    """The groups of one model class, how it nests them, and what the reference calls it."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
     nested: tuple[str, ...]  # groups whose tensors lie in the class's `encoder.`
-    layouts: Mapping[bool, Layout]  # to write: by norm_first
     architectures: Mapping[bool, str]  # the reference's class: by norm_first
+    with_prefix: bool = True  # whether the reference's keys of this class have a prefix for the encoder
+    beside: tuple[str, ...] = ()  # groups that lie in a file of their own beside the weights: GROUP.pt
+
+
+def _needs(kind: str, *groups: str) -> Needs:
+    """What a class with a head needs. `kind` is how the reference's class name ends."""
+    architectures = {False: f"XLMRoberta{kind}", True: f"XLMRobertaXL{kind}"}
+    return Needs(("encoder", *groups), (), ("encoder", "pooler"), architectures)
 
 
 NEEDS: Mapping[str, Needs] = {
@@ -99,15 +268,21 @@ NEEDS: Mapping[str, Needs] = {
         required=("encoder",),
         optional=("pooler",),
         nested=(),
-        layouts={norm_first: _hf_layout("", norm_first) for norm_first in (False, True)},
         architectures={False: "XLMRobertaModel", True: "XLMRobertaXLModel"},
+        with_prefix=False,
     ),
-    "XLMRobertaForMaskedLM": Needs(
-        required=("encoder", "lm_head"),
+    "XLMRobertaForMaskedLM": _needs("ForMaskedLM", "lm_head"),
+    "XLMRobertaForSequenceClassification": _needs("ForSequenceClassification", "sequence_classifier"),
+    "XLMRobertaForTokenClassification": _needs("ForTokenClassification", "linear_classifier"),
+    "XLMRobertaForQuestionAnswering": _needs("ForQuestionAnswering", "qa_outputs"),
+    "XLMRobertaForMultipleChoice": _needs("ForMultipleChoice", "pooler", "linear_classifier"),
+    "XLMRobertaForM3": Needs(
+        required=("encoder", "sparse_linear", "colbert_linear"),
         optional=(),
         nested=("encoder", "pooler"),
-        layouts={norm_first: _hf_layout("roberta.", norm_first) for norm_first in (False, True)},
-        architectures={False: "XLMRobertaForMaskedLM", True: "XLMRobertaXLForMaskedLM"},
+        architectures={False: "XLMRobertaModel", True: "XLMRobertaXLModel"},  # config.json of BGE-M3 says no more
+        with_prefix=False,
+        beside=("sparse_linear", "colbert_linear"),
     ),
 }
 
@@ -122,37 +297,58 @@ def needs_of(cls: type) -> Needs:
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of ours and the keys it may have in a file, the published one first, each with the group it is in.
+    """One tensor of a file: ours that it holds, and the keys it may have, the published one first, each with its group.
 
     The word table belongs to the encoder, but its second key, the tied decoder, lies with the LM head.
     """
 
-    ours: str
+    ours: tuple[str, ...]  # more than one where it is fused: equal parts along the first axis
     group: str
     keys: Mapping[str, str]
 
 
-def expand(layout: Layout, config: XLMRobertaConfig, nested: tuple[str, ...]) -> list[Slot]:
-    """Every tensor of every group of `layout`, its names written out."""
+def expand(
+    layout: Layout, config: XLMRobertaConfig, nested: tuple[str, ...], heads: Sequence[str] = (FAIRSEQ_HEAD,)
+) -> list[Slot]:
+    """Every tensor of every group of `layout`, its names written out. heads: the names of fairseq's heads."""
     tied = config.tie_word_embeddings
-    groups = {**layout.groups, "lm_head": layout.groups["lm_head"] + layout.decoder[tied]}
-    second_names = dict(layout.second_names[tied])
+    groups = dict(layout.groups)
+    if "lm_head" in groups:
+        groups["lm_head"] += layout.decoder[tied]
+    second_names = dict(layout.second_names.get(tied, ()))
     slots: list[Slot] = []
     for group, rows in groups.items():
-        for ours, theirs in literal(rows, config.num_hidden_layers):
+        for ours, theirs in literal(rows, config.num_hidden_layers, heads):
             keys = {theirs: group}
-            if ours in second_names:
-                keys[second_names[ours]] = "lm_head"
-            slots.append(Slot(f"encoder.{ours}" if group in nested else ours, group, keys))
+            if len(ours) == 1 and ours[0] in second_names:
+                keys[second_names[ours[0]]] = "lm_head"
+            slots.append(Slot(tuple(nest(name, group, nested) for name in ours), group, keys))
     return slots
 
 
-def literal(rows: Rows, num_layers: int) -> Iterator[tuple[str, str]]:
-    """The rows with `{i}` and `*` written out."""
-    for row in rows:
-        layers = range(num_layers) if "{i}" in row[0] else range(1)
-        leaves = ("weight", "bias") if row[0].endswith("*") else ("",)
-        for i in layers:
-            for leaf in leaves:
-                ours, theirs = (name.replace("{i}", str(i)).removesuffix("*") + leaf for name in row)
-                yield ours, theirs
+def nest(ours: str, group: str, nested: tuple[str, ...]) -> str:
+    """The name of a tensor in a class that has its `group` in `encoder.`, if it has."""
+    return f"encoder.{ours}" if group in nested else ours
+
+
+def literal(rows: Rows, num_layers: int, heads: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The rows with `{i}`, `{head}` and `*` written out."""
+    for ours, theirs in rows:
+        names = (ours,) if isinstance(ours, str) else ours
+        for i in range(num_layers if "{i}" in theirs else 1):
+            for head in heads if "{head}" in theirs else ("",):
+                for leaf in ("weight", "bias") if theirs.endswith("*") else ("",):
+                    written = [
+                        name.replace("{i}", str(i)).replace("{head}", head).removesuffix("*") + leaf
+                        for name in (*names, theirs)
+                    ]
+                    yield tuple(written[:-1]), written[-1]
+
+
+def layout_for(target: str, needs: Needs, norm_first: bool) -> Layout | None:
+    """The layout to write for a class, or None where the format has no such model."""
+    for layout in LAYOUTS:
+        fits = layout.with_prefix in (None, needs.with_prefix)
+        if fits and layout.target == target and layout.norm_first == norm_first:
+            return layout
+    return None

@@ -17,16 +17,29 @@ from xlmr_core.checkpoint.files import (
     TOKENIZER,
     WEIGHTS,
     Files,
+    check_dictionary_beside,
+    config_for,
     files_in,
     local_path,
     open_weights,
     read_config,
     sibling,
-    write_safetensors,
     written_as,
 )
-from xlmr_core.checkpoint.layouts import expand, needs_of
-from xlmr_core.checkpoint.mapping import CheckpointError, Fate, LoadReport, Plan, make_plan, shape_problems
+from xlmr_core.checkpoint.layouts import needs_of
+from xlmr_core.checkpoint.mapping import (
+    CheckpointError,
+    Fate,
+    LoadReport,
+    Plan,
+    Shape,
+    Source,
+    make_plan,
+    plan_export,
+    shape_problems,
+)
+from xlmr_core.checkpoint.sentence import transformer_folder
+from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import AttentionKind, PretrainedModel
 
@@ -35,6 +48,7 @@ if TYPE_CHECKING:
 
 StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
+OTHER_VOCABULARIES = ("roberta", "camembert")  # of config.json's model_type: the same model, another tokenizer
 Model = TypeVar("Model", bound=PretrainedModel)
 
 
@@ -45,6 +59,7 @@ def load_pretrained(
     attention: AttentionKind = "eager",
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
+    new_head: bool = False,
     revision: str | None = None,
     cache_dir: StrPath | None = None,
     local_files_only: bool = False,
@@ -54,19 +69,24 @@ def load_pretrained(
 
     source: a folder, a weights file, "xlmr-tiny", or a hub id; what exists on disk wins. dtype None keeps that of the
     file. On the CPU and in the dtype of the file the weights are mapped, not copied, so a file in use must not be
-    changed in place (`save_pretrained` never does). Raises CheckpointError unless every key of the file and of the
-    model is accounted for.
+    changed in place (`save_pretrained` never does). new_head: initialise a head that the checkpoint does not have.
+    Raises CheckpointError unless every key of the file and of the model is accounted for.
     """
     files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     config = read_config(files.config)
-    weights = open_weights(files.weights)
-    plan = plan_for(cls, config, weights, files)
+    weights = open_weights(files.weights) | beside(cls, files)
+    plan = plan_for(cls, config, weights, files, new_head=new_head)
     model = build_on_meta(cls, plan, attention)
     raise_any(plan.problems + header_problems(plan, model, weights), files)
     raise_any(value_problems(plan, weights) + (dtype_problems(plan, weights) if dtype is None else []), files)
 
-    state = {ours: weights[key].to(device=device, dtype=dtype) for ours, key in plan.sources.items()}
+    state = {ours: source.read(weights).to(device=device, dtype=dtype) for ours, source in plan.sources.items()}
+    like = next(iter(state.values()))  # the dtype where that of the file is kept
+    shapes = {ours: tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
+    state |= {ours: like.new_zeros(shapes[ours]) for ours in plan.zeros}
     tied = tied_keys(model)
+    fresh = {ours: why for ours, why in plan.fresh.items() if ours not in tied}
+    state |= {ours: fresh_tensor(ours, shapes[ours], config, like) for ours in fresh}
     model.load_state_dict(state | {copy: state[first] for copy, first in tied.items()}, assign=True)
     for copy, first in tied.items():  # assigning gave each its own Parameter; the model has one
         module, _, name = copy.rpartition(".")
@@ -76,7 +96,8 @@ def load_pretrained(
         source=str(files.weights),
         layout=plan.layout.name,
         checkpoint_keys={key: plan.fates[key] for key in weights},
-        model_keys={ours: Fate("loaded", key) for ours, key in plan.sources.items()}
+        model_keys={ours: Fate("loaded", str(source)) for ours, source in plan.sources.items()}
+        | {ours: Fate("filled", why) for ours, why in (plan.zeros | fresh).items()}
         | {copy: Fate("tied", first) for copy, first in tied.items()},
         notes=notes_on(plan, config),
     )
@@ -92,19 +113,13 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     """
     folder = Path(folder)
     needs = needs_of(type(model))
-    layout = needs.layouts[model.config.norm_first]
-    slots = {slot.ours: slot for slot in expand(layout, model.config, needs.nested)}
-    state = model.state_dict()
-    nameless = [ours for ours in state if ours not in slots and ours not in tied_keys(model)]
-    if nameless:
-        raise CheckpointError(f"the layout {layout.name} has no name for {', '.join(nameless)}")
-    tensors: dict[str, Tensor] = {}
-    for ours, slot in slots.items():
-        if ours in state:
-            key, *second_names = slot.keys
-            tensors[key] = state[ours]
-            if not model.config.tie_word_embeddings:  # transformers ties names, but untied it expects them all
-                tensors |= {name: state[ours].clone() for name in second_names}
+    state, tied = model.state_dict(), tied_keys(model)
+    sources = {ours: Source(ours) for ours in state if ours not in tied}
+    plan = plan_export("hf", model.config, needs, type(model).__name__, sources)
+    tensors = {export.key: export.read(state) for export in plan.exports}
+    apart = {
+        group: {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{group}.")} for group in needs.beside
+    }
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     config = {"architectures": [needs.architectures[model.config.norm_first]], **model.config.to_dict()}
     if len(dtypes) == 1:
@@ -113,6 +128,9 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with written_as(folder / WEIGHTS[0]) as path:
         write_safetensors(tensors, path)
+    for group, parts in apart.items():
+        with written_as(folder / f"{group}.pt") as path:
+            torch.save({key.removeprefix(f"{group}."): tensor.clone() for key, tensor in parts.items()}, path)
     with written_as(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -125,13 +143,43 @@ def find_tokenizer(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> tuple[Path, int]:
-    """The sentencepiece.bpe.model of `source`, and how many tokens its model takes (512 for the published ones)."""
+    """The sentencepiece.bpe.model of `source`, and how many tokens its model takes (512 for the published ones).
+
+    Raises CheckpointError for RoBERTa and CamemBERT, which are the same model with a vocabulary numbered otherwise.
+    """
     path = local_path(source)
     if path is not None:
-        tokenizer, config = sibling(path, TOKENIZER), sibling(path, CONFIG)
+        path = transformer_folder(path)
+        if not (path / TOKENIZER).is_file() and (path / CONFIG).is_file():
+            check_vocabulary(path / CONFIG)
+        tokenizer, config = sibling(path, TOKENIZER), config_for(path)
+        check_dictionary_beside(tokenizer)
     else:
         tokenizer, config = _hub(source, revision, cache_dir, local_files_only, token).tokenizer_files()
+    check_vocabulary(config, tokenizer)
     return tokenizer, read_config(config).max_tokens
+
+
+def check_vocabulary(config: Path, tokenizer: Path | None = None) -> None:
+    """Raises CheckpointError where config.json tells of another vocabulary than XLM-R's, whatever its file is called.
+
+    CamemBERT's file has the same name and begins with the same pieces, but it numbers them from 4 on instead of 1.
+    """
+    if config.name != CONFIG:  # fairseq's own file: XLM-R, not converted from anything
+        return
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if model_type not in OTHER_VOCABULARIES:
+        return
+    if tokenizer is not None:
+        from sentencepiece import SentencePieceProcessor
+
+        size = len(SentencePieceProcessor(model_file=str(tokenizer))) + 2  # <pad> and <mask>
+        if size == read_config(config).vocab_size:
+            return
+    raise CheckpointError(
+        f"{config} is of the type {model_type}: the model loads here, but its vocabulary is not numbered as XLM-R's, "
+        "and this tokenizer would give wrong ids. Use its own tokenizer and pass input_ids"
+    )
 
 
 def find_model(
@@ -145,7 +193,7 @@ def find_model(
     """The files of `source`, fetched from the hub if it is neither on disk nor bundled."""
     path = local_path(source)
     if path is not None:
-        return files_in(path)
+        return files_in(transformer_folder(path))
     return _hub(source, revision, cache_dir, local_files_only, token).model_files()
 
 
@@ -157,11 +205,28 @@ def _hub(
     return Hub(str(source), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
 
 
-def plan_for(cls: type[PretrainedModel], config: XLMRobertaConfig, weights: Mapping[str, Tensor], files: Files) -> Plan:
+def beside(cls: type[PretrainedModel], files: Files) -> dict[str, Tensor]:
+    """The tensors that the class has in files of their own beside the weights, the file's name before each key."""
+    tensors: dict[str, Tensor] = {}
+    for group in needs_of(cls).beside:
+        path = files.weights.parent / f"{group}.pt"
+        if path.is_file():
+            tensors |= {f"{group}.{key}": tensor for key, tensor in open_weights(path).items()}
+    return tensors
+
+
+def plan_for(
+    cls: type[PretrainedModel],
+    config: XLMRobertaConfig,
+    weights: Mapping[str, Tensor],
+    files: Files,
+    *,
+    new_head: bool = False,
+) -> Plan:
     """What would become of every key of the file if `cls` were loaded from it."""
     if config.num_hidden_layers > len(weights):  # before the names of a billion layers are written out
         raise_any([f"config.json asks for {config.num_hidden_layers} layers; the file has {len(weights)} keys"], files)
-    return make_plan(config, weights.keys(), needs_of(cls), cls.__name__)
+    return make_plan(config, weights.keys(), needs_of(cls), cls.__name__, new_head=new_head)
 
 
 def build_on_meta(cls: type[Model], plan: Plan, attention: AttentionKind) -> Model:
@@ -170,6 +235,13 @@ def build_on_meta(cls: type[Model], plan: Plan, attention: AttentionKind) -> Mod
     options = {"add_pooling_layer": "pooler" in plan.groups} if "pooler" in needs_of(cls).optional else {}
     with torch.device("meta"), _SkipInit():
         return build(plan.config, attention=attention, **options)
+
+
+def fresh_tensor(name: str, shape: Shape, config: XLMRobertaConfig, like: Tensor) -> Tensor:
+    """A tensor of a new head, as `PretrainedModel.initialize` would have it."""
+    if len(shape) > 1:
+        return like.new_empty(shape).normal_(std=config.initializer_range)
+    return like.new_zeros(shape) if name.endswith("bias") else like.new_ones(shape)
 
 
 class _SkipInit(TorchFunctionMode):
@@ -194,12 +266,17 @@ def header_problems(plan: Plan, model: PretrainedModel, weights: Mapping[str, Te
     """Shapes and dtypes that do not fit. Looks at no value."""
     found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     problems = shape_problems(plan, found, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
-    for key in plan.sources.values():
+    for key in keys_read(plan):
         tensor = weights[key]
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             problems.append(f"{key} does not hold plain floating-point numbers ({kind})")
     return problems
+
+
+def keys_read(plan: Plan) -> list[str]:
+    """The keys of the file that become weights, each once."""
+    return list(dict.fromkeys(source.key for source in plan.sources.values()))
 
 
 def value_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:
@@ -214,6 +291,9 @@ def value_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:
     for key in plan.counters:
         if weights[key].flatten().tolist() != list(range(weights[key].numel())):
             problems.append(f"{key} does not count 0, 1, 2, ...: it would be wrong to drop it")
+    for key, value in plan.constants.items():
+        if weights[key].tolist() != [value]:
+            problems.append(f"{key} is not the one number {value}: it would be wrong to drop it")
     return problems
 
 
@@ -228,7 +308,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def dtype_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:
     """More than one dtype where that of the file is to be kept."""
-    dtypes = sorted({str(weights[key].dtype) for key in plan.sources.values()})
+    dtypes = sorted({str(weights[key].dtype) for key in keys_read(plan)})
     return [f"the file mixes {' and '.join(dtypes)}: choose one with dtype="] if len(dtypes) > 1 else []
 
 

@@ -1,19 +1,35 @@
-"""Which key of a file becomes which tensor of ours: set algebra on literal names. No tensor is read here.
+"""Which key of a file becomes which tensor of ours, and which of ours becomes which key: set algebra on literal names.
 
-Every key of the file ends as exactly one of loaded, tied or dropped, every key of the model as loaded or tied.
+Every key of the file ends as exactly one of loaded, tied or dropped, every key of the model as loaded, tied or filled.
 Whatever is left over is a problem, and a checkpoint with a problem is not loaded.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, get_args
 
-from xlmr_core.checkpoint.layouts import LAYOUTS, Layout, Needs, Slot, expand
+import torch
+from torch import Tensor
+
+from xlmr_core.checkpoint.layouts import (
+    FAIRSEQ_HEAD,
+    FAIRSEQ_HEADS,
+    LAYOUTS,
+    TARGETS,
+    Layout,
+    Needs,
+    Slot,
+    expand,
+    layout_for,
+    nest,
+)
 from xlmr_core.config import XLMRobertaConfig
 
 LISTED = 12  # keys named in one message: a foreign file has hundreds
 
+Status = Literal["loaded", "tied", "dropped", "filled"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 Shape = tuple[int, ...]
 
 
@@ -25,12 +41,42 @@ class CheckpointError(ValueError):
 class Fate:
     """What became of one key."""
 
-    status: Literal["loaded", "tied", "dropped"]
-    why: str  # loaded: the key on the other side; tied: the key it equals; dropped: the reason
+    status: Status
+    why: str  # loaded: the key on the other side; tied: the key it equals; dropped, filled: the reason
 
     def __str__(self) -> str:
-        joint = {"loaded": " <-> ", "tied": " = ", "dropped": ": "}[self.status]
+        joint = {"loaded": " <-> ", "tied": " = ", "dropped": ": ", "filled": ": "}[self.status]
         return f"{self.status}{joint}{self.why}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of ours lies in a file: under `key`, as one of `parts` equal parts along the first axis."""
+
+    key: str
+    part: int = 0
+    parts: int = 1
+
+    def read(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The tensor, a view into the file's."""
+        whole = weights[self.key]
+        return whole.tensor_split(self.parts)[self.part] if self.parts > 1 else whole
+
+    def __str__(self) -> str:
+        return self.key if self.parts == 1 else f"{self.key}, part {self.part + 1} of {self.parts}"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that no file holds: the same number everywhere."""
+
+    shape: Shape
+    value: float = 0.0
+
+    def read(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The tensor, in the dtype of the file, whose tensors of weights all have one; float32 without any."""
+        dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
+        return torch.full(self.shape, self.value, dtype=dtype)
 
 
 @dataclass
@@ -39,55 +85,187 @@ class Plan:
 
     layout: Layout
     config: XLMRobertaConfig  # with `norm_first` as the keys have it
+    needs: Needs
+    class_name: str
     groups: tuple[str, ...]  # of the file, and wanted
     slots: list[Slot]  # every tensor that the layout knows
-    sources: dict[str, str] = field(default_factory=dict[str, str])  # our key -> the key to read
+    absent: tuple[str, ...] = ()  # groups that the class needs and the file does not have
+    sources: dict[str, Source] = field(default_factory=dict[str, Source])  # our key -> where to read it
+    zeros: dict[str, str] = field(default_factory=dict[str, str])  # our keys that the format fills with 0 -> the reason
+    fresh: dict[str, str] = field(default_factory=dict[str, str])  # our keys of a new head -> the reason
     fates: dict[str, Fate] = field(default_factory=dict[str, Fate])  # by key of the file
     twins: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # keys that must hold the same bits
     counters: list[str] = field(default_factory=list[str])  # keys that must hold 0, 1, 2, ...
+    constants: dict[str, float] = field(default_factory=dict[str, float])  # keys that must hold one known number
     problems: list[str] = field(default_factory=list[str])
 
 
-def make_plan(config: XLMRobertaConfig, keys: Collection[str], needs: Needs, class_name: str) -> Plan:
-    """Accounts for every one of `keys`, for a model class that needs `needs`."""
-    expansions = {layout.name: expand(layout, config, needs.nested) for layout in LAYOUTS}
+def make_plan(
+    config: XLMRobertaConfig, keys: Collection[str], needs: Needs, class_name: str, *, new_head: bool = False
+) -> Plan:
+    """Accounts for every one of `keys`, for a model class that needs `needs`.
+
+    new_head: a group that the file lacks, the encoder apart, is left to be initialised instead of being a problem.
+    """
+    heads = sorted({key.split(".")[1] for key in keys if key.startswith(FAIRSEQ_HEADS)}) or [FAIRSEQ_HEAD]
+    expansions = {layout.name: expand(layout, config, needs.nested, heads) for layout in LAYOUTS}
     layout, problems = _detect(expansions, keys)
     slots = expansions[layout.name]
     touched = {slot.group for slot in slots if _found(slot, keys)}
-    wanted = needs.required + tuple(group for group in needs.optional if group in touched)
-    plan = Plan(layout, replace(config, norm_first=layout.norm_first), wanted, slots, problems=problems)
+    absent = tuple(group for group in needs.required if group not in touched and group != "encoder")
+    wanted = (*needs.required, *(group for group in needs.optional if group in touched))
+    config = replace(config, norm_first=layout.norm_first)
+    plan = Plan(layout, config, needs, class_name, wanted, slots, absent, problems=problems)
 
     missing: list[str] = []
     for slot in slots:
         found = _found(slot, keys)
         if found and slot.group in wanted:
-            plan.sources[slot.ours] = found[0]
-            plan.fates[found[0]] = Fate("loaded", slot.ours)
-            for twin in found[1:]:
-                if slot.keys[twin] not in wanted:
-                    plan.fates[twin] = Fate("dropped", f"{class_name} has no {slot.keys[twin]}")
-                elif not config.tie_word_embeddings:
-                    plan.fates[twin] = Fate("dropped", f"not in use where the config unties {found[0]}")
-                else:
-                    plan.twins.append((found[0], twin))
-                    plan.fates[twin] = Fate("tied", found[0])
+            _load(plan, slot, found)
         elif found:
             plan.fates |= {key: Fate("dropped", f"{class_name} has no {slot.group}") for key in found}
         elif slot.group in touched or slot.group == "encoder":
             missing.append(next(iter(slot.keys)))
+    plan.zeros = {nest(ours, "encoder", needs.nested): why for ours, why in layout.fills.items()}
     plan.counters = [key for key in layout.counters if key in keys]
     plan.fates |= {key: Fate("dropped", "a buffer that counts 0, 1, 2, ...: no weights") for key in plan.counters}
+    plan.constants = {key: value for key, value in layout.constants.items() if key in keys}
+    plan.fates |= {key: Fate("dropped", f"always {value}: no weights") for key, value in plan.constants.items()}
 
     unexpected = [key for key in keys if key not in plan.fates]
     if missing or unexpected:
         plan.problems.append(_leftovers(layout, missing, unexpected, slots))
-    for group in set(needs.required) - touched - {"encoder"}:
-        first = next(key for slot in slots if slot.group == group for key in slot.keys)
-        plan.problems.append(
-            f"{class_name} needs the group {group} ({first}, ...), which is not in this checkpoint. "
-            "It may fit XLMRobertaModel, the bare encoder"
-        )
+    if "sequence_classifier" in wanted and len(heads) > 1:
+        plan.problems.append(f"the file has {len(heads)} classification heads ({', '.join(heads)}): keep one of them")
+    if new_head:
+        plan.fresh = _own_keys(plan, absent, "initialised: a new head, as the checkpoint has none")
+    else:
+        plan.problems += [_no_group(plan, group) for group in absent]
     return plan
+
+
+def _load(plan: Plan, slot: Slot, found: list[str]) -> None:
+    """Takes the slot's tensors from the first key that the file has; the other names must agree, or are dropped."""
+    first, *twins = found
+    plan.sources |= {ours: Source(first, part, len(slot.ours)) for part, ours in enumerate(slot.ours)}
+    plan.fates[first] = Fate("loaded", " + ".join(slot.ours))
+    for twin in twins:
+        if slot.keys[twin] not in plan.groups:
+            plan.fates[twin] = Fate("dropped", f"{plan.class_name} has no {slot.keys[twin]}")
+        elif not plan.config.tie_word_embeddings:
+            plan.fates[twin] = Fate("dropped", f"not in use where the config unties {first}")
+        else:
+            plan.twins.append((first, twin))
+            plan.fates[twin] = Fate("tied", first)
+
+
+def _own_keys(plan: Plan, groups: Collection[str], why: str) -> dict[str, str]:
+    """Our names of the tensors of `groups`, whether or not the file's layout has them: our own has them all."""
+    native = layout_for("native", plan.needs, plan.config.norm_first)
+    assert native is not None
+    slots = expand(native, plan.config, plan.needs.nested)
+    return {ours: why for slot in slots if slot.group in groups for ours in slot.ours}
+
+
+def _no_group(plan: Plan, group: str) -> str:
+    keys = [key for slot in plan.slots if slot.group == group for key in slot.keys]
+    example = f"{keys[0]}, ..." if keys else f"none in {plan.layout.name}"
+    return (
+        f"{plan.class_name} needs the group {group} ({example}), which is not in this checkpoint. "
+        "It may fit XLMRobertaModel, the bare encoder; or ask for a fresh one to train with new_head=True"
+    )
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Export:
+    """One tensor to write: `key`, made of the tensors at `sources`, concatenated along the first axis."""
+
+    key: str
+    ours: tuple[str, ...]  # what the sources are in our names; empty for a constant of the format
+    sources: tuple[Source | Constant, ...]
+    again: bool = False  # a second name of a tensor that is written already: a copy, as safetensors shares no memory
+
+    def read(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The tensor to write; one source is not copied."""
+        tensors = [source.read(weights) for source in self.sources]
+        if len(tensors) > 1:
+            return torch.cat(tensors)
+        return tensors[0].clone() if self.again else tensors[0]
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Every tensor to write, in the order of the layout's table, and what must hold before anything is written."""
+
+    layout: Layout
+    exports: tuple[Export, ...]
+    must_be_zero: Mapping[str, Source | Constant]  # ours that the format has no place for: lossy unless all 0
+
+
+def export_plan(plan: Plan, target: str) -> ExportPlan:
+    """How the file that `plan` (see `make_plan`) accounts for is written in the layout `target`, one of TARGETS.
+
+    Each `Export` is read from the opened file by `export.read(weights)`, so that one tensor at a time is in memory,
+    and no model is built. Check `lossy(...)` before writing. `target` "fairseq" is the layout of 2019 for post-norm
+    and that of XL for pre-norm. Raises CheckpointError for an unknown target, a format that has no such model, or
+    tensors that it has no name for.
+    """
+    shape = (plan.config.type_vocab_size, plan.config.hidden_size)  # of the token types: nothing else is filled with 0
+    zeros = {ours: Constant(shape) for ours in plan.zeros}
+    return plan_export(target, plan.config, plan.needs, plan.class_name, plan.sources | zeros)
+
+
+def plan_export(
+    target: str,
+    config: XLMRobertaConfig,
+    needs: Needs,
+    class_name: str,
+    sources: Mapping[str, Source] | Mapping[str, Source | Constant],
+) -> ExportPlan:
+    """As `export_plan`, from the places of our tensors instead of a file's plan."""
+    if target not in TARGETS:
+        raise CheckpointError(f"there is no layout {target!r} to write: one of {', '.join(TARGETS)}")
+    kind = "pre-norm" if config.norm_first else "post-norm"
+    layout = layout_for(target, needs, config.norm_first)
+    if layout is None:
+        raise CheckpointError(f"the layout {target} has no {kind} model")
+    exports: list[Export] = []
+    named: set[str] = set()
+    for slot in expand(layout, config, needs.nested):
+        present = [ours for ours in slot.ours if ours in sources]
+        if len(present) < len(slot.ours):
+            continue
+        named.update(slot.ours)
+        first, *second_names = slot.keys
+        exports.append(Export(first, slot.ours, tuple(sources[ours] for ours in slot.ours)))
+        for name in second_names:  # transformers ties names when it loads, but untied it expects them all
+            spelled_out = layout.writes_second_names or not config.tie_word_embeddings
+            if spelled_out and slot.keys[name] in needs.required:
+                exports.append(replace(exports[-1], key=name, again=True))
+    fills = {nest(ours, "encoder", needs.nested) for ours in layout.fills}
+    nameless = [ours for ours in sources if ours not in named and ours not in fills]
+    if nameless:
+        raise CheckpointError(
+            f"the layout {layout.name} has no name for {', '.join(nameless[:LISTED])} of {class_name}: "
+            "writing it would lose them"
+        )
+    exports += [Export(key, (), (Constant((1,), value),)) for key, value in layout.constants.items()]
+    return ExportPlan(layout, tuple(exports), {ours: sources[ours] for ours in fills if ours in sources})
+
+
+def lossy(plan: ExportPlan, weights: Mapping[str, Tensor]) -> list[str]:
+    """Why writing `plan` would lose something of `weights`; empty if it would not. Reads only what must be 0."""
+    return [
+        f"{ours} holds numbers other than 0, and {plan.layout.name} has no place for it: writing it would lose them"
+        for ours, source in plan.must_be_zero.items()
+        if source.read(weights).count_nonzero()
+    ]
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
 
 
 def shape_problems(plan: Plan, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> list[str]:
@@ -95,12 +273,17 @@ def shape_problems(plan: Plan, found: Mapping[str, Shape], expected: Mapping[str
     problems: list[str] = []
     for slot in plan.slots:
         for key in slot.keys:
-            used = key in plan.fates and plan.fates[key].status != "dropped"
-            if used and found[key] != expected[slot.ours]:
-                problems.append(f"{key} has shape {found[key]}, but config.json asks for {expected[slot.ours]}")
+            used = key in plan.fates and plan.fates[key].status in ("loaded", "tied")
+            if used and found[key] != (asked := _whole([expected[ours] for ours in slot.ours])):
+                problems.append(f"{key} has shape {found[key]}, but config.json asks for {asked}")
     if len(problems) > LISTED:
         problems[LISTED:] = [f"and {len(problems) - LISTED} more keys of another shape"]
     return problems
+
+
+def _whole(parts: Sequence[Shape]) -> Shape:
+    """The shape of the parts one below the other."""
+    return (sum(part[0] for part in parts), *parts[0][1:])
 
 
 def _found(slot: Slot, keys: Collection[str]) -> list[str]:
@@ -151,7 +334,7 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.model} from {self.source}", f"layout: {self.layout}", *self.notes]
         for title, fates in (("checkpoint", self.checkpoint_keys), ("model", self.model_keys)):
-            counts = {s: sum(fate.status == s for fate in fates.values()) for s in ("loaded", "tied", "dropped")}
+            counts = {s: sum(fate.status == s for fate in fates.values()) for s in STATUSES}
             lines.append(f"{title} keys: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
             lines += [f"  {key} {fate}" for key, fate in fates.items() if fate.status != "loaded"]
         return "\n".join(lines)

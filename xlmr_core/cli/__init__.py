@@ -11,6 +11,11 @@ COMMANDS = {
     "fill-mask": "Fill the masks in a text.",
     "tokenize": "Show how a text becomes token ids.",
     "inspect": "Tell what is in a checkpoint, and what becomes of every key.",
+    "convert": "Write a checkpoint in another form: Hugging Face, fairseq, torchtext, our own names.",
+    "models": "List the published checkpoints, or tell what is known of one.",
+    "download": "Fetch a published checkpoint and verify it.",
+    "trim": "Make a checkpoint smaller by keeping the pieces of some languages alone.",
+    "parity": "Record what a checkpoint computes, and tell where a port differs.",
     "pretrain": "Train a vocabulary and a masked language model on text files.",
 }
 

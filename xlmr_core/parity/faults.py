@@ -8,13 +8,16 @@ A fault says what was done wrong, what that looks like and where it shows first,
 It changes one model object (weights, hooks, methods of instances; never a class) and puts everything back, bit for
 bit, also after an exception. So a fault can explain a foreign port's numbers, and it can show that a test would
 have caught the mistake. The order is that of the model: ids, embeddings, attention, layer, head, then training.
+
+What goes wrong before the model and after it has catalogues of its own at the end: `TOKENIZER_FAULTS` are rules that
+turn the right ids of a text into wrong ones, `POOLING_FAULTS` make a wrong sentence vector of right token vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -34,6 +37,7 @@ from xlmr_core.model import (
     SelfAttention,
     XLMRobertaModel,
 )
+from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 Patch = Callable[[PretrainedModel, ExitStack], None]  # makes the mistake, and notes in the stack how to take it back
 Context = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # an attention path: q, k, v, mask -> context
@@ -95,8 +99,11 @@ def _set(undo: ExitStack, owner: nn.Module, name: str, value: Any) -> None:
 
 
 def _override(undo: ExitStack, owner: nn.Module, method: str, replacement: Callable[..., Tensor]) -> None:
+    if method in vars(owner):  # another fault has been here
+        undo.callback(setattr, owner, method, vars(owner)[method])
+    else:
+        undo.callback(delattr, owner, method)
     setattr(owner, method, replacement)  # on the instance: it hides the method of the class
-    undo.callback(delattr, owner, method)
 
 
 def _overwrite(undo: ExitStack, tensor: Tensor, value: Tensor) -> None:
@@ -136,7 +143,10 @@ def _identity(x: Tensor) -> Tensor:
 def _bias_missing(kind: type[nn.Module], name: str) -> Patch:
     def patch(model: PretrainedModel, undo: ExitStack) -> None:
         for part in _parts(model, kind):
-            _overwrite(undo, part.get_parameter(name + ".bias"), torch.zeros(()))
+            module = part.get_submodule(name)
+            if isinstance(module, nn.Identity):
+                raise ValueError(f"the model has no {name} in its {kind.__name__} to make this fault in")
+            _overwrite(undo, module.get_parameter("bias"), torch.zeros(()))
 
     return patch
 
@@ -388,8 +398,13 @@ def _scores_float16(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> 
 
 
 def _norm_placement_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
+    placement = not model.config.norm_first
+    _set(undo, model, "config", replace(model.config, norm_first=placement))  # so that taps follow
     for layer in _parts(model, EncoderLayer):
-        _set(undo, layer, "norm_first", not layer.norm_first)
+        _set(undo, layer, "norm_first", placement)
+        if not hasattr(layer, "mid"):
+            layer.mid = nn.Identity()
+            undo.callback(delattr, layer, "mid")
 
 
 def _norm_before_residual(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -993,5 +1008,144 @@ FAULTS: tuple[Fault, ...] = (
         site="embeddings.word",
         patch=_padding_idx_lost,
         shows="gradients",
+    ),
+)
+
+
+# ---- before the model: the ids of a text -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenizerFault:
+    """One mistake on the way from text to ids, as a rule that turns a row of right ids into wrong ones."""
+
+    name: str
+    cause: str
+    symptom: str
+    rule: Callable[[list[int], XLMRobertaTokenizer], list[int]]
+    site: str = "input_ids"
+
+
+def _ids_of_sentencepiece(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
+    ordinary = range(4, tokenizer.mask_token_id)
+    return [id - 1 if id in ordinary else id for id in ids]
+
+
+def _mask_id_without_offset(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
+    return [id - 1 if id == tokenizer.mask_token_id else id for id in ids]
+
+
+def _unk_of_sentencepiece(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
+    return [0 if id == tokenizer.unk_token_id else id for id in ids]
+
+
+def _single_separator(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
+    """One </s> for every two that stand together."""
+    end = tokenizer.eos_token_id
+    return [id for i, id in enumerate(ids) if not (i > 0 and id == end and ids[i - 1] == end)]
+
+
+def _no_frame(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
+    frame = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return [id for id in ids if id not in frame]
+
+
+def _no_end(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+TOKENIZER_FAULTS: tuple[TokenizerFault, ...] = (
+    TokenizerFault(
+        "tokenizer_ids_off_by_one",
+        cause="the numbers of SentencePiece are taken as ids: the model's are one higher from 4 up, because of <pad>",
+        symptom="<s>, </s> and <mask> are right, every piece of text is one too low",
+        rule=_ids_of_sentencepiece,
+    ),
+    TokenizerFault(
+        "tokenizer_mask_id_wrong",
+        cause="<mask> has the number of pieces plus 0: it is the last id, one more because of <pad>",
+        symptom="only <mask> differs: the model sees the last ordinary piece in its place",
+        rule=_mask_id_without_offset,
+    ),
+    TokenizerFault(
+        "tokenizer_unk_is_zero",
+        cause="an unknown character keeps SentencePiece's 0, which is <s> to the model; <unk> is 3",
+        symptom="only unknown characters differ: <s> stands in their place",
+        rule=_unk_of_sentencepiece,
+    ),
+    TokenizerFault(
+        "tokenizer_single_separator",
+        cause="one </s> stands between the two texts of a pair, as [SEP] in BERT; XLM-R has two",
+        symptom="a pair is one token short, and everything in the second text stands one place too early",
+        rule=_single_separator,
+    ),
+    TokenizerFault(
+        "tokenizer_end_missing",
+        cause="</s> is not put at the end",
+        symptom="a row is one token short at its end",
+        rule=_no_end,
+    ),
+    TokenizerFault(
+        "tokenizer_frame_missing",
+        cause="<s> and </s> are not put around the text",
+        symptom="a row is two tokens short, and every token stands one place too early",
+        rule=_no_frame,
+    ),
+)
+
+
+# ---- after the model: one vector for a sentence ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PoolingFault:
+    """One mistake in making a sentence vector (B, H) of token vectors (B, S, H) and their mask (B, S).
+
+    The right one, `mean_pooled`, is at the site "sentence.mean" of a dump.
+    """
+
+    name: str
+    cause: str
+    symptom: str
+    pool: Callable[[Tensor, Tensor], Tensor]
+    site: str = "sentence.mean"
+
+
+def mean_pooled(hidden: Tensor, mask: Tensor) -> Tensor:  # (B, S, H), (B, S) -> (B, H)
+    """The mean vector of the real tokens of each row, <s> and </s> among them."""
+    weights = mask.to(hidden)[:, :, None]
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _mean_over_padding(hidden: Tensor, _mask: Tensor) -> Tensor:
+    return hidden.mean(dim=1)
+
+
+def _mean_of_masked_sum(hidden: Tensor, mask: Tensor) -> Tensor:
+    return (hidden * mask.to(hidden)[:, :, None]).mean(dim=1)
+
+
+def _first_token(hidden: Tensor, _mask: Tensor) -> Tensor:
+    return hidden[:, 0]
+
+
+POOLING_FAULTS: tuple[PoolingFault, ...] = (
+    PoolingFault(
+        "pooled_over_padding",
+        cause="the mean of a sentence goes over its padding, too",
+        symptom="token vectors are right; a sentence's vector depends on how long the others in its batch are",
+        pool=_mean_over_padding,
+    ),
+    PoolingFault(
+        "pooled_by_batch_length",
+        cause="the sum over real tokens is divided by the length of the batch, not by that of the sentence",
+        symptom="token vectors are right; a padded sentence's vector has the right direction and is too short",
+        pool=_mean_of_masked_sum,
+    ),
+    PoolingFault(
+        "pooled_first_token",
+        cause="the vector of <s> is taken where the mean was trained",
+        symptom="token vectors are right; a sentence's vector is that of its first token",
+        pool=_first_token,
     ),
 )

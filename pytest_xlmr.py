@@ -1,0 +1,200 @@
+"""A pytest plugin for those who port XLM-R: fixtures for a checkpoint and its trace, and `assert_parity`.
+
+    # pyproject.toml of the port
+    [tool.pytest.ini_options]
+    xlmr_checkpoint = "FacebookAI/xlm-roberta-base"
+    xlmr_texts = ["The capital of France is <mask>.", "Bonjour"]
+
+    def test_port(xlmr_trace, assert_parity):
+        assert_parity(my_port(xlmr_trace.inputs["input_ids"].numpy()), names=NAMES)
+
+A test may name others: `@pytest.mark.xlmr(checkpoint="xlmr-tiny", texts=["Hello"])`, or `trace="golden.safetensors"`.
+This module stands outside the package so that pytest, which imports it at every start, need not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xlmr_core.model import PretrainedModel
+    from xlmr_core.parity.compare import Comparison, Floors
+    from xlmr_core.parity.trace import Checkpoint, Trace
+
+DEFAULT_TEXTS = ("The capital of France is <mask>.", "Bonjour")
+OPTIONS = ("checkpoint", "trace", "texts", "taps")
+CACHE = pytest.StashKey[dict[Any, Any]]()  # what is loaded or measured, once for a run of pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("xlmr_checkpoint", "XLM-R: a hub id, a folder or xlmr-tiny", default="xlmr-tiny")
+    parser.addini("xlmr_trace", "XLM-R: a recorded trace; without one it is recorded when a test needs it", default="")
+    parser.addini("xlmr_texts", "XLM-R: the texts to record, one a line", type="linelist", default=list(DEFAULT_TEXTS))
+    parser.addini("xlmr_taps", "XLM-R: patterns of the taps to record", type="linelist", default=["**"])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"xlmr({', '.join(OPTIONS)}): what the fixtures of XLM-R work on in this test")
+    config.stash[CACHE] = {}
+
+
+@pytest.fixture
+def xlmr_checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    """The checkpoint of the marker, else of the ini file: its `model` is ours, in float32 and eager attention."""
+    return _checkpoint(request)
+
+
+@pytest.fixture
+def xlmr_model(xlmr_checkpoint: Checkpoint) -> PretrainedModel:
+    """Our model of that checkpoint."""
+    return xlmr_checkpoint.model
+
+
+@pytest.fixture
+def xlmr_trace(request: pytest.FixtureRequest) -> Trace:
+    """The trace of the marker or the ini file, else one recorded now: `inputs`, `sites`, `provenance`."""
+    return _trace(request)
+
+
+@pytest.fixture
+def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
+    """`assert_parity(dump, names=None, taps=(), dtype=None, explain=True)`: fails with the comparison table.
+
+    dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file.
+    names: a name map as in xlmr_core/parity/foreign.py, or the file that holds it. taps: shell patterns of the sites
+    to compare, by default all of the trace. dtype: what the port computes in ("bfloat16"), by default as given.
+    explain: whether a failure is diagnosed, which runs the model a hundred times.
+    """
+
+    def check(
+        dump: Mapping[str, Any] | str | PathLike[str],
+        *,
+        names: Mapping[str, Any] | str | PathLike[str] | None = None,
+        taps: Sequence[str] = (),
+        dtype: str | None = None,
+        explain: bool = True,
+    ) -> Comparison:
+        __tracebackhide__ = True
+        from xlmr_core.parity.check import check_trace
+        from xlmr_core.parity.diagnose import diagnose
+
+        trace = _trace(request)
+        tensors = _tensors(trace, dump, names, dtype)
+        comparison = check_trace(trace, tensors, floors=_floors(request, trace, tensors), taps=taps)
+        if not comparison.ok:
+            report = [str(comparison)]
+            if explain and comparison.first_divergence is not None:
+                report += ["", _explained(diagnose, _checkpoint(request).model, trace.inputs, tensors)]
+            pytest.fail("\n".join(report), pytrace=False)
+        return comparison
+
+    return check
+
+
+# ---- what the fixtures work on ---------------------------------------------------------------------------------------
+
+
+def _option(request: pytest.FixtureRequest, name: str) -> Any:
+    """From the marker, else from the ini file. Raises UsageError for a marker with another argument."""
+    marker = request.node.get_closest_marker("xlmr")
+    given: dict[str, Any] = marker.kwargs if marker else {}
+    unknown = sorted(set(given) - set(OPTIONS))
+    if unknown or (marker and marker.args):
+        raise pytest.UsageError(f"the marker xlmr takes {', '.join(OPTIONS)} by name, not {unknown or marker.args}")
+    return given.get(name) or request.config.getini(f"xlmr_{name}")
+
+
+def _kept(request: pytest.FixtureRequest, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    cache = request.config.stash[CACHE]
+    if key not in cache:
+        cache[key] = make()
+    return cache[key]
+
+
+def _path(request: pytest.FixtureRequest, name: str) -> str:
+    """A path in the ini file is relative to the root of the tests; a hub id stays as it is."""
+    here = request.config.rootpath / name
+    return str(here) if here.exists() else name
+
+
+def _checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    from xlmr_core.parity.trace import Checkpoint
+
+    source = _path(request, str(_option(request, "checkpoint")))
+    return _kept(request, ("checkpoint", source), lambda: Checkpoint.load(source))
+
+
+def _trace(request: pytest.FixtureRequest) -> Trace:
+    from xlmr_core.parity.trace import Trace, record
+
+    file = _option(request, "trace")
+    if file:
+        path = Path(_path(request, str(file)))
+        return _kept(request, ("trace", str(path)), lambda: Trace.load(path))
+    source, texts = _path(request, str(_option(request, "checkpoint"))), tuple(_option(request, "texts"))
+    taps = tuple(_option(request, "taps"))
+    return _kept(request, ("trace", source, texts, taps), lambda: record(source, texts, taps=taps, top_k=0))
+
+
+def _floors(request: pytest.FixtureRequest, trace: Trace, tensors: Mapping[str, Tensor]) -> Floors:
+    """Those beside the trace, else measured now on its input, for the dtypes at hand."""
+    from xlmr_core.parity.check import floors_path, measure_trace, read_floors
+    from xlmr_core.parity.trace import DTYPES
+
+    file = _option(request, "trace")
+    beside = floors_path(Path(_path(request, str(file)))) if file else None
+    if beside is not None and beside.is_file():
+        return read_floors(trace, beside)
+    known = [DTYPES[name] for name in ("float32", "bfloat16", "float16")]
+    present = {tensor.dtype for tensor in [*tensors.values(), *trace.sites.values()]}
+    wanted = tuple(dtype for dtype in known if dtype in present or dtype is known[0])
+
+    def measured() -> Floors:
+        return measure_trace(trace, _checkpoint(request), dtypes=wanted).floors
+
+    return _kept(request, ("floors", id(trace), wanted), measured)
+
+
+def _tensors(trace: Trace, dump: Any, names: Any, dtype: str | None) -> dict[str, Tensor]:
+    """The dump under our names and in our shapes."""
+    from xlmr_core.parity.check import dump_from_file
+    from xlmr_core.parity.foreign import fitted, read_names, renamed
+    from xlmr_core.parity.trace import DTYPES
+
+    names = read_names(Path(names)) if isinstance(names, str | PathLike) else names
+    if isinstance(dump, str | PathLike):
+        found = dump_from_file(trace, Path(dump)) if names is None else _file_renamed(trace, Path(dump), names)
+    else:
+        tensors = {name: _array(value) for name, value in dump.items()}
+        found = fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config)
+    return {name: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for name, t in found.items()}
+
+
+def _file_renamed(trace: Trace, path: Path, names: Mapping[str, Any]) -> dict[str, Tensor]:
+    from xlmr_core.parity.foreign import fitted, read_dump, renamed
+
+    return fitted(renamed(read_dump(path), names, trace.config), trace.sites, trace.config)
+
+
+def _array(value: Any) -> Tensor:
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    return torch.from_numpy(np.ascontiguousarray(value))
+
+
+def _explained(diagnose: Callable[..., Any], model: Any, inputs: Any, tensors: Mapping[str, Tensor]) -> str:
+    """The diagnosis, or why there is none."""
+    try:
+        return str(diagnose(model, inputs, tensors))
+    except ValueError as error:
+        return f"no diagnosis: {error}"

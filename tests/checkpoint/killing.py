@@ -1,0 +1,197 @@
+"""Kills a process at random moments, again and again, and looks at what it left. Run as a script, it prints JSON.
+
+One process imports everything and forks a child for each attempt: starting Python fifty times would take minutes.
+Writing and sending are slowed down, so that the kills land everywhere.
+
+    killing.py convert|save|download SOURCE FOLDER KILLS SEED
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from xlmr_core import XLMRobertaForMaskedLM
+from xlmr_core.checkpoint import convert as convert_module
+from xlmr_core.checkpoint import writing
+
+SLOWNESS = 0.003  # seconds for each tensor that is written, and for each chunk that is sent
+SLOW_CHUNK = 1_000  # bytes sent at a time by the slow server
+
+Contents = dict[str, bytes]
+
+
+def contents(folder: Path) -> Contents:
+    """Every file below the folder that is not temporary, by its path."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def attempt(work: Callable[[], Any], seconds: float | None) -> bool:
+    """Does the work in a child that is killed after `seconds`, if given; True if it was done before that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if status not in (0, signal.SIGKILL):
+        raise RuntimeError(f"the child failed by itself (status {status})")
+    return status == 0
+
+
+def duration_of(work: Callable[[], Any]) -> float:
+    """Seconds that the work takes when nobody kills it, on this machine as busy as it is."""
+    start = time.perf_counter()
+    assert attempt(work, None)
+    return time.perf_counter() - start
+
+
+def slow_down() -> None:
+    """A pause before each tensor that is written."""
+    write = writing.write_tensor
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(SLOWNESS)
+        write(*arguments)
+
+    writing.write_tensor = slowly
+
+
+def kill_conversions(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """The destination is not there, or whole; what a killed run left is gone after the next."""
+    convert_module.convert(source, folder / "expected", "fairseq")
+    expected = contents(folder / "expected")
+    shutil.rmtree(folder / "expected")
+    slow_down()
+    seen: Counter[str] = Counter()
+    destination = folder / "out"
+
+    def work() -> None:
+        convert_module.convert(source, destination, "fairseq")
+
+    longest = duration_of(work)
+    shutil.rmtree(destination)
+    while seen["kills"] < kills:
+        if attempt(work, chance.uniform(0, longest)):
+            seen["done in time"] += 1
+        else:
+            seen["kills"] += 1
+            seen["left something temporary"] += any(path.name.endswith(".tmp") for path in folder.iterdir())
+        if destination.exists():
+            assert contents(destination) == expected
+            seen["whole"] += 1
+            shutil.rmtree(destination)
+    convert_module.convert(source, destination, "fairseq")
+    assert contents(destination) == expected
+    assert [path.name for path in folder.iterdir()] == ["out"], "a killed run's leftovers are still there"
+    return seen
+
+
+def kill_saves(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Over an old checkpoint: each file is the old one or the new one, and the folder loads at every moment."""
+    old = XLMRobertaForMaskedLM.from_pretrained(source, dtype=torch.float32)
+    new = XLMRobertaForMaskedLM.from_pretrained(source)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.copy_(parameter + 1)
+    versions: list[Contents] = []
+    for model in (new, old):
+        model.save_pretrained(folder)
+        versions.append(contents(folder))
+    slow_down()
+    seen: Counter[str] = Counter()
+
+    def work() -> None:
+        new.save_pretrained(folder)
+
+    longest = duration_of(work)
+    while seen["kills"] < kills:
+        if attempt(work, chance.uniform(0, longest)):
+            seen["done in time"] += 1
+        else:
+            seen["kills"] += 1
+        found = contents(folder)
+        temporary = [name for name in found if name.endswith(".tmp")]
+        seen["left something temporary"] += bool(temporary)
+        assert len(temporary) <= 1, "what the run before left is still there"
+        for name in versions[0]:
+            assert found[name] in (versions[0][name], versions[1][name])
+        if found["model.safetensors"] == versions[0]["model.safetensors"]:
+            seen["whole"] += 1
+            old.save_pretrained(folder)
+    new.save_pretrained(folder)
+    assert contents(folder) == versions[0]
+    return seen
+
+
+def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """The cache has no weights, or the right ones; a run that is not killed goes on from there."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    import huggingface_hub.constants
+    from checkpoint import hub_server
+
+    def send_slowly(self: Any, path: Path, start: int, large: bool) -> None:
+        data = path.read_bytes()
+        for place in range(start, len(data), SLOW_CHUNK):
+            time.sleep(SLOWNESS)
+            self.wfile.write(data[place : place + SLOW_CHUNK])
+
+    hub_server._Handler.send_body = send_slowly
+    hub_server._Handler.handle_error = lambda *arguments: None
+    huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = SLOW_CHUNK
+    expected = (source / "model.safetensors").read_bytes()
+    seen: Counter[str] = Counter()
+    with hub_server.serve(hub_server.Behaviour({"org/tiny": source})) as hub:
+        huggingface_hub.constants.ENDPOINT = hub.url
+        huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+
+        def load() -> None:
+            XLMRobertaForMaskedLM.from_pretrained("org/tiny", cache_dir=folder)
+
+        load()  # here, so that no child spends its time on imports
+        huggingface_hub.close_session()
+        shutil.rmtree(folder)
+        longest = duration_of(load)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        while seen["kills"] < kills:
+            if attempt(load, chance.uniform(0, longest)):
+                seen["done in time"] += 1
+            else:
+                seen["kills"] += 1
+                seen["left something temporary"] += any(folder.rglob("*.incomplete"))
+            found = list(folder.glob("models--*/snapshots/*/model.safetensors"))
+            assert all(path.read_bytes() == expected for path in found)
+            if found:
+                seen["whole"] += 1
+                shutil.rmtree(folder)
+                folder.mkdir()
+        load()
+        assert [path.read_bytes() for path in folder.glob("models--*/snapshots/*/model.safetensors")] == [expected]
+        huggingface_hub.close_session()
+    return seen
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    kind, source, folder, kills, seed = sys.argv[1:]
+    kill = {"convert": kill_conversions, "save": kill_saves, "download": kill_downloads}[kind]
+    print(json.dumps(kill(Path(source), Path(folder), int(kills), random.Random(int(seed)))))

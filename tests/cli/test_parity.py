@@ -1,0 +1,120 @@
+"""`xlmr parity`, as a person at a terminal meets it."""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from xlmr_core.cli import main
+from xlmr_core.parity.trace import Trace
+
+
+def xlmr(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["parity", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def recorded(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace with its floors beside it."""
+    path = tmp_path_factory.mktemp("traces") / "toy.safetensors"
+    result = xlmr("record", toy_checkpoint, "--text", "the cat sees the dog", "--text", "a bird", "-o", path)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{path}: {len(Trace.load(path).sites)} sites, {path.stat().st_size:,} bytes\n"
+    result = xlmr("floor", toy_checkpoint, path, "--dtype", "float32", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert f"written to {path.with_suffix('.floors.json')}" in result.stdout
+    return path
+
+
+@pytest.fixture
+def dump(recorded: Path, tmp_path: Path) -> Path:
+    """What a port would write: right, but for layer 1's norms, and in float32."""
+    arrays = {site: tensor.numpy() for site, tensor in Trace.load(recorded).sites.items()}
+    arrays["layers.1.mid"] = arrays["layers.1.mid"] * 1.001
+    np.savez(tmp_path / "port.npz", **arrays)
+    return tmp_path / "port.npz"
+
+
+def test_parity_has_subcommands() -> None:
+    result = xlmr("--help")
+    assert result.exit_code == 0
+    for name in ("record", "floor", "check"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_agrees_with_its_own_trace(recorded: Path, toy_checkpoint: Path, dtype: str) -> None:
+    result = xlmr("check", recorded, toy_checkpoint, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].startswith("parity: 37 of 37 sites agree")
+    exact = xlmr("check", recorded, toy_checkpoint, "--dtype", dtype, "--exact")
+    assert exact.exit_code == (0 if dtype == "float32" else 1)
+
+
+def test_another_trace_agrees(recorded: Path, toy_checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "sdpa.safetensors"
+    texts = ["--text", "the cat sees the dog", "--text", "a bird"]
+    assert xlmr("record", toy_checkpoint, *texts, "--attention", "sdpa", "-o", other).exit_code == 0
+    result = xlmr("check", recorded, other)
+    assert result.exit_code == 1  # fused attention has no scores and probs
+    assert "incomplete: 33 of 37 sites agree; 4 expected tensors are missing" in result.stdout
+    assert xlmr("check", recorded, other, "--taps", "layers.?.output", "--taps", "lm_head.*").exit_code == 0
+
+
+def test_transformers_agrees(recorded: Path, toy_checkpoint: Path) -> None:
+    result = xlmr("check", recorded, toy_checkpoint, "--reference", "transformers", "--exact")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_divergence_is_marked_drawn_and_told_by_the_exit_status(recorded: Path, dump: Path, tmp_path: Path) -> None:
+    result = xlmr("check", recorded, dump, "--plot", tmp_path / "error.svg")
+    assert result.exit_code == 1
+    [marked] = [line for line in result.stdout.splitlines() if line.startswith("->")]
+    assert marked.split()[1] == "layers.1.mid"
+    assert marked.endswith("DIVERGES")
+    assert result.stdout.splitlines()[-1].startswith("first divergence: layers.1.mid: DIVERGES; 1 of 37 sites differ")
+    assert ET.parse(tmp_path / "error.svg").getroot().tag.endswith("svg")
+
+
+def test_json(recorded: Path, dump: Path) -> None:
+    result = xlmr("check", recorded, dump, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["ok"], found["first_divergence"]) == (False, "layers.1.mid")
+    assert len(found["rows"]) == 37
+
+
+def test_a_port_that_computed_in_bfloat16_and_stored_float32(recorded: Path, tmp_path: Path) -> None:
+    sites = Trace.load(recorded).sites
+    rounded = {site: t.to(torch.bfloat16).float().numpy() for site, t in sites.items() if t.is_floating_point()}
+    np.savez(tmp_path / "port.npz", **rounded)
+    pattern = ["--taps", "layers.*.output"]
+    assert xlmr("check", recorded, tmp_path / "port.npz", *pattern).exit_code == 1
+    assert xlmr("check", recorded, tmp_path / "port.npz", *pattern, "--dtype", "bfloat16").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["check", "{trace}"], "name what to compare"),
+        (["check", "{trace}", "{folder}", "--plot", "a.png"], "the picture is an .svg"),
+        (["check", "{trace}", "{folder}", "--taps", "nothing.*"], "no site of the trace matches"),
+        (["check", "{trace}", "{folder}", "--floors", "none.json"], "there is no none.json"),
+        (["check", "{trace}", "{folder}/config.json"], "neither .npz nor .safetensors"),
+        (["check", "{trace}", "{folder}/model.safetensors", "--names", "{folder}/config.json"], "not a map of names"),
+        (["check", "{folder}/model.safetensors", "{folder}"], "is no trace"),
+        (["record", "{folder}", "--text", "the cat", "-o", "a.bin"], "a trace is a .safetensors file"),
+        (["record", "{folder}", "--text", "the cat", "--taps", "nothing", "-o", "a.safetensors"], "no tap matches"),
+        (["record", "{folder}", "--text", "the cat", "--taps", "", "-o", "a.safetensors"], "pattern of taps is empty"),
+        (["record", "{folder}", "-o", "a.safetensors"], "Missing option '--text'"),
+    ],
+)
+def test_mistakes_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: list[str], told: str) -> None:
+    result = xlmr(*(argument.format(trace=recorded, folder=toy_checkpoint) for argument in arguments))
+    assert result.exit_code in (1, 2)
+    assert told in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output

@@ -1,0 +1,327 @@
+"""The comparison: only real tokens count, only floors excuse a difference, and what is wrong is said."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import reference
+import torch
+from reference import CONFIGS, Pair
+from torch import Tensor, nn
+
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.parity import FAULTS, Fault, find_fault
+from xlmr_core.parity.adapters import Place, compare_models, dump_of
+from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Floors, compare, in_reading_order, logsumexp
+from xlmr_core.parity.plot import error_by_depth
+
+NORMS = pytest.mark.parametrize("norm", CONFIGS)
+REAL = torch.tensor([[True, True, True, False], [False, True, True, True]])
+SITE = "layers.0.mid"
+
+
+def hidden(seed: int = 0) -> Tensor:
+    return torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def verdict(expected: Tensor, actual: Tensor, site: str = SITE, floors: Floors | None = None) -> str:
+    [row] = compare({site: expected}, {site: actual}, real=REAL, floors=floors).rows
+    return row.verdict
+
+
+# ---- what counts -----------------------------------------------------------------------------------------------------
+
+
+def test_padding_does_not_count_and_real_tokens_do() -> None:
+    for row in range(2):
+        for token in range(4):
+            changed = hidden()
+            changed[row, token, 3] += 1e-3
+            assert verdict(hidden(), changed) == ("DIVERGES" if REAL[row, token] else "equal")
+
+
+def test_junk_in_padding_may_be_nan() -> None:
+    changed = hidden()
+    changed[~REAL] = math.nan
+    assert verdict(hidden(), changed) == "equal"
+
+
+def maps(fill: float) -> Tensor:
+    """(B, N, S, S) scores whose hidden keys hold `fill`."""
+    scores = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return scores.masked_fill(~REAL[:, None, None, :], fill)
+
+
+@pytest.mark.parametrize("fill", [-math.inf, -1e4, -1e9, torch.finfo(torch.float32).min])
+def test_masked_scores_are_the_same_however_they_are_written(fill: float) -> None:
+    site = "layers.2.attention.scores"
+    assert verdict(maps(-math.inf), maps(fill), site) == "equal"
+    assert verdict(maps(fill), maps(-math.inf), site) == "equal"
+    assert verdict(maps(fill), maps(0.3), site) == "DIVERGES"  # these are not masked
+
+
+def test_a_row_of_padding_as_query_does_not_count() -> None:
+    changed = maps(-1e4).transpose(1, 2).clone()
+    changed[~REAL] += 1
+    assert verdict(maps(-1e4), changed.transpose(1, 2), "layers.2.attention.scores") == "equal"
+
+
+def test_probs_count_at_every_key() -> None:
+    probs = maps(-math.inf).softmax(-1)
+    leaked = probs.clone()
+    leaked[0, :, 0, 3] = 0.01  # to padding
+    assert verdict(probs, leaked, "layers.2.attention.probs") == "DIVERGES"
+
+
+def test_a_pooled_vector_counts_where_its_token_is_real() -> None:
+    pooled, changed = torch.randn(2, 6), torch.zeros(2, 6)
+    changed[0] = pooled[0]  # the first token of row 1 is padding
+    assert verdict(pooled, changed, "pooler.output") == "equal"
+    assert verdict(pooled, changed.flip(0), "pooler.output") == "DIVERGES"
+
+
+# ---- what passes -----------------------------------------------------------------------------------------------------
+
+
+def test_floors_of_both_dtypes_add_up() -> None:
+    floors = Floors({"float32": {SITE: 1e-6}, "bfloat16": {SITE: 1e-2}}, factor=2.0)
+    assert floors.allowed(SITE, torch.float32, torch.float32) == pytest.approx(4e-6)
+    assert floors.allowed(SITE, torch.float32, torch.bfloat16) == pytest.approx(2 * (1e-6 + 1e-2))
+    assert floors.allowed(SITE, torch.float32, torch.float16) is None
+    assert verdict(torch.zeros(2, 4, 6), torch.full((2, 4, 6), 3.9e-6), floors=floors) == "ok"
+    assert verdict(torch.zeros(2, 4, 6), torch.full((2, 4, 6), 4.1e-6), floors=floors) == "DIVERGES"
+
+
+def test_without_a_floor_nothing_but_equal_values_passes() -> None:
+    nearly = hidden() * (1 + 1e-7)
+    assert verdict(hidden(), hidden()) == "equal"
+    assert verdict(hidden(), nearly) == "DIVERGES"
+    assert verdict(hidden(), nearly, floors=Floors({"float32": {"embeddings.word": 1.0}})) == "no floor"
+
+
+def test_the_numbers_of_a_row() -> None:
+    expected = torch.tensor([[3.0, 4.0]])
+    actual = torch.tensor([[4.0, -3.0]])
+    [row] = compare({"gradients.x": expected}, {"gradients.x": actual}, real=REAL).rows
+    assert (row.max_abs, row.relative, row.cosine) == (7.0, 7 / 4, 0.0)
+
+
+# ---- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_bad_tensors_become_rows_that_say_so() -> None:
+    nan = hidden()
+    nan[0, 0, 0] = math.nan
+    expected = {f"layers.{i}.mid": hidden() for i in range(5)}
+    actual = {
+        "layers.0.mid": hidden().transpose(1, 2),
+        "layers.1.mid": nan,
+        "layers.2.mid": hidden().long(),
+        "layers.4.mid": hidden(),
+        "unheard_of": hidden(),
+    }
+    comparison = compare(expected, actual, real=REAL)
+    verdicts = [row.verdict for row in comparison.rows]
+    assert verdicts == ["misshapen", "not finite", "wrong dtype", "missing", "equal", "extra"]
+    text = str(comparison)
+    assert "expected (2, 4, 6), got (2, 6, 4)" in text
+    assert "1 of 36 values are NaN or infinite" in text
+    assert "expected float32, got int64" in text
+    assert text.splitlines()[1].startswith("-> layers.0.mid")
+    assert sum(line.startswith("->") for line in text.splitlines()) == 1
+    assert "1 expected tensors are missing" in comparison.summary
+    assert not comparison.ok
+
+
+def test_only_missing_is_incomplete_and_no_divergence() -> None:
+    comparison = compare({SITE: hidden(), "layers.1.mid": hidden()}, {SITE: hidden()}, real=REAL)
+    assert not comparison.ok
+    assert comparison.first_divergence is None
+    assert comparison.summary.startswith("incomplete: 1 of 2")
+
+
+@pytest.mark.parametrize("real", [torch.ones(2, 4), torch.ones(4, dtype=torch.bool)])
+def test_real_must_be_a_mask(real: Tensor) -> None:
+    with pytest.raises(ValueError, match="real must be boolean"):
+        compare({SITE: hidden()}, {}, real=real)
+
+
+def test_nothing_expected_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing is expected"):
+        compare({}, {SITE: hidden()}, real=REAL)
+
+
+def test_json_is_strict_json() -> None:
+    nan = hidden() * math.nan
+    text = compare({SITE: hidden(), "layers.1.mid": hidden()}, {SITE: nan}, real=REAL).to_json()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["ok"] is False
+    assert found["first_divergence"] == SITE
+    assert [row["verdict"] for row in found["rows"]] == ["not finite", "missing"]
+    assert found["rows"][0]["max_abs"] is None
+
+
+@NORMS
+def test_reading_order_is_that_of_the_tap_table(norm: str) -> None:
+    names = [tap.name for tap in XLMRobertaForMaskedLM(replace(CONFIGS[norm], num_hidden_layers=11)).taps()]
+    assert in_reading_order([*sorted(names), "loss", "gradients.b", "gradients.a"]) == [
+        *names, "loss", "gradients.b", "gradients.a",
+    ]  # fmt: skip
+
+
+# ---- logits by their top k -------------------------------------------------------------------------------------------
+
+
+def reduced(logits: Tensor, k: int = 4) -> dict[str, Tensor]:
+    values, ids = logits.topk(k)
+    return {TOP_IDS: ids, TOP: values, LOGSUMEXP: logsumexp(logits)}
+
+
+def test_whole_logits_are_looked_up_at_the_expected_ids() -> None:
+    logits = torch.randn(2, 4, 50)
+    assert compare(reduced(logits), {LOGITS: logits}, real=REAL).ok
+    wrong = compare(reduced(logits), {LOGITS: logits.roll(1, dims=-1)}, real=REAL)  # same values, other ids
+    assert wrong.rows[0].site == TOP
+    assert wrong.rows[0].verdict == "DIVERGES"
+
+
+def test_one_wrong_logit_outside_the_top_shows_in_the_logsumexp() -> None:
+    logits = torch.randn(2, 4, 50)
+    wrong = logits.clone()
+    wrong.scatter_(-1, logits.argmin(-1, keepdim=True), 1.0)
+    rows = compare(reduced(logits), {LOGITS: wrong}, real=REAL).rows
+    assert [row.verdict for row in rows] == ["equal", "DIVERGES"]
+
+
+def test_two_top_ks_agree_where_ties_change_the_order_only() -> None:
+    logits = torch.randn(2, 4, 50)
+    other = reduced(logits)
+    other = {**other, TOP_IDS: other[TOP_IDS].flip(-1), TOP: other[TOP].flip(-1)}
+    assert compare(reduced(logits), other, real=REAL).ok
+    shifted = {**reduced(logits), TOP_IDS: reduced(logits)[TOP_IDS] + 1}
+    assert compare(reduced(logits), shifted, real=REAL).first_divergence
+
+
+def test_an_id_that_just_missed_the_other_top_k_counts_with_its_smallest() -> None:
+    logits = torch.tensor([9.0, 8.0, 7.0, 5.0, 5.0 - 1e-4, 1.0]).expand(2, 4, 6)
+    other = logits[..., [0, 1, 2, 4, 3, 5]]  # the fourth and the fifth have changed places
+    row = compare(reduced(logits), reduced(other), real=REAL).rows[0]
+    assert row.max_abs <= 1e-4
+    gone = compare(reduced(logits), reduced(logits[..., [5, 1, 2, 3, 4, 0]]), real=REAL).rows[0]
+    assert row.site == gone.site == TOP
+    assert gone.max_abs == 9.0 - 5.0  # id 0 is in it no more, so its logit there is at most 5
+    elsewhere = {**reduced(logits + 10), TOP_IDS: reduced(logits)[TOP_IDS] + 6}
+    unknown = compare(reduced(logits), elsewhere, real=REAL).rows[0]
+    assert unknown.max_abs == 0  # all below 15 there: they may be what they should
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (4, 50), (2, 4)])
+def test_logits_of_another_shape_are_a_row(shape: tuple[int, ...]) -> None:
+    row = compare(reduced(torch.randn(2, 4, 50)), {LOGITS: torch.randn(shape)}, real=REAL).rows[0]
+    assert row.verdict == "misshapen"
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@NORMS
+def test_transformers_agrees_bit_for_bit_at_every_tap(norm: str) -> None:
+    pair = reference.build_pair(CONFIGS[norm])
+    comparison = compare_models(pair.ours, pair.theirs, pair.batch)
+    assert [row.site for row in comparison.rows] == [tap.name for tap in pair.ours.taps()]
+    assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
+
+
+@NORMS
+def test_transformers_encoder_and_fused_attention(norm: str) -> None:
+    pair = reference.build_encoder_pair(CONFIGS[norm], "sdpa")
+    comparison = compare_models(pair.ours, pair.theirs, pair.batch)
+    sites = [tap.name for tap in pair.ours.taps() if not tap.name.endswith(("scores", "probs"))]
+    assert [row.site for row in comparison.rows] == sites
+    assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
+
+
+def localised(pair: Pair, fault: Fault) -> str | None:
+    with fault.applied(pair.ours):
+        actual = dump_of(pair.ours, pair.batch)
+    first = compare(dump_of(pair.theirs, pair.batch), actual, real=pair.real).first_divergence
+    return first.site if first else None
+
+
+def visible_faults(norm: str) -> list[Fault]:
+    """Those that change a tap that is always run, in eval mode."""
+    return [
+        fault
+        for fault in FAULTS
+        if fault.norm in (None, norm.split("-")[0])
+        and fault.shows == "outputs"
+        and not fault.site.startswith(("pooler", "layers.-1"))
+        and (norm == "post-norm" or fault.norm == "pre")
+    ]
+
+
+@NORMS
+def test_faults_part_from_transformers_at_their_site(norm: str) -> None:
+    pair = reference.build_pair(CONFIGS[norm])
+    found = {fault.name: localised(pair, fault) for fault in visible_faults(norm)}
+    assert found == {fault.name: fault.site for fault in visible_faults(norm)}
+
+
+class Other(nn.Module):
+    """A library with names and shapes of its own."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.embed = pair.ours.encoder.embeddings.word_embeddings
+        self.heads = nn.Unflatten(-1, (4, 6))
+        self.config = pair.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.heads(self.embed(input_ids))
+
+
+def test_another_library_is_described_by_places() -> None:
+    pair = reference.build_pair(CONFIGS["post-norm"])
+    places = {"embeddings.word": Place("heads", reshape=lambda x: x.flatten(2))}
+    comparison = compare_models(pair.ours, Other(pair), pair.batch, places=places)
+    assert [(row.site, row.verdict) for row in comparison.rows] == [("embeddings.word", "equal")]
+    with pytest.raises(ValueError, match="at module 'head', which Other lacks"):
+        compare_models(pair.ours, Other(pair), pair.batch, places={"embeddings.word": Place("head")})
+    with pytest.raises(ValueError, match="describe where its tensors are"):
+        compare_models(pair.ours, Other(pair), pair.batch)
+
+
+def test_a_function_may_stand_for_a_model() -> None:
+    pair = reference.build_pair(CONFIGS["post-norm"])
+    whole = dump_of(pair.ours, pair.batch)
+    comparison = compare_models(pair.ours, lambda batch: {"embeddings.word": whole["embeddings.word"]}, pair.batch)
+    assert comparison.rows[0].verdict == "equal"
+    assert {row.verdict for row in comparison.rows[1:]} == {"missing"}
+
+
+def test_hooks_are_gone_after_an_error() -> None:
+    pair = reference.build_pair(CONFIGS["post-norm"])
+    with pytest.raises(IndexError):
+        dump_of(pair.theirs, {**pair.batch, "input_ids": pair.batch["input_ids"] + 1000})
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pair.theirs.modules())
+
+
+# ---- the picture -----------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_has_a_dot_for_every_site_and_a_ring_for_the_first() -> None:
+    import xml.etree.ElementTree as ET
+
+    pair = reference.build_pair(CONFIGS["post-norm"])
+    expected = dump_of(pair.ours, pair.batch)
+    with find_fault("q_k_swapped").applied(pair.ours):
+        actual = dump_of(pair.ours, pair.batch)
+    actual["layers.2.mid"] = actual["layers.2.mid"] * math.nan
+    svg = ET.fromstring(error_by_depth(compare(expected, actual, real=pair.real)))
+    circles = svg.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == len(expected) + 1
+    assert [circle.get("r") for circle in circles].count("7") == 1
+    for circle in circles:
+        assert 0 <= float(circle.attrib["cx"]) <= 900
+        assert 0 <= float(circle.attrib["cy"]) <= 420

@@ -1,0 +1,24 @@
+"""The divergence guide says what comes out today, and leaves nothing out."""
+
+from parity import guide
+
+from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
+
+NAMES = [fault.name for fault in (*FAULTS, *TOKENIZER_FAULTS, *POOLING_FAULTS)]
+
+
+def test_the_committed_guide_is_up_to_date() -> None:
+    assert guide.PATH.read_text(encoding="utf-8") == guide.text(), "run PYTHONPATH=.:tests python tests/parity/guide.py"
+
+
+def test_every_mistake_has_a_row() -> None:
+    tables, _ = guide.PATH.read_text(encoding="utf-8").split("## Traps of XLM-R")
+    for name in NAMES:
+        assert tables.count(f"| `{name}` |") == 1, name
+
+
+def test_traps_name_mistakes_of_the_catalogue() -> None:
+    assert len(guide.TRAPS) == 17
+    for trap, faults in guide.TRAPS:
+        assert faults, trap
+        assert isinstance(faults, str) or set(faults) <= set(NAMES), trap

@@ -1,0 +1,93 @@
+"""The pytest plugin, used by another project: the NumPy port is tested with it in a pytest of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+ROOT = Path(__file__).parents[2]
+
+PORT_TESTS = """
+import sys
+
+sys.path.insert(0, {tests!r})
+import pytest
+from parity import numpy_port
+
+
+def dump(trace, checkpoint, *mistakes):
+    port = numpy_port.load(checkpoint)
+    return numpy_port.forward(port, trace.inputs["input_ids"].numpy(), trace.inputs["attention_mask"].numpy(), mistakes)
+
+
+FOLDER = __import__("pathlib").Path({checkpoint!r})
+
+
+def test_right(xlmr_trace, assert_parity):
+    comparison = assert_parity(dump(xlmr_trace, FOLDER), names=numpy_port.POST_NORM_NAMES)
+    assert len(comparison.rows) == 36
+
+
+def test_wrong(xlmr_trace, assert_parity):
+    assert_parity(dump(xlmr_trace, FOLDER, "gelu_tanh"), names=numpy_port.POST_NORM_NAMES)
+
+
+def test_wrong_but_not_here(xlmr_trace, assert_parity):
+    names = numpy_port.POST_NORM_NAMES
+    assert_parity(dump(xlmr_trace, FOLDER, "vocabulary_bias_missing"), names=names, taps=["layers.*"])
+
+
+@pytest.mark.xlmr(texts=["a bird"])
+def test_other_text(xlmr_trace, xlmr_model, assert_parity):
+    assert len(xlmr_trace.inputs["input_ids"]) == 1
+    assert xlmr_model.config.num_hidden_layers == 2
+    unbatched = {{name: array[0] for name, array in dump(xlmr_trace, FOLDER).items()}}
+    names = {{tap: drop_batch(name) for tap, name in numpy_port.POST_NORM_NAMES.items()}}
+    assert_parity(unbatched, names=names)
+
+
+def drop_batch(name):
+    return name if isinstance(name, str) else {{**name, "axes": name["axes"][2:]}}
+
+
+@pytest.mark.xlmr(text="a bird")
+def test_bad_marker(xlmr_trace):
+    pass
+"""
+
+
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_port_is_driven_through_the_plugin(
+    pytester: pytest.Pytester, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(monkeypatch)
+    pytester.makeini(
+        f"[pytest]\nxlmr_checkpoint = {toy_checkpoint}\nxlmr_texts =\n  the cat <mask> the dog\n  a bird\n"
+        "addopts = --strict-markers\nfilterwarnings = error\n"
+    )
+    pytester.makepyfile(PORT_TESTS.format(tests=str(ROOT / "tests"), checkpoint=str(toy_checkpoint)))
+    run = pytester.runpytest_subprocess("-p", "pytest_xlmr", "-p", "no:cacheprovider", "-rA")
+    run.assert_outcomes(passed=3, failed=1, errors=1)
+    output = run.stdout.str()
+    assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent site marked
+    assert "gelu_tanh: GELU is the tanh approximation" in output  # the diagnosis
+    assert "the marker xlmr takes checkpoint, trace, texts, taps by name, not ['text']" in output
+
+
+def test_markers_and_options_are_documented(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch)
+    markers = pytester.runpytest_subprocess("-p", "pytest_xlmr", "--markers").stdout.str()
+    assert "@pytest.mark.xlmr(checkpoint, trace, texts, taps)" in markers
+    assert "xlmr_checkpoint" in pytester.runpytest_subprocess("-p", "pytest_xlmr", "--help").stdout.str()
+
+
+def test_importing_the_plugin_does_not_import_torch() -> None:
+    code = "import sys, pytest_xlmr; print(sorted({'torch', 'xlmr_core', 'numpy'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"

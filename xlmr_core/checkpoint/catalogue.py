@@ -1,0 +1,261 @@
+"""The catalogue of published checkpoints: weights/catalogue.toml, read, checked and typed; and downloads by name."""
+
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from difflib import get_close_matches
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from xlmr_core.checkpoint.files import read_index
+from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.config import XLMRobertaConfig
+
+StrPath = str | PathLike[str]
+CATALOGUE = "catalogue.toml"
+HEADS = {  # the end of the reference's class name: what the model is for
+    "ForMaskedLM": "masked-lm",
+    "ForSequenceClassification": "classification",
+    "ForTokenClassification": "tagging",
+    "ForQuestionAnswering": "question-answering",
+    "Model": "encoder",
+}
+ALLOWED = {
+    "layout": ("hf", "fairseq"),
+    "dtype": ("float32", "float16", "bfloat16"),
+    "pooling": ("mean", "cls"),
+    "licence_from": ("tag", "listed", "memory", "not seen"),
+}
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """What is known of one file at the pinned revision."""
+
+    size: int | None = None  # bytes
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published checkpoint. The fields are explained in weights/catalogue.toml; None: not known."""
+
+    id: str
+    architecture: str
+    layout: str
+    geometry: Mapping[str, Any]  # fields of XLMRobertaConfig
+    vocab_size: int
+    max_position_embeddings: int
+    max_tokens: int
+    licence_from: str
+    licence: str | None = None
+    url: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    parameters: int | None = None
+    pooler: bool | None = None
+    labels: int | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    supported: bool = True
+    reason: str | None = None
+    note: str | None = None
+    label_names: tuple[str, ...] = ()
+    extra_files: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
+    files: Mapping[str, PinnedFile] = field(default_factory=dict[str, PinnedFile])
+
+    @property
+    def name(self) -> str:
+        """The last part of the hub id, by which the command line knows it."""
+        return self.id.rsplit("/", 1)[-1]
+
+    @property
+    def head(self) -> str:
+        """What stands on top of the encoder; "other" for a class that is none of the reference's XLM-R classes."""
+        return next((head for end, head in HEADS.items() if self.architecture.endswith(end)), "other")
+
+    @property
+    def config(self) -> XLMRobertaConfig:
+        """Sizes and labels as a config. Raises ValueError for a checkpoint that is not supported."""
+        if not self.supported:
+            raise ValueError(f"{self.id} has no config here: {self.reason}")
+        return XLMRobertaConfig(
+            **self.geometry,
+            vocab_size=self.vocab_size,
+            max_position_embeddings=self.max_position_embeddings,
+            labels=self.label_names or tuple(f"LABEL_{i}" for i in range(self.labels or 2)),
+        )
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """One file of a download."""
+
+    path: Path
+    verified: str  # against what
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def catalogue_file() -> Path:
+    """The catalogue: in the package when installed from a wheel, in the repository's `weights` otherwise."""
+    package = Path(str(resources.files("xlmr_core")))
+    for folder in (package / "weights", package.parent / "weights"):
+        if (folder / CATALOGUE).is_file():
+            return folder / CATALOGUE
+    raise CheckpointError(f"{CATALOGUE} is not in this installation ({package})")
+
+
+def read_catalogue(path: StrPath | None = None) -> dict[str, Published]:
+    """Every published checkpoint by its hub id. Raises CheckpointError that names the file, the entry and the fault."""
+    path = catalogue_file() if path is None else Path(path)
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        content: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        geometries, tables = content.pop("geometries"), content.pop("checkpoints")
+        _demand(not content, f"unknown: {', '.join(content)}")
+        entries: dict[str, Published] = {}
+        for table in tables:
+            _demand(isinstance(table.get("id"), str), f"a checkpoint without an id: {table}")
+            try:
+                entry = _entry(table, geometries)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{table['id']}: {error}") from error
+            _demand(entry.name not in {known.name for known in entries.values()}, f"{entry.name} is in it twice")
+            entries[entry.id] = entry
+    except (KeyError, TypeError, ValueError) as error:
+        cause = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: {cause}") from error
+    return entries
+
+
+def find_published(name: str) -> Published | None:
+    """The checkpoint with this hub id or short name; None if the catalogue does not have it."""
+    entries = read_catalogue()
+    by_name = {entry.name: entry for entry in entries.values()}
+    return entries.get(name) or by_name.get(name)
+
+
+def _entry(table: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any]]) -> Published:
+    """The entry in a table of the file. Raises ValueError that names the field."""
+    hints = get_type_hints(Published)
+    missing = [f.name for f in fields(Published) if f.default is f.default_factory is MISSING and f.name not in table]
+    _demand(not missing, f"there is no {', '.join(missing)}")
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        _demand(name in hints, f"unknown field {name!r}")
+        if name == "geometry":
+            _demand(value in geometries, f"geometry {value!r} is not one of {', '.join(geometries)}")
+            value = geometries[value]
+        elif name == "files":
+            value = {file: _pinned(file, pinned) for file, pinned in value.items()}
+        elif name == "prompts":
+            _demand(all(type(prompt) is str for prompt in value.values()), f"prompts must be strings, not {value}")
+        elif type(value) is list:
+            _demand(hints[name] == tuple[str, ...] and all(type(item) is str for item in value), f"{name} is {value}")
+            value = tuple(value)
+        else:
+            _demand(type(value) in (get_args(hints[name]) or (hints[name],)), f"{name} cannot be {value!r}")
+        _demand(name not in ALLOWED or value in ALLOWED[name], f"{name} {value!r} is not one of {ALLOWED.get(name)}")
+        values[name] = value
+    entry = Published(**values)
+    _check(entry)
+    return entry
+
+
+def _pinned(file: str, pinned: Mapping[str, Any]) -> PinnedFile:
+    known = PinnedFile(**pinned)
+    _demand(known.size is None or (type(known.size) is int and known.size > 0), f"{file}: size {known.size!r}")
+    is_hash = known.sha256 is None or re.fullmatch("[0-9a-f]{64}", known.sha256)
+    _demand(is_hash is not None, f"{file}: sha256 {known.sha256!r} is not 64 hexadecimal digits")
+    return known
+
+
+def _check(entry: Published) -> None:
+    """What fields must be to each other."""
+    _demand(entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision) is not None, "revision is no commit")
+    _demand(not entry.files or entry.revision is not None, "files are pinned, but there is no revision")
+    _demand(entry.supported == (entry.reason is None), "a reason belongs to what is not supported, and only there")
+    _demand(bool(entry.licence) == (entry.licence_from != "not seen"), "licence and licence_from do not agree")
+    _demand(not entry.label_names or len(entry.label_names) == entry.labels, "labels and label_names do not agree")
+    strange = set(entry.unverified) - {f.name for f in fields(Published)}
+    _demand(not strange, f"unverified names no field: {', '.join(sorted(strange))}")
+    if entry.supported:
+        _demand(entry.head != "other", f"architecture {entry.architecture!r} is not one that is supported")
+        _demand(entry.config.max_tokens == entry.max_tokens, f"max_tokens should be {entry.config.max_tokens}")
+
+
+def _demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+# ---- downloading -----------------------------------------------------------------------------------------------------
+
+
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: StrPath | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> list[Downloaded]:
+    """Model and tokenizer of a catalogue name or a hub id, fetched to the cache or found there, and verified.
+
+    Files whose size or sha256 the catalogue has are compared with that, cached or fresh, at the pinned revision, which
+    is the one taken unless `revision` says otherwise. What differs leaves the cache. Every fresh file is compared with
+    what the hub promised. A download that was cut goes on where it stopped. Raises CheckpointError.
+    """
+    from xlmr_core.checkpoint.hub import Hub
+
+    entry = find_published(name)
+    if entry is None and "/" not in name:
+        near = get_close_matches(name, [known.name for known in read_catalogue().values()], n=3)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise CheckpointError(f"{name!r} is neither in the catalogue (see `xlmr models`) nor a hub id{hint}")
+    if entry is not None and not entry.supported:
+        raise CheckpointError(f"{entry.id} cannot be used here: {entry.reason}")
+    if entry is not None and entry.url is not None:
+        raise CheckpointError(f"{entry.id} is not on the hub: fetch {entry.url} yourself and give the path of the file")
+
+    repo = entry.id if entry else name
+    revision = revision or (entry.revision if entry else None)
+    hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
+    model = hub.model_files()
+    commit = model.config.parent.name  # the cache keeps a commit in a folder of its name: the rest is of the same
+    tokenizer, _ = replace(hub, revision=commit).tokenizer_files()
+    paths = [model.config, model.weights, tokenizer]
+    if model.weights.name.endswith(".index.json"):
+        paths += [model.weights.with_name(shard) for shard in sorted(set(read_index(model.weights).values()))]
+    paths += replace(hub, revision=commit).other_files(entry.extra_files if entry else ())
+    pinned = entry.files if entry is not None and commit == entry.revision else {}
+    return [Downloaded(path, _verify(path, pinned.get(path.name, PinnedFile()), repo)) for path in paths]
+
+
+def _verify(path: Path, pinned: PinnedFile, repo: str) -> str:
+    """Compares a file with what the catalogue has of it, and says what that was."""
+    from xlmr_core.checkpoint.hub import sha256_of
+
+    size = path.stat().st_size
+    wrong_size = pinned.size not in (None, size)
+    wrong_hash = not wrong_size and pinned.sha256 is not None and sha256_of(path) != pinned.sha256
+    if wrong_size or wrong_hash:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{repo} ({path.name}): its {size} bytes are not those in the catalogue (size {pinned.size}, sha256 "
+            f"{pinned.sha256}). They were thrown away. Run it again; if that does not help, either the file was "
+            "tampered with on its way, or the catalogue is wrong"
+        )
+    known = [name for name in ("size", "sha256") if getattr(pinned, name) is not None]
+    return f"{' and '.join(known)} as in the catalogue" if known else "as the hub promised when it came"

@@ -1,0 +1,271 @@
+"""From one published form to another, tensor by tensor: no model is built, and nothing of the checkpoint is lost."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlmr_core.checkpoint.fairseq import dictionary_of, pieces_of, settings_for
+from xlmr_core.checkpoint.files import (
+    CONFIG,
+    DICTIONARY,
+    FAIRSEQ,
+    TOKENIZER,
+    WEIGHTS,
+    Files,
+    check_dictionary_beside,
+    local_path,
+    notes_on_config,
+    open_weights,
+    read_config,
+    written_as,
+)
+from xlmr_core.checkpoint.inspection import best_class
+from xlmr_core.checkpoint.layouts import HEADS, needs_of
+from xlmr_core.checkpoint.loading import (
+    build_on_meta,
+    find_model,
+    find_tokenizer,
+    header_problems,
+    notes_on,
+    raise_any,
+    value_problems,
+)
+from xlmr_core.checkpoint.mapping import (
+    CheckpointError,
+    Export,
+    ExportPlan,
+    Fate,
+    Plan,
+    export_plan,
+    lossy,
+    make_plan,
+)
+from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, write_torch
+from xlmr_core.config import XLMRobertaConfig
+
+StrPath = str | PathLike[str]
+ALL_GROUPS = ("pooler", "lm_head", *HEADS)
+TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MODULES = "modules.json"
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every key of the source, and what every key that was written is made of."""
+
+    source: Path
+    destination: Path
+    layouts: tuple[str, str]  # read, written
+    source_keys: Mapping[str, Fate]
+    written_keys: Mapping[str, tuple[str, ...]]  # in our names; empty for a constant of the format
+    num_bytes: int  # of the tensors that were written
+    files: tuple[str, ...]  # in the destination
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        statuses = [fate.status for fate in self.source_keys.values()]
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        return "\n".join(
+            [
+                f"{self.source} -> {self.destination}",
+                f"layout   {self.layouts[0]} -> {self.layouts[1]}",
+                f"read     {len(self.source_keys)} tensors: {counts}",
+                f"written  {len(self.written_keys)} tensors, {self.num_bytes:,} bytes",
+                f"files    {', '.join(self.files)}",
+                *self.notes,
+            ]
+        )
+
+    def details(self) -> str:
+        """The report with a line for every key."""
+        read = [f"  {key!r} {fate}" for key, fate in self.source_keys.items()]
+        written = [f"  {key!r} <- {' + '.join(ours) or 'constant'}" for key, ours in self.written_keys.items()]
+        return "\n".join([str(self), "read:", *read, "written:", *written])
+
+
+def convert(
+    source: StrPath,
+    destination: StrPath,
+    to: str,
+    *,
+    dtype: torch.dtype | None = None,
+    drop: Collection[str] = (),
+    progress: bool = False,
+    revision: str | None = None,
+    cache_dir: StrPath | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ConversionReport:
+    """Writes `source` (see `load_pretrained`) to the new folder `destination`, in the layout `to`, one of TARGETS.
+
+    dtype None keeps that of each tensor; a narrower one rounds, and is refused where a finite number would become
+    infinite. drop: groups to leave out on purpose ("pooler", "lm_head", ...); any other tensor must have a place.
+    The folder appears whole or not at all, and the same source gives the same bytes.
+
+    Raises CheckpointError if the source would not load, if something would be lost, or if `destination` exists.
+    """
+    destination = Path(destination)
+    if os.path.lexists(destination):
+        raise CheckpointError(f"{destination} exists already and is left as it is: choose another name, or remove it")
+    if dtype is not None and dtype not in STORAGES:
+        raise CheckpointError(f"{dtype} cannot be written: one of {', '.join(map(str, STORAGES))}")
+    files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    weights = open_weights(files.weights) | _beside(files)
+    plan, dropped = _plan(read_config(files.config), weights, files, drop)
+    kept = {key: tensor for key, tensor in weights.items() if key not in dropped}
+    exports = export_plan(plan, to)
+    losses = lossy(exports, kept)
+    if losses:
+        raise CheckpointError("\n".join([f"{files.weights} cannot be converted to {to}:", *losses]))
+    entries = _entries(exports, kept, dtype)
+    settings = settings_for(plan.config) if to.startswith("fairseq") else None
+    tokenizer, no_tokenizer = _tokenizer_files(source, files, revision, cache_dir, local_files_only, token)
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with written_as(destination) as folder, _bar(sum(entry.nbytes for entry in entries), progress) as bar:
+        folder.mkdir()
+        if to in ("hf", "native"):
+            apart = _write_beside(plan, entries if to == "hf" else [], folder, bar.update)
+            write_safetensors([entry for entry in entries if entry not in apart], folder / WEIGHTS[0], bar.update)
+        else:
+            write_torch(entries, folder / FAIRSEQ, settings, bar.update)
+        (folder / CONFIG).write_text(_config(plan, files, entries), encoding="utf-8")
+        for path in tokenizer:
+            shutil.copyfile(path, folder / path.name)
+        if settings is not None and (folder / TOKENIZER).is_file() and not (folder / DICTIONARY).is_file():
+            (folder / DICTIONARY).write_text(dictionary_of(pieces_of(folder / TOKENIZER)), encoding="utf-8")
+        names = tuple(sorted(entry.name for entry in folder.iterdir()))
+    return ConversionReport(
+        source=files.weights,
+        destination=destination,
+        layouts=(plan.layout.name, exports.layout.name),
+        source_keys={key: dropped.get(key) or plan.fates[key] for key in weights},
+        written_keys={export.key: export.ours for export in exports.exports},
+        num_bytes=sum(entry.nbytes for entry in entries),
+        files=names,
+        notes=(
+            *notes_on_config(files.config),
+            *notes_on(plan, plan.config),
+            *_rounding(kept, entries),
+            *no_tokenizer,
+        ),
+    )
+
+
+def _plan(
+    config: XLMRobertaConfig, weights: Mapping[str, Tensor], files: Files, drop: Collection[str]
+) -> tuple[Plan, dict[str, Fate]]:
+    """What the file holds, for a class that has every group of it, and the fates of what is dropped on purpose."""
+    unknown = sorted(set(drop) - set(ALL_GROUPS))
+    if unknown:
+        raise CheckpointError(f"there is no group {unknown[0]!r} to drop: one of {', '.join(ALL_GROUPS)}")
+    whole = _whole_plan(config, dict(weights), files)
+    unwanted = {key for slot in whole.slots for key, group in slot.keys.items() if group in drop}
+    dropped = {key: Fate("dropped", "left out on purpose") for key in weights if key in unwanted}
+    if dropped:
+        whole = _whole_plan(config, {key: weights[key] for key in weights if key not in dropped}, files)
+    return whole, dropped
+
+
+def _whole_plan(config: XLMRobertaConfig, weights: dict[str, Tensor], files: Files) -> Plan:
+    cls, plan = best_class(config, weights, files)
+    problems = plan.problems + header_problems(plan, build_on_meta(cls, plan, "eager"), weights)
+    needs = needs_of(cls)
+    others = tuple(group for group in ALL_GROUPS if group not in needs.required)
+    whole = make_plan(config, weights.keys(), replace(needs, optional=others), cls.__name__)
+    raise_any(list(dict.fromkeys(problems + whole.problems + value_problems(whole, weights))), files)
+    return whole
+
+
+def _entries(exports: ExportPlan, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[Entry]:
+    entries: list[Entry] = []
+    for export in exports.exports:
+        parts = [source.read(weights) for source in export.sources]  # views, but for small constants
+        dtypes = {part.dtype for part in parts}
+        if not dtypes <= STORAGES.keys() or (len(dtypes) > 1 and dtype is None):
+            names = " and ".join(sorted(map(str, dtypes)))
+            raise CheckpointError(f"{export.key!r} would be made of {names}: choose one dtype to write")
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].dim() else ()
+        entries.append(Entry(export.key, dtype or parts[0].dtype, shape, _reader(export, weights), export.sources))
+    return entries
+
+
+def _reader(export: Export, weights: Mapping[str, Tensor]) -> Any:
+    return lambda: export.read(weights)
+
+
+def _beside(files: Files) -> dict[str, Tensor]:
+    """BGE-M3's two heads, which lie in files of their own, the file's name before each key."""
+    tensors: dict[str, Tensor] = {}
+    for group in ("sparse_linear", "colbert_linear"):
+        path = files.weights.parent / f"{group}.pt"
+        if path.is_file():
+            tensors |= {f"{group}.{key}": tensor for key, tensor in open_weights(path).items()}
+    return tensors
+
+
+def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Any) -> list[Entry]:
+    """Writes the heads that the published form has in files of their own, and says which entries they were."""
+    apart: list[Entry] = []
+    for group in ("sparse_linear", "colbert_linear"):
+        own = [entry for entry in entries if group in plan.groups and entry.key.startswith(f"{group}.")]
+        if own:
+            short = [replace(entry, key=entry.key.removeprefix(f"{group}.")) for entry in own]
+            write_torch(short, folder / f"{group}.pt", tick=tick)
+        apart += own
+    return apart
+
+
+def _config(plan: Plan, files: Files, entries: list[Entry]) -> str:
+    """config.json: the fields of the source's own, if it has one, with those of the model as they are now."""
+    values: dict[str, Any] = json.loads(files.config.read_text(encoding="utf-8")) if files.config.name == CONFIG else {}
+    values.pop("torch_dtype", None)  # the older name of dtype
+    values.pop("dtype", None)
+    values |= {"architectures": [plan.needs.architectures[plan.config.norm_first]], **plan.config.to_dict()}
+    dtypes = {str(entry.dtype).removeprefix("torch.") for entry in entries}
+    if len(dtypes) == 1:
+        values["dtype"] = dtypes.pop()
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _tokenizer_files(
+    source: StrPath,
+    files: Files,
+    revision: str | None,
+    cache_dir: StrPath | None,
+    local_files_only: bool,
+    token: str | bool | None,
+) -> tuple[list[Path], tuple[str, ...]]:
+    """The tokenizer's files to copy, and a note if there are none. Raises CheckpointError for a wrong dict.txt."""
+    folder = files.weights.parent
+    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if local_path(source) is None:
+        try:
+            found[TOKENIZER], _ = find_tokenizer(
+                source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            )
+        except CheckpointError:
+            found.pop(TOKENIZER, None)
+    if TOKENIZER in found:
+        check_dictionary_beside(found[TOKENIZER])
+    return list(found.values()), () if found else (f"note: the source has no {TOKENIZER}, so the copy has none",)
+
+
+def _rounding(weights: Mapping[str, Tensor], entries: list[Entry]) -> tuple[str, ...]:
+    widths = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    wider = [dtype for dtype in widths if torch.promote_types(dtype, entries[0].dtype) != entries[0].dtype]
+    return (f"note: numbers were rounded from {wider[0]} to {entries[0].dtype}, as asked",) if wider else ()
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None if progress else True)

@@ -1,0 +1,53 @@
+"""`xlmr convert`"""
+
+from pathlib import Path
+
+import click
+import torch
+
+from xlmr_core.checkpoint.convert import ALL_GROUPS, convert
+from xlmr_core.checkpoint.layouts import TARGETS
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@click.command("convert")
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(TARGETS), required=True, help="The form to write.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Cast to this; by default nothing is cast.")
+@click.option("--drop", type=click.Choice(ALL_GROUPS), multiple=True, help="Leave this part out. May be repeated.")
+@click.option("--verbose", is_flag=True, help="Tell the fate of every key.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept.")
+@click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine.")
+def command(
+    source: str,
+    destination: Path,
+    to: str,
+    dtype: str | None,
+    drop: tuple[str, ...],
+    verbose: bool,
+    revision: str | None,
+    cache_dir: str | None,
+    offline: bool,
+) -> None:
+    """Write SOURCE to the new folder DESTINATION in another form, and account for every tensor.
+
+    SOURCE is a hub id, a folder, a weights file, a fairseq model.pt or .tar.gz, or xlmr-tiny.
+
+    \b
+    xlmr convert xlmr.base.tar.gz xlmr-base-hf --to hf
+    """
+    report = convert(
+        source,
+        destination,
+        to,
+        dtype=DTYPES[dtype] if dtype else None,
+        drop=drop,
+        progress=True,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=offline,
+    )
+    click.echo(report.details() if verbose else str(report))

@@ -1,0 +1,187 @@
+"""`xlmr parity`: record what a checkpoint computes, and hold something else against it."""
+
+import importlib
+from pathlib import Path
+from typing import Literal
+
+import click
+from torch import Tensor
+
+from xlmr_core.checkpoint.files import written_as
+from xlmr_core.parity.check import (
+    check_trace,
+    dump_from_file,
+    dump_from_transformers,
+    floors_path,
+    measure_trace,
+    read_floors,
+)
+from xlmr_core.parity.compare import Floors
+from xlmr_core.parity.plot import error_by_depth
+from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
+
+OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules of their own
+TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+class ParityCommands(click.Group):
+    """The subcommands below, and those of OTHERS, which are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *OTHERS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in OTHERS:
+            return importlib.import_module(OTHERS[cmd_name]).command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("parity", cls=ParityCommands)
+def command() -> None:
+    """Is a port right? Record golden traces, compare with them, measure what rounding alone does."""
+
+
+@command.command("record")
+@click.argument("model")
+@click.option("--text", "texts", multiple=True, required=True, help="What to run on. More than one make a batch.")
+@click.option("--taps", multiple=True, help="Pattern of taps, such as 'layers.*.output'.  [default: all]")
+@click.option("--top-k", type=click.IntRange(min=0), default=TOP_K, show_default=True, help="Logits a token; 0: all.")
+@click.option("--grad", is_flag=True, help="Also the gradient by every parameter.")
+@click.option("--steps", type=click.IntRange(min=0), default=0, help="Also the losses of so many training steps.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@click.option("--attention", type=click.Choice(["eager", "sdpa"]), default="eager", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept.")
+@click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The trace.")
+def record_command(
+    model: str,
+    texts: tuple[str, ...],
+    taps: tuple[str, ...],
+    top_k: int,
+    grad: bool,
+    steps: int,
+    dtype: str,
+    attention: Literal["eager", "sdpa"],
+    device: str,
+    revision: str | None,
+    cache_dir: str | None,
+    offline: bool,
+    output: Path,
+) -> None:
+    """Write what MODEL computes for the texts: inputs, taps, logits, and where they come from.
+
+    \b
+    xlmr parity record xlmr-tiny --text "Hello <mask>!" -o trace.safetensors
+    """
+    if output.suffix != ".safetensors":
+        raise click.UsageError(f"a trace is a .safetensors file, not {output.name}")
+    trace = record(
+        model,
+        texts,
+        taps=taps or ("**",),
+        top_k=top_k,
+        grad=grad,
+        steps=steps,
+        dtype=DTYPES[dtype],
+        attention=attention,
+        device=device,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=offline,
+    )
+    trace.save(output)
+    click.echo(f"{output}: {len(trace.sites)} sites, {output.stat().st_size:,} bytes")
+
+
+@command.command("floor")
+@click.argument("model")
+@TRACE
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)[1:]), help="[default: all]")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: beside TRACE]")
+def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], output: Path | None) -> None:
+    """Measure how far rounding alone takes MODEL from float64, at each site and on the input of TRACE.
+
+    Runs it in float32, bfloat16 and float16, with eager and fused attention, with features in two orders, on the CPU
+    and on a GPU if there is one. `xlmr parity check` judges by the table that this writes.
+    """
+    trace = Trace.load(trace_file)
+    chosen = [DTYPES[name] for name in dtypes or list(DTYPES)[1:]]
+    table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen)
+    output = output or floors_path(trace_file)
+    table.save(output)
+    click.echo(str(table))
+    click.echo(f"written to {output}")
+
+
+@command.command("check")
+@TRACE
+@click.argument("other", required=False)
+@click.option("--reference", type=click.Choice(["transformers"]), help="Let it run OTHER, or the trace's checkpoint.")
+@click.option(
+    "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
+)
+@click.option("--taps", multiple=True, help="Compare these sites alone: a shell pattern, such as '*.probs'.")
+@click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), help="What OTHER computes in.  [default: as stored, or TRACE's]"
+)
+@click.option("--device", default="cpu", show_default=True, help="Where a checkpoint is run.")
+@click.option("--floors", "floors_file", type=click.Path(path_type=Path), help="[default: TRACE's own, beside it]")
+@click.option("--exact", is_flag=True, help="Let only equal values pass.")
+@click.option("--json", "as_json", is_flag=True, help="The comparison as JSON.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="An SVG: the error by depth.")
+def check_command(
+    trace_file: Path,
+    other: str | None,
+    reference: str | None,
+    names: Path | None,
+    taps: tuple[str, ...],
+    dtype: str | None,
+    device: str,
+    floors_file: Path | None,
+    exact: bool,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Compare OTHER with TRACE, site by site in reading order. Exit status 1 if they diverge.
+
+    OTHER is another trace, an .npz or .safetensors dump of a port, or a checkpoint for us to run.
+
+    \b
+    xlmr parity check trace.safetensors port.npz --names names.toml
+    xlmr parity check trace.safetensors --reference transformers
+    """
+    if plot is not None and plot.suffix != ".svg":
+        raise click.UsageError(f"the picture is an .svg, not {plot.name}")
+    if other is None and reference is None:
+        raise click.UsageError("name what to compare: OTHER, or --reference transformers")
+    trace = Trace.load(trace_file)
+    floors: Floors | None = None if exact else read_floors(trace, floors_file or floors_path(trace_file))
+    actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
+    comparison = check_trace(trace, actual, floors=floors, taps=taps)
+    if plot is not None:
+        with written_as(plot) as temporary:
+            temporary.write_text(error_by_depth(comparison), encoding="utf-8")
+    click.echo(comparison.to_json() if as_json else str(comparison))
+    if not comparison.ok:
+        raise SystemExit(1)
+
+
+def _dump(
+    trace: Trace, other: str, reference: str | None, names: Path | None, dtype: str | None, device: str
+) -> dict[str, Tensor]:
+    run_in = DTYPES[dtype or trace.provenance.dtype]
+    if reference is not None:
+        return dump_from_transformers(trace, other, dtype=run_in)
+    if Path(other).suffix in (".npz", ".safetensors"):
+        dump = dump_from_file(trace, Path(other), names)
+        return {site: _in(tensor, dtype) for site, tensor in dump.items()}
+    if Path(other).is_file():
+        raise TraceError(f"{other} is neither .npz nor .safetensors, nor a folder with a checkpoint")
+    return rerun(trace, Checkpoint.load(other), dtype=run_in, device=device)
+
+
+def _in(tensor: Tensor, dtype: str | None) -> Tensor:
+    """The dtype that the numbers were computed in: numpy, for one, has to store bfloat16 as float32."""
+    return tensor.to(DTYPES[dtype]) if dtype is not None and tensor.is_floating_point() else tensor

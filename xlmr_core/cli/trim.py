@@ -1,0 +1,54 @@
+"""`xlmr trim`"""
+
+from pathlib import Path
+
+import click
+
+from xlmr_core.checkpoint.trimming import trim
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("trim")
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--corpus", type=FILE, multiple=True, help="Text, one a line: keep the pieces in it. May be repeated.")
+@click.option("--keep", type=FILE, help="Pieces to keep, one a line, as SentencePiece spells them (▁Hello).")
+@click.option("--min-count", type=click.IntRange(min=1), default=1, show_default=True, help="Drop rarer pieces.")
+@click.option("--max-pieces", type=click.IntRange(min=1), help="Keep only so many of the pieces of the corpus.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept.")
+@click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine.")
+def command(
+    source: str,
+    destination: Path,
+    corpus: tuple[Path, ...],
+    keep: Path | None,
+    min_count: int,
+    max_pieces: int | None,
+    revision: str | None,
+    cache_dir: str | None,
+    offline: bool,
+) -> None:
+    """Write SOURCE to the new folder DESTINATION with fewer pieces, and show that it still gives the same numbers.
+
+    SOURCE is a hub id, a folder or xlmr-tiny. Special tokens, ASCII and the characters of kept pieces always stay.
+
+    \b
+    xlmr trim FacebookAI/xlm-roberta-base xlmr-fr --corpus fr.txt --corpus en.txt --min-count 3
+    """
+    if not corpus and keep is None:
+        raise click.UsageError("nothing says which pieces to keep: give --corpus or --keep")
+    pieces = [line for line in keep.read_text(encoding="utf-8").splitlines() if line] if keep else []
+    report = trim(
+        source,
+        destination,
+        corpus=corpus,
+        keep=pieces,
+        min_count=min_count,
+        max_pieces=max_pieces,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=offline,
+    )
+    click.echo(str(report))

@@ -1,0 +1,136 @@
+"""A trace against something else, whatever it is: another trace, a foreign dump, a checkpoint, transformers."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlmr_core.checkpoint import inspect_checkpoint
+from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
+from xlmr_core.parity.compare import Comparison, Floors, compare
+from xlmr_core.parity.floors import FloorTable, measure
+from xlmr_core.parity.foreign import fitted, read_dump, read_names, renamed
+from xlmr_core.parity.gradients import LOSSES, gradients, training_losses
+from xlmr_core.parity.trace import (
+    INPUTS,
+    KEY,
+    Checkpoint,
+    Trace,
+    TraceError,
+    check_same_weights,
+    hash_of_inputs,
+    one_thread,
+    read_safetensors,
+)
+
+
+def dump_from_file(trace: Trace, path: Path, names: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a dump or of another trace, under our names and in our shapes.
+
+    names: a map of names, for a dump (see foreign.py). Raises TraceError for a trace of other weights or inputs, and
+    for a dump that holds other ids than the trace.
+    """
+    if path.suffix == ".safetensors" and KEY in read_safetensors(path)[1]:
+        return _from_trace(trace, Trace.load(path))
+    dump = read_dump(path)
+    if names is not None:
+        dump = renamed(dump, read_names(names), trace.config)
+    for name in INPUTS:
+        if name in dump and dump.pop(name).long().flatten().tolist() != trace.inputs[name].flatten().tolist():
+            raise TraceError(f"{path} was made from other {name} than the trace: {trace.inputs[name].tolist()}")
+    return fitted(dump, trace.sites, trace.config)
+
+
+def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
+    ours, theirs = trace.provenance, other.provenance
+    if ours.weights_sha256 != theirs.weights_sha256:
+        raise TraceError(
+            f"the traces are of different checkpoints: {ours.checkpoint} ({ours.weights_sha256[:12]}) and "
+            f"{theirs.checkpoint} ({theirs.weights_sha256[:12]})"
+        )
+    if hash_of_inputs(trace.inputs) != hash_of_inputs(other.inputs):
+        raise TraceError("the traces are of different inputs: their input_ids or attention_mask differ")
+    return dict(other.sites)
+
+
+def dump_from_transformers(trace: Trace, source: str, *, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    """The sites of `trace` as transformers computes them, in eager mode, from the checkpoint in `source`."""
+    check_same_weights(trace, Checkpoint.load(source, **options))
+    folder = inspect_checkpoint(source, **options).weights_file.parent
+    return run_transformers(trace, transformers_model(str(folder), trace.config.norm_first, "eager", dtype))
+
+
+def run_transformers(trace: Trace, model: Any) -> dict[str, Tensor]:
+    """The same for a masked language model of transformers that is loaded, with our names of its parameters."""
+    with one_thread():
+        found = {site: tensor for site, tensor in dump_of(model, trace.inputs).items() if site in trace.taps}
+        if trace.has_gradients:
+            found |= gradients(model, trace.inputs, names=transformers_parameters(model, trace.config))
+        if trace.provenance.steps:
+            found[LOSSES] = training_losses(model, trace.inputs, trace.provenance.steps)
+    return found
+
+
+def check_trace(
+    trace: Trace, actual: Mapping[str, Tensor], *, floors: Floors | None, taps: Sequence[str] = ()
+) -> Comparison:
+    """Compares a dump with the trace. taps: shell patterns of the sites to compare, by default all of the trace.
+
+    Raises ValueError for a pattern that matches no site of the trace.
+    """
+    for pattern in taps:
+        if not any(fnmatchcase(site, pattern) for site in trace.sites):
+            raise ValueError(
+                f"no site of the trace matches {pattern!r}; it has {', '.join(list(trace.sites)[:5])}, ..."
+            )
+    expected = {site: t for site, t in trace.sites.items() if not taps or any(fnmatchcase(site, p) for p in taps)}
+    if taps:
+        actual = {site: tensor for site, tensor in actual.items() if site in expected}
+    return compare(expected, actual, real=trace.real, floors=floors)
+
+
+# ---- floors of a trace -----------------------------------------------------------------------------------------------
+
+
+def floors_path(trace: Path) -> Path:
+    """Where the floors of a trace lie: beside it."""
+    return trace.with_suffix(".floors.json")
+
+
+def measure_trace(trace: Trace, checkpoint: Checkpoint, **options: Any) -> FloorTable:
+    """The floors of the sites of a trace, on its own input. options: dtypes, devices.
+
+    Raises TraceError if the trace was recorded from other weights.
+    """
+    check_same_weights(trace, checkpoint)
+    with one_thread():
+        table = measure(
+            checkpoint.model,
+            trace.inputs,
+            taps=trace.taps,
+            top_ids=trace.top_ids,
+            grad=trace.has_gradients,
+            steps=trace.provenance.steps,
+            **options,
+        )
+    return FloorTable(table.measurements, _identity(trace))
+
+
+def read_floors(trace: Trace, path: Path) -> Floors:
+    """The floors in `path`. Raises TraceError if they were measured for other weights or inputs, or are not there."""
+    if not path.is_file():
+        raise TraceError(
+            f"there is no {path}: `xlmr parity floor MODEL TRACE` measures what rounding alone does, and writes it. "
+            "--exact demands equal values and needs no floors"
+        )
+    table = FloorTable.load(path)
+    if dict(table.about) != _identity(trace):
+        raise TraceError(f"{path} was measured for another checkpoint or other inputs: measure it again")
+    return table.floors
+
+
+def _identity(trace: Trace) -> dict[str, str]:
+    return {"weights_sha256": trace.provenance.weights_sha256, "inputs_sha256": hash_of_inputs(trace.inputs)}

@@ -1,0 +1,314 @@
+"""Two sets of named tensors side by side: how far apart they are at each site, and where they part first.
+
+A dump maps the name of a tap to its tensor, batch first, as `model.capture` fills it. Only real tokens count: padding
+holds junk that differs between implementations that are both right. A difference is judged by measured noise floors
+(floors.py), never by a tolerance that somebody guessed.
+
+    comparison = compare(expected, actual, real=batch.attention_mask.bool(), floors=floors)
+    print(comparison)            # a table in reading order, the first divergent site marked
+    comparison.first_divergence  # the Row, or None
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, HEADS, POST_NORM_LAYER, Tap
+
+Dump = Mapping[str, Tensor]
+Verdict = Literal["equal", "ok", "DIVERGES", "missing", "extra", "misshapen", "not finite", "wrong dtype", "no floor"]
+
+# Equally right implementations sum in different orders, and the largest of many rounding errors varies with the order:
+# at one tap, by up to 2.5 times between the runs that `xlmr parity floor` makes (docs/trace-format.md has the figures).
+FACTOR = 3.0
+# exp of it is 0 in float32: a score that far below the row's largest gets no attention, however the mask is written.
+UNDERFLOW = 104.0
+# The logits of 250,002 tokens are kept as their largest, and as one number that depends on all.
+LOGITS, TOP_IDS, TOP, LOGSUMEXP = (f"lm_head.logits{part}" for part in ("", ".top_ids", ".top_values", ".logsumexp"))
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What rounding alone does: for a dtype, the largest error against float64 at each site, over real tokens.
+
+    A floor holds for one model and one input. `factor` is how far above it a right implementation may lie.
+    """
+
+    errors: Mapping[str, Mapping[str, float]]  # "float32" -> site -> error
+    factor: float = FACTOR
+
+    def allowed(self, site: str, expected: torch.dtype, actual: torch.dtype) -> float | None:
+        """How far apart two right runs in these dtypes may be: each errs on its own. None: nothing was measured."""
+        floors = [self.errors.get(name_of(dtype), {}).get(site) for dtype in (expected, actual)]
+        return None if None in floors else self.factor * sum(floor for floor in floors if floor is not None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site. Numbers are over real tokens, and NaN where there is nothing to compare."""
+
+    site: str
+    verdict: Verdict
+    shape: tuple[int, ...] = ()
+    max_abs: float = math.nan  # largest absolute difference
+    relative: float = math.nan  # max_abs, in units of the largest expected value
+    cosine: float = math.nan  # of all values as one vector
+    allowed: float | None = None  # the largest difference that rounding explains; None: only equal bits pass
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong here. A tensor that nobody expected does no harm."""
+        return self.verdict in ("equal", "ok", "extra")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found, in reading order. Prints as a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every expected tensor is there and within what rounding explains."""
+        return all(row.ok for row in self.rows)
+
+    @property
+    def first_divergence(self) -> Row | None:
+        """The first site in reading order whose tensor is there and wrong."""
+        return next((row for row in self.rows if not row.ok and row.verdict != "missing"), None)
+
+    def __str__(self) -> str:
+        first = self.first_divergence
+        cells = [("site", "shape", "max abs", "relative", "cosine", "allowed", "verdict")]
+        cells += [_cells(row) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines: list[str] = []
+        for row, line in zip((None, *self.rows), cells, strict=True):
+            mark = "->" if row is not None and row is first else "  "
+            padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            lines.append(f"{mark} {padded}".rstrip())
+        return "\n".join([*lines, self.summary])
+
+    @property
+    def summary(self) -> str:
+        """One line: all is well, or where it first is not."""
+        first = self.first_divergence
+        missing = sum(row.verdict == "missing" for row in self.rows)
+        also = f"; {missing} expected tensors are missing" if missing else ""
+        if first is None:
+            compared = sum(row.verdict in ("equal", "ok") for row in self.rows)
+            return f"{'parity' if self.ok else 'incomplete'}: {compared} of {self._expected} sites agree{also}"
+        wrong = sum(not row.ok and row.verdict != "missing" for row in self.rows)
+        note = f" ({first.note})" if first.note else ""
+        return f"first divergence: {first.site}: {first.verdict}{note}; {wrong} of {self._expected} sites differ{also}"
+
+    @property
+    def _expected(self) -> int:
+        return sum(row.verdict != "extra" for row in self.rows)
+
+    def to_json(self) -> str:
+        """The same for programs: ok, first_divergence, rows. What is no number in JSON (NaN, infinity) is null."""
+        rows = [{key: _json_number(value) for key, value in asdict(row).items()} for row in self.rows]
+        first = self.first_divergence
+        found = {"ok": self.ok, "first_divergence": first.site if first else None, "rows": rows}
+        return json.dumps(found, indent=1)
+
+
+def compare(expected: Dump, actual: Dump, *, real: Tensor, floors: Floors | None = None) -> Comparison:
+    """Compares `actual` with `expected`, site by site.
+
+    real: boolean (B, S), True for real tokens. floors: what differences are judged by; without them only equal values
+    pass. What is missing, extra, misshapen, not finite or no floating-point tensor becomes a row that says so. Logits
+    that `expected` holds as their top k are looked up in `actual`, whole or top k. Raises ValueError if `real` is not
+    a boolean (B, S) or nothing is expected.
+    """
+    if real.dtype != torch.bool or real.dim() != 2:
+        raise ValueError(f"real must be boolean with shape (batch, sequence), not {real.dtype} {tuple(real.shape)}")
+    if not expected:
+        raise ValueError("nothing is expected: there is no tensor to compare with")
+    actual = with_reduced_logits(actual, expected.get(TOP_IDS), expected.get(TOP))
+    rows: list[Row] = []
+    for site in in_reading_order([*expected, *(name for name in actual if name not in expected)]):
+        if site == TOP_IDS:
+            continue
+        if site not in expected:
+            rows.append(Row(site, "extra", tuple(actual[site].shape)))
+        elif site not in actual:
+            rows.append(Row(site, "missing", tuple(expected[site].shape)))
+        else:
+            rows.append(_row(site, expected[site], actual[site], real, floors))
+    return Comparison(tuple(rows))
+
+
+def _row(site: str, expected: Tensor, actual: Tensor, real: Tensor, floors: Floors | None) -> Row:
+    shape = tuple(expected.shape)
+    if actual.shape != expected.shape:
+        return Row(site, "misshapen", shape, note=f"expected {shape}, got {tuple(actual.shape)}")
+    if actual.dtype not in FLOATS:
+        return Row(site, "wrong dtype", shape, note=f"expected {name_of(expected.dtype)}, got {name_of(actual.dtype)}")
+    theirs, ours = elements(site, actual, real), elements(site, expected, real)
+    allowed = floors.allowed(site, expected.dtype, actual.dtype) if floors else None
+    difference = (theirs - ours).masked_fill(theirs == ours, 0)  # infinity equals itself
+    odd = int((~difference.isfinite()).sum())
+    if odd:
+        note = f"{odd} of {difference.numel()} values are NaN or infinite"
+        return Row(site, "not finite", shape, math.inf, math.inf, math.nan, allowed, note)
+    max_abs = _largest(difference)
+    scale = _largest(ours)
+    relative = max_abs / scale if scale else (math.inf if max_abs else 0.0)
+    cosine = _cosine(theirs, ours)
+    if max_abs == 0:
+        return Row(site, "equal", shape, 0.0, 0.0, cosine, allowed)
+    if floors and allowed is None:
+        note = f"no floor was measured here for {name_of(expected.dtype)} and {name_of(actual.dtype)}"
+        return Row(site, "no floor", shape, max_abs, relative, cosine, None, note)
+    verdict = "ok" if allowed is not None and max_abs <= allowed else "DIVERGES"
+    return Row(site, verdict, shape, max_abs, relative, cosine, allowed)
+
+
+def elements(site: str, tensor: Tensor, real: Tensor) -> Tensor:
+    """The values that count at a site, float64 on the CPU: those of real tokens, tokens first.
+
+    Per token (B, S, ...) -> (T, ...); maps (B, N, S, S) -> (T, N, S), by query; per sequence (B, ...) -> (rows whose
+    first token is real, ...); anything else, such as a gradient, whole. A score of a key that must not be seen reads as
+    how far it rises above getting no attention, so that -inf, finfo.min and -1e4 are all 0.
+    """
+    tensor, real = tensor.detach().cpu().double(), real.cpu()
+    letters = shape_of(site)
+    if letters == "(B, N, S, S)":
+        by_query = tensor.transpose(1, 2)[real]
+        return _over_nothing(by_query, real) if site.endswith("scores") else by_query
+    if letters == "(B, H)":
+        return tensor[real[:, 0]]
+    return tensor[real] if letters else tensor
+
+
+def _over_nothing(scores: Tensor, real: Tensor) -> Tensor:  # (T, N, S), (B, S) -> (T, N, S)
+    hidden = ~real[real.nonzero()[:, 0]][:, None, :]  # (T, 1, S): the keys that each token must not see
+    top = scores.masked_fill(hidden, -math.inf).amax(dim=-1, keepdim=True)
+    return torch.where(hidden, (scores - top + UNDERFLOW).relu(), scores)
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+SHAPES = {tap.name: tap.shape for tap in (*EMBEDDINGS, *POST_NORM_LAYER, FINAL_NORM, *HEADS)} | {
+    TOP: "(B, S, K)",
+    LOGSUMEXP: "(B, S)",
+    "loss": "(B, S)",
+}
+LAYER_SITES = {tap.name for tap in POST_NORM_LAYER}
+
+
+def shape_of(site: str) -> str | None:
+    """The letters of a tap's shape, as in the tap table; None for a name that is no tap."""
+    parts = site.split(".", 2)
+    if parts[0] == "layers" and len(parts) == 3 and parts[1].isdigit():
+        return SHAPES.get(parts[2]) if parts[2] in LAYER_SITES else None
+    return SHAPES.get(site) if site not in LAYER_SITES else None
+
+
+def in_reading_order(names: Iterable[str]) -> list[str]:
+    """Taps from ids to logits, then all other names as they come."""
+    return sorted(names, key=_place)
+
+
+def _place(site: str) -> tuple[int, int, int]:
+    parts = site.split(".", 2)
+    if parts[0] == "layers" and shape_of(site):
+        return 1, int(parts[1]), _index(POST_NORM_LAYER, parts[2])
+    for section, taps in ((0, EMBEDDINGS), (2, (FINAL_NORM, *HEADS))):
+        if any(tap.name == site for tap in taps):
+            return section, 0, _index(taps, site)
+    return 3 if site in (TOP_IDS, TOP, LOGSUMEXP) else 4, 0, 0
+
+
+def _index(taps: tuple[Tap, ...], name: str) -> int:
+    return [tap.name for tap in taps].index(name)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- logits by their top k -------------------------------------------------------------------------------------------
+
+
+def with_reduced_logits(dump: Dump, ids: Tensor | None, values: Tensor | None = None) -> Dump:
+    """The dump with the logits at `ids` (B, S, K) and their logsumexp in place of all logits.
+
+    Whole logits (B, S, V) are looked up. Of logits that are themselves a top k, one that is not among them lies
+    somewhere below the last: it counts as that one, or as the expected of `values` if that is lower still, so that no
+    difference is told larger than it is. `ids` None changes nothing.
+    """
+    if ids is None:
+        return dump
+    reduced = {name: tensor for name, tensor in dump.items() if name not in (LOGITS, TOP_IDS, TOP)}
+    if LOGITS in dump and _fits(dump[LOGITS], ids):
+        reduced[TOP] = dump[LOGITS].gather(-1, ids.to(dump[LOGITS].device))
+        reduced[LOGSUMEXP] = logsumexp(dump[LOGITS])
+    elif LOGITS in dump:
+        reduced[TOP] = dump[LOGITS]  # of another shape: the row will say so
+    elif TOP in dump:
+        reduced[TOP] = dump[TOP]
+        theirs = dump.get(TOP_IDS)
+        if theirs is not None and values is not None and theirs.shape == ids.shape == dump[TOP].shape:
+            reduced[TOP] = _looked_up(theirs, dump[TOP], ids, values)
+    return reduced
+
+
+def _fits(logits: Tensor, ids: Tensor) -> bool:
+    return logits.shape[:-1] == ids.shape[:-1] and int(ids.max()) < logits.shape[-1]
+
+
+def _looked_up(
+    their_ids: Tensor, theirs: Tensor, ids: Tensor, values: Tensor
+) -> Tensor:  # (B, S, K), (B, S, K), (B, S, K), (B, S, K) -> (B, S, K)
+    same = ids[..., :, None] == their_ids[..., None, :]  # (B, S, K, K)
+    found = theirs.gather(-1, same.long().argmax(dim=-1))
+    at_most = torch.minimum(theirs.amin(dim=-1, keepdim=True), values.to(theirs.dtype))
+    return torch.where(same.any(dim=-1), found, at_most)
+
+
+def logsumexp(logits: Tensor) -> Tensor:  # (B, S, V) -> (B, S)
+    """One number a token that depends on every logit. Taken in float64, given in the dtype of the logits."""
+    return logits.double().logsumexp(dim=-1).to(logits.dtype)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    norms = float(a.norm() * b.norm())
+    return float((a * b).sum()) / norms if norms else math.nan
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.site,
+        "x".join(map(str, row.shape)) or "-",
+        *_numbers(row),
+        row.verdict + (f": {row.note}" if row.note else ""),
+    )
+
+
+def _numbers(row: Row) -> Iterator[str]:
+    for value in (row.max_abs, row.relative):
+        yield "-" if math.isnan(value) else f"{value:.2e}"
+    yield "-" if math.isnan(row.cosine) else f"{row.cosine:.6f}"
+    yield "-" if row.allowed is None else f"{row.allowed:.2e}"

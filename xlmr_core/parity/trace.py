@@ -1,0 +1,340 @@
+"""Golden traces: what a checkpoint computes for an input, in one file that any language can read.
+
+docs/trace-format.md describes the file. The same run gives the same bytes.
+
+    trace = record("xlmr-tiny", ["Hello <mask>!"])
+    trace.save(Path("trace.safetensors"))
+    trace = Trace.load(Path("trace.safetensors"))
+    trace.sites["layers.3.attention.probs"]  # (B, N, S, S)
+"""
+
+import copy
+import hashlib
+import json
+import platform
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlmr_core.checkpoint import inspect_checkpoint
+from xlmr_core.checkpoint.files import local_path, written_as
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.model import AttentionKind, PretrainedModel, XLMRobertaModel
+from xlmr_core.parity.adapters import is_fused
+from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
+from xlmr_core.parity.floors import run_sites
+from xlmr_core.parity.gradients import GRADIENT, LOSS
+from xlmr_core.tokenizer import XLMRobertaTokenizer
+
+KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, their order would be random
+VERSION = 1
+INPUTS = ("input_ids", "attention_mask")
+TOP_K = 32
+DTYPES = {name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+MODELS: dict[str, type[PretrainedModel]] = {model.__name__: model for model in (XLMRobertaForMaskedLM, XLMRobertaModel)}
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read, or does not belong to what it is compared with."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers of a trace come from."""
+
+    checkpoint: str  # a hub id, or the name of a folder
+    revision: str | None
+    model: str  # the class
+    weights_sha256: str  # of the tensors, whatever the file's layout: see `hash_of_weights`
+    config: Mapping[str, Any]
+    texts: tuple[str, ...]  # empty where ids were given
+    dtype: str  # of the run
+    attention: str
+    device: str
+    cpu: str
+    threads: int
+    steps: int  # of training, for the losses
+    logits_sha256: str | None  # of all logits, little-endian, as computed: tells whether a run was the same bit for bit
+    versions: Mapping[str, str]  # of what computed it; not ours, since each of our versions must give the same
+
+    @property
+    def machine(self) -> tuple[object, ...]:
+        """What must be the same for two runs to agree bit for bit."""
+        return self.dtype, self.attention, self.device, self.cpu, self.threads, self.versions["torch"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Inputs, the tensors at the sites in reading order, and where they come from."""
+
+    inputs: Mapping[str, Tensor]
+    sites: Mapping[str, Tensor]
+    provenance: Provenance
+
+    @property
+    def real(self) -> Tensor:
+        """(B, S): True for real tokens."""
+        return self.inputs["attention_mask"].bool()
+
+    @property
+    def config(self) -> XLMRobertaConfig:
+        """Of the checkpoint."""
+        return XLMRobertaConfig.from_dict(self.provenance.config)
+
+    @property
+    def taps(self) -> list[str]:
+        """The taps to capture for the same sites: the reduced logits come from `lm_head.logits`."""
+        reduced = {TOP_IDS: LOGITS, TOP: LOGITS, LOGSUMEXP: LOGITS}
+        names = dict.fromkeys(reduced.get(site, site) for site in self.sites)
+        return [name for name in names if shape_of(name) and name != LOSS]
+
+    @property
+    def top_ids(self) -> Tensor | None:
+        """(B, S, K): which logits are kept; None where all are."""
+        return self.sites.get(TOP_IDS)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether it was recorded with gradients."""
+        return any(site.startswith(GRADIENT) for site in self.sites)
+
+    def to_bytes(self) -> bytes:
+        """The file: the same trace gives the same bytes."""
+        from safetensors.torch import save
+
+        sites = [{"name": site, "axes": shape_of(site)} for site in self.sites]
+        content = {"version": VERSION, "provenance": asdict(self.provenance), "sites": sites}
+        tensors = {**self.inputs, **self.sites}
+        # numpy has no bfloat16: such numbers are kept as the float32 they equal, and `dtype` tells what they were
+        plain = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
+        return save({name: t.contiguous() for name, t in plain.items()}, {KEY: json.dumps(content, sort_keys=True)})
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        with written_as(path) as temporary:
+            temporary.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> "Trace":
+        """Reads what `save` wrote. Raises TraceError, naming the file, if it is damaged or of another version."""
+        tensors, metadata = read_safetensors(path)
+        if KEY not in metadata:
+            raise TraceError(f"{path} is no trace: its metadata has no {KEY!r}. `xlmr parity record` writes one")
+        try:
+            content = json.loads(metadata[KEY])
+            version = content["version"]
+            if version != VERSION:
+                raise TraceError(f"{path} is a trace of version {version}; this program reads version {VERSION}")
+            values: dict[str, Any] = {field.name: content["provenance"][field.name] for field in fields(Provenance)}
+            values["texts"] = tuple(values["texts"])
+            provenance = Provenance(**values)
+            dtype = DTYPES[provenance.dtype]
+            inputs = {name: tensors[name] for name in INPUTS}
+            sites = {site["name"]: tensors[site["name"]] for site in content["sites"]}
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, TraceError):
+                raise
+            raise TraceError(f"{path} is a damaged trace ({type(error).__name__}: {error})") from error
+        kept = {site: t.to(dtype) if t.is_floating_point() else t for site, t in sites.items()}
+        return cls(inputs, kept, provenance)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata. Raises TraceError, naming the file, if it is no safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise TraceError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise TraceError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
+
+
+# ---- recording -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in float32 on the CPU, and what the provenance tells of it."""
+
+    model: PretrainedModel
+    name: str
+    revision: str | None
+
+    @classmethod
+    def load(cls, source: str | PathLike[str], *, attention: AttentionKind = "eager", **options: Any) -> "Checkpoint":
+        """The masked language model in `source`, or the encoder of a checkpoint without LM head.
+
+        options: revision, cache_dir, local_files_only, token, as for `from_pretrained`.
+        """
+        keys = [info.key for info in inspect_checkpoint(source, **options).keys]
+        has_lm_head = any(key.startswith("lm_head.") for key in keys)
+        model = MODELS["XLMRobertaForMaskedLM" if has_lm_head else "XLMRobertaModel"]
+        path = local_path(source)
+        name = str(source) if path is None or not Path(source).exists() else path.resolve().name
+        return cls(model.from_pretrained(source, attention=attention, **options), name, options.get("revision"))
+
+
+def record(
+    source: str | PathLike[str],
+    texts: Sequence[str],
+    *,
+    taps: Sequence[str] = ("**",),
+    top_k: int = TOP_K,
+    grad: bool = False,
+    steps: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    attention: AttentionKind = "eager",
+    **options: Any,
+) -> Trace:
+    """A trace of the checkpoint in `source` for `texts`.
+
+    taps: patterns, as for `model.capture`. top_k: how many logits of each token are kept; 0 keeps all of them.
+    grad: also the gradients; steps: also the losses of that many steps of training. options: as for
+    `from_pretrained`. Raises ValueError for a pattern that matches nothing, or no text.
+    """
+    if not texts:
+        raise ValueError("there is no text to record")
+    checkpoint = Checkpoint.load(source, attention=attention, **options)
+    tokenizer = XLMRobertaTokenizer.from_pretrained(source, **options)
+    batch = tokenizer(list(texts))
+    inputs = {name: batch[name] for name in INPUTS}
+    return record_model(
+        checkpoint, inputs, texts=texts, taps=taps, top_k=top_k, grad=grad, steps=steps, dtype=dtype, device=device
+    )
+
+
+def record_model(
+    checkpoint: Checkpoint,
+    inputs: Mapping[str, Tensor],
+    *,
+    texts: Sequence[str] = (),
+    taps: Sequence[str] = ("**",),
+    top_k: int = TOP_K,
+    grad: bool = False,
+    steps: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Trace:
+    """The same for a model that is loaded, and for ids."""
+    model = checkpoint.model
+    if not taps and not grad and not steps:
+        raise ValueError("nothing is asked for: name taps, gradients or steps")
+    if "" in taps:
+        raise ValueError("a pattern of taps is empty; '**' is every tap")
+    sha256 = hash_of_weights(model)
+    with one_thread():
+        found = run_sites(_moved(model, device, dtype), inputs, taps, grad=grad, steps=steps)
+    found = {site: tensor.detach().cpu() for site, tensor in found.items()}
+    logits = found.get(LOGITS)
+    if logits is not None and 0 < top_k < logits.shape[-1]:
+        values, ids = logits.topk(top_k, dim=-1)
+        del found[LOGITS]
+        found |= {TOP_IDS: ids, TOP: values, LOGSUMEXP: logsumexp(logits)}
+    provenance = Provenance(
+        checkpoint=checkpoint.name,
+        revision=checkpoint.revision,
+        model=type(model).__name__,
+        weights_sha256=sha256,
+        config=model.config.to_dict(),
+        texts=tuple(texts),
+        dtype=name_of(dtype),
+        attention="sdpa" if is_fused(model) else "eager",
+        device=device,
+        cpu=_cpu(),
+        threads=1,
+        steps=steps,
+        logits_sha256=None if logits is None else hashlib.sha256(_bytes(logits)).hexdigest(),
+        versions={"torch": torch.__version__},
+    )
+    return Trace(dict(inputs), {site: found[site] for site in in_reading_order(found)}, provenance)
+
+
+def _moved(model: PretrainedModel, device: str, dtype: torch.dtype) -> PretrainedModel:
+    """The model, or a copy of it there and so: `to` would change the one that was given."""
+    there = all(p.dtype == dtype and p.device == torch.device(device) for p in model.parameters())
+    return model if there else copy.deepcopy(model).to(device, dtype)
+
+
+def rerun(trace: Trace, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+    """The sites of `trace` as the model of `checkpoint` computes them, logits whole.
+
+    Raises TraceError if the trace was recorded from other weights.
+    """
+    check_same_weights(trace, checkpoint)
+    with one_thread():
+        model = _moved(checkpoint.model, device, dtype)
+        return run_sites(model, trace.inputs, trace.taps, grad=trace.has_gradients, steps=trace.provenance.steps)
+
+
+def check_same_weights(trace: Trace, checkpoint: Checkpoint) -> None:
+    """Raises TraceError if the trace was recorded from other weights, and says how the two configs differ."""
+    ours, theirs = trace.provenance, checkpoint.model.config.to_dict()
+    different = [
+        f"{key} {value} and {theirs.get(key)}" for key, value in ours.config.items() if theirs.get(key) != value
+    ]
+    if different:
+        raise TraceError(f"the trace is of another checkpoint, {ours.checkpoint}: {', '.join(different)}")
+    if type(checkpoint.model).__name__ != ours.model:
+        raise TraceError(f"the trace is of a {ours.model}, the checkpoint a {type(checkpoint.model).__name__}")
+    sha256 = hash_of_weights(checkpoint.model)
+    if sha256 != ours.weights_sha256:
+        raise TraceError(
+            f"the trace is of another checkpoint, {ours.checkpoint}, with other weights: their sha256 begins with "
+            f"{ours.weights_sha256[:12]}, that of {checkpoint.name} with {sha256[:12]}"
+        )
+
+
+def hash_of_weights(model: nn.Module) -> str:
+    """sha256 of every parameter in float32, by sorted name: one for all layouts and formats of the same weights."""
+    parameters = dict(model.named_parameters())
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        digest.update(f"{name} {tuple(parameters[name].shape)}\n".encode())
+        digest.update(_bytes(parameters[name].detach().float()))
+    return digest.hexdigest()
+
+
+def hash_of_inputs(inputs: Mapping[str, Tensor]) -> str:
+    """sha256 of ids and mask with their shape."""
+    digest = hashlib.sha256()
+    for name in INPUTS:
+        digest.update(f"{name} {tuple(inputs[name].shape)}\n".encode())
+        digest.update(_bytes(inputs[name].long()))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data
+
+
+@contextmanager
+def one_thread() -> Generator[None, None, None]:
+    """With more threads, sums are split in as many parts, and their last bits depend on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cpu() -> str:
+    """The instructions that torch uses here, and the processor's name where the system tells it."""
+    names = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names += [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")][:1]
+    return ", ".join(names)
