@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
+
+# Where the package is installed, its entry point loads the plugin, and loading it again is an error.
+INSTALLED = any(point.value == "pytest_xlmr" for point in entry_points(group="pytest11"))
+LOADED = () if INSTALLED else ("-p", "pytest_xlmr")
 
 PORT_TESTS = """
 import sys
@@ -72,7 +77,7 @@ def test_a_port_is_driven_through_the_plugin(
         "addopts = --strict-markers\nfilterwarnings = error\n"
     )
     pytester.makepyfile(PORT_TESTS.format(tests=str(ROOT / "tests"), checkpoint=str(toy_checkpoint)))
-    run = pytester.runpytest_subprocess("-p", "pytest_xlmr", "-p", "no:cacheprovider", "-rA")
+    run = pytester.runpytest_subprocess(*LOADED, "-p", "no:cacheprovider", "-rA")
     run.assert_outcomes(passed=3, failed=1, errors=1)
     output = run.stdout.str()
     assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent site marked
@@ -82,9 +87,9 @@ def test_a_port_is_driven_through_the_plugin(
 
 def test_markers_and_options_are_documented(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     environment(monkeypatch)
-    markers = pytester.runpytest_subprocess("-p", "pytest_xlmr", "--markers").stdout.str()
+    markers = pytester.runpytest_subprocess(*LOADED, "--markers").stdout.str()
     assert "@pytest.mark.xlmr(checkpoint, trace, texts, taps)" in markers
-    assert "xlmr_checkpoint" in pytester.runpytest_subprocess("-p", "pytest_xlmr", "--help").stdout.str()
+    assert "xlmr_checkpoint" in pytester.runpytest_subprocess(*LOADED, "--help").stdout.str()
 
 
 def test_importing_the_plugin_does_not_import_torch() -> None:
