@@ -91,6 +91,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {label: [] for label in scripts}
         for _ in range(arguments.runs):
             for label, script in scripts.items():
+                run(IMPORT_TORCH)  # so that each starts with the same files in the system's cache
                 seconds[label].append(run(script)[0])
         private_mib = int(run(MEMORY.format(source=str(base)))[1]) / 1024
         file_mib = (base / "model.safetensors").stat().st_size / 2**20
