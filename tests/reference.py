@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from xlmr_core import heads
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind, XLMRobertaModel
+from xlmr_core.model import AttentionKind, XLMRobertaModel, position_ids_from
 
 # Sizes are pairwise distinct, so that no two axes can be exchanged unseen, and eps is nobody's default.
 POST_NORM = XLMRobertaConfig(
@@ -212,6 +212,17 @@ def awkward_batch(config: XLMRobertaConfig, length: int = 11) -> dict[str, Tenso
     ids[4, 4] = pad  # a pad that is attended to
     mask[4, 6] = 0  # a token that is not
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def packed_batch(batch: dict[str, Tensor], pad: int) -> dict[str, Tensor]:
+    """The real tokens of a padded batch, one sequence after the other, at the positions they have there.
+
+    A pad that is attended to becomes an ordinary token, also in `batch`: a packed batch has no padding.
+    """
+    real = batch["attention_mask"].bool()
+    batch["input_ids"][real & (batch["input_ids"] == pad)] = 9
+    positions = position_ids_from(batch["input_ids"], pad)
+    return {"input_ids": batch["input_ids"][real], "position_ids": positions[real], "lengths": real.sum(dim=1)}
 
 
 # ---- comparisons ----------------------------------------------------------------------------------------------------

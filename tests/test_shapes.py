@@ -1,7 +1,8 @@
 """The shapes written beside signatures and fields are the shapes that come out.
 
-A comment such as `# (B, S, H), (B, 1, 1, S) -> (B, S, H)` is read from the source and held against every real call on
-a tiny model whose sizes are pairwise distinct, so that no letter can stand for another unseen.
+A comment such as `# (*, H), (B) -> (B, H)` is read from the source and held against every real call on a tiny model
+whose sizes are pairwise distinct, so that no letter can stand for another unseen. Arguments that are no tensors have no
+shape in it.
 """
 
 import ast
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import POST_NORM, PRE_NORM, awkward_batch
+from reference import POST_NORM, PRE_NORM, awkward_batch, packed_batch
 from torch import Tensor
 
 from xlmr_core import heads, model
@@ -24,6 +25,7 @@ from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
 
 BATCH = awkward_batch(POST_NORM)
+PACKED = packed_batch(BATCH, POST_NORM.pad_token_id)
 LABELS = tuple("ABCDEFG")
 SIZES = {
     "B": 5,
@@ -34,19 +36,20 @@ SIZES = {
     "F": POST_NORM.intermediate_size,
     "V": POST_NORM.vocab_size,
     "C": len(LABELS),
+    "T": len(PACKED["input_ids"]),
     "1": 1,
 }
+STARS = (("B", "S"), ("T",), ("K",), ("B", "K", "S"))  # padded, packed, some positions, padded choices
 HEADS = (
     heads.XLMRobertaForSequenceClassification,
     heads.XLMRobertaForTokenClassification,
     heads.XLMRobertaForQuestionAnswering,
     heads.XLMRobertaForM3,
 )
-WITHOUT_SHAPES = {
-    "_check_inputs",
-    "capture",
-    "intervene",
-}  # it takes whatever it is given: finding a wrong shape is its business
+# Fused attention takes the sequences of a packed batch one by one: each is a batch of its own.
+ALONE = [SIZES | {"B": 1, "S": length} for length in PACKED["lengths"].tolist()]
+# They take whatever they are given: finding a wrong shape is their business.
+WITHOUT_SHAPES = {"_check_shapes", "_check_lengths", "_check_values", "capture", "intervene"}
 
 
 @dataclass(frozen=True)
@@ -96,29 +99,39 @@ def signatures() -> list[Signature]:
 
 
 def fits(letters: str, shape: torch.Size) -> bool:
-    """Whether a shape is what the letters say. `*` stands for any axes, a letter that is not in SIZES for any size."""
-    names = [name.strip() for name in letters.split(",")]
-    if names[0] == "*":
-        names = names[1:]
-        shape = shape[len(shape) - len(names) :]
-    if len(names) != len(shape):
-        return False
-    return all(SIZES.get(name, size) == size for name, size in zip(names, shape, strict=True))
+    """Whether a shape is what the letters say.
+
+    `*` is one of STARS, a last `...` any more axes, and a letter that is not in SIZES any size.
+    """
+    first, *rest = [name.strip() for name in letters.split(",")]
+    starts = STARS if first == "*" else ((first,),)
+    return any(_fits([*start, *rest], shape, sizes) for start in starts for sizes in (SIZES, *ALONE))
+
+
+def _fits(names: list[str], shape: torch.Size, sizes: dict[str, int]) -> bool:
+    if names[-1] == "...":
+        names, shape = names[:-1], shape[: len(names) - 1]
+    return len(names) == len(shape) and all(
+        sizes.get(name, size) == size for name, size in zip(names, shape, strict=True)
+    )
 
 
 def run_everything() -> list[Any]:
-    """Every function at least once: both attention paths, both placements of norms, pooler, every head."""
+    """Every function at least once: padded and packed, both attention paths and placements of norms, every head."""
     outputs: list[Any] = []
     for config in (POST_NORM, PRE_NORM):
         for attention in ("eager", "sdpa"):
-            outputs.append(XLMRobertaModel(config, attention=attention, add_pooling_layer=True)(**BATCH))
+            encoder = XLMRobertaModel(config, attention=attention, add_pooling_layer=True)
             lm = XLMRobertaForMaskedLM(config, attention=attention)
-            outputs += [lm(**BATCH), lm(**BATCH, positions=BATCH["input_ids"] == 52)]
             labelled = replace(config, labels=LABELS)
-            for head in HEADS:
-                outputs.append(head(labelled, attention=attention)(**BATCH))
-            choices = {name: tensor[:, None] for name, tensor in BATCH.items()}  # of one: B rows reach the encoder
-            outputs.append(heads.XLMRobertaForMultipleChoice(labelled, attention=attention)(**choices))
+            for batch in (BATCH, PACKED):
+                outputs.append(encoder(**batch))
+                outputs += [lm(**batch), lm(**batch, positions=batch["input_ids"] == 52)]
+                outputs += [head(labelled, attention=attention)(**batch) for head in HEADS]
+            chooser = heads.XLMRobertaForMultipleChoice(labelled, attention=attention)
+            # Of one choice each: B rows reach the encoder.
+            outputs.append(chooser(**{name: tensor[:, None] for name, tensor in BATCH.items()}))
+            outputs.append(chooser(**PACKED | {"lengths": PACKED["lengths"][:, None]}))
     return outputs
 
 
@@ -148,7 +161,8 @@ def test_signature(signature: Signature, monkeypatch: pytest.MonkeyPatch) -> Non
         calls += 1
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
-        given = [value for name, value in bound.arguments.items() if name not in ("self", "pad_token_id")]
+        hints = inspect.signature(function).parameters
+        given = [value for name, value in bound.arguments.items() if "Tensor" in str(hints[name].annotation)]
         for letters, value in zip(signature.inputs, given, strict=True):
             assert value is None or fits(letters, value.shape), f"({letters}) was given {tuple(value.shape)}"
         result = function(*args, **kwargs)
@@ -206,8 +220,14 @@ def test_the_letters_can_be_wrong() -> None:
     hidden = torch.Size([5, 11, config.hidden_size])
     assert fits("B, S, H", hidden)
     assert fits("*, H", hidden)
+    assert fits("*, H", torch.Size([SIZES["T"], config.hidden_size]))
     assert fits("K, S, H", hidden)
     assert not fits("S, B, H", hidden)
     assert not fits("B, S, F", hidden)
     assert not fits("B, S", hidden)
     assert not fits("*, V", hidden)
+    assert not fits("*, H", torch.Size([5, 12, config.hidden_size]))
+    assert not fits("*", torch.Size([]))
+    assert fits("*, ...", hidden)
+    assert not fits("S, B, ...", hidden)
+    assert not fits("B, S, H", torch.Size([1, 12, config.hidden_size]))

@@ -1,6 +1,7 @@
 """What stands on top of the encoder: the masked-LM head, classification, tagging, question answering, retrieval.
 
 Letters, beside those of model.py: C classes (`config.num_labels`), K positions asked for, or the choices of a question.
+Every class takes padded and packed batches, as `XLMRobertaModel` does; what each token has is then packed, too.
 No class takes labels: a loss is one line of torch on the logits, and the reader's own choice.
 """
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind, PretrainedModel, XLMRobertaModel
+from xlmr_core.model import AttentionKind, PretrainedModel, XLMRobertaModel, first_places
 
 UNK = 3  # <unk>, in every XLM-R vocabulary: config.json does not name it
 
@@ -38,8 +39,8 @@ class LMHead(nn.Module):
 class MaskedLMOutput:
     """What the masked language model gives back."""
 
-    logits: Tensor  # (B, S, V), or (K, V) for the K positions asked for
-    last_hidden_state: Tensor  # (B, S, H)
+    logits: Tensor  # (*, V), or (K, V) for the K positions asked for
+    last_hidden_state: Tensor  # (*, H)
 
 
 class XLMRobertaForMaskedLM(PretrainedModel):
@@ -64,14 +65,17 @@ class XLMRobertaForMaskedLM(PretrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: Tensor | None = None,
         positions: Tensor | None = None,
-    ) -> MaskedLMOutput:  # (B, S), (B, S), (B, S), (B, S), (B, S)
+    ) -> MaskedLMOutput:  # (*), (B, S), (*), (*), (B), (*)
         """As `XLMRobertaModel.forward`, and logits.
 
         positions: boolean, True where logits are wanted; they come as (K, V), in reading order. 250,002 logits for
         every token of a batch are where memory goes: `positions=input_ids == mask_id` asks for the masks alone.
         """
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, position_ids).last_hidden_state
+        hidden = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths
+        ).last_hidden_state
         if positions is None:
             return MaskedLMOutput(self.lm_head(hidden), hidden)
         if positions.shape != input_ids.shape or positions.dtype != torch.bool:
@@ -97,8 +101,9 @@ class ClassificationHead(nn.Module):
         self.activation = nn.Tanh()
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # (B, S, H) -> (B, C)
-        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(hidden[:, 0])))))
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:  # (*, H), (B) -> (B, C)
+        first = hidden[first_places(lengths)]
+        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(first)))))
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class SequenceClassifierOutput:
     """What the sequence classifier gives back."""
 
     logits: Tensor  # (B, C)
-    last_hidden_state: Tensor  # (B, S, H)
+    last_hidden_state: Tensor  # (*, H)
 
 
 class XLMRobertaForSequenceClassification(PretrainedModel):
@@ -124,18 +129,22 @@ class XLMRobertaForSequenceClassification(PretrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> SequenceClassifierOutput:  # (B, S), (B, S), (B, S), (B, S)
+        *,
+        lengths: Tensor | None = None,
+    ) -> SequenceClassifierOutput:  # (*), (B, S), (*), (*), (B)
         """As `XLMRobertaModel.forward`, and logits, whose names are `config.labels`."""
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, position_ids).last_hidden_state
-        return SequenceClassifierOutput(self.classifier(hidden), hidden)
+        hidden = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths
+        ).last_hidden_state
+        return SequenceClassifierOutput(self.classifier(hidden, lengths), hidden)
 
 
 @dataclass(frozen=True)
 class TokenClassifierOutput:
     """What the tagger gives back."""
 
-    logits: Tensor  # (B, S, C)
-    last_hidden_state: Tensor  # (B, S, H)
+    logits: Tensor  # (*, C)
+    last_hidden_state: Tensor  # (*, H)
 
 
 class XLMRobertaForTokenClassification(PretrainedModel):
@@ -154,9 +163,13 @@ class XLMRobertaForTokenClassification(PretrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> TokenClassifierOutput:  # (B, S), (B, S), (B, S), (B, S)
+        *,
+        lengths: Tensor | None = None,
+    ) -> TokenClassifierOutput:  # (*), (B, S), (*), (*), (B)
         """As `XLMRobertaModel.forward`, and logits for every token, padding included."""
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, position_ids).last_hidden_state
+        hidden = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths
+        ).last_hidden_state
         return TokenClassifierOutput(self.classifier(self.dropout(hidden)), hidden)
 
 
@@ -164,9 +177,9 @@ class XLMRobertaForTokenClassification(PretrainedModel):
 class QuestionAnsweringOutput:
     """What the question answerer gives back."""
 
-    start_logits: Tensor  # (B, S)
-    end_logits: Tensor  # (B, S)
-    last_hidden_state: Tensor  # (B, S, H)
+    start_logits: Tensor  # (*)
+    end_logits: Tensor  # (*)
+    last_hidden_state: Tensor  # (*, H)
 
 
 class XLMRobertaForQuestionAnswering(PretrainedModel):
@@ -184,9 +197,13 @@ class XLMRobertaForQuestionAnswering(PretrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> QuestionAnsweringOutput:  # (B, S), (B, S), (B, S), (B, S)
+        *,
+        lengths: Tensor | None = None,
+    ) -> QuestionAnsweringOutput:  # (*), (B, S), (*), (*), (B)
         """As `XLMRobertaModel.forward`, and for every token how likely the answer starts there, or ends there."""
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, position_ids).last_hidden_state
+        hidden = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths
+        ).last_hidden_state
         start, end = self.qa_outputs(hidden).unbind(-1)
         return QuestionAnsweringOutput(start, end, hidden)
 
@@ -215,14 +232,26 @@ class XLMRobertaForMultipleChoice(PretrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> MultipleChoiceOutput:  # (B, K, S), (B, K, S), (B, K, S), (B, K, S)
-        """As `XLMRobertaModel.forward` on all K texts of every question, and a logit for each."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids)
-        if any(tensor is not None and tensor.shape != input_ids.shape for tensor in inputs) or input_ids.dim() != 3:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs if tensor is not None)
+        *,
+        lengths: Tensor | None = None,
+    ) -> MultipleChoiceOutput:  # (*), (B, K, S), (*), (*), (B, K)
+        """As `XLMRobertaModel.forward` on all K texts of every question, and a logit for each.
+
+        Every padded input has the shape (B, K, S). Packed ones have (T), as elsewhere, and lengths (B, K).
+        """
+        given = (input_ids, attention_mask, token_type_ids, position_ids)
+        if lengths is None and (
+            input_ids.dim() != 3 or any(x is not None and x.shape != input_ids.shape for x in given)
+        ):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given if tensor is not None)
             raise ValueError(f"every input must have the shape (batch, choices, sequence), but they have {shapes}")
-        pooled = self.encoder(*(tensor if tensor is None else tensor.flatten(0, 1) for tensor in inputs)).pooler_output
-        pooled = pooled.unflatten(0, input_ids.shape[:2])
+        if lengths is not None and lengths.dim() != 2:
+            raise ValueError(f"lengths must have the shape (batch, choices), not {tuple(lengths.shape)}")
+        if lengths is None:
+            rows = [tensor if tensor is None else tensor.flatten(0, 1) for tensor in given]
+            pooled = self.encoder(*rows).pooler_output.unflatten(0, input_ids.shape[:2])
+        else:
+            pooled = self.encoder(*given, lengths=lengths.flatten()).pooler_output.unflatten(0, lengths.shape)
         return MultipleChoiceOutput(self.classifier(self.dropout(pooled)).squeeze(-1), pooled)
 
 
@@ -231,9 +260,9 @@ class M3Output:
     """What BGE-M3 gives back: one text in three ways."""
 
     dense: Tensor  # (B, H); the vector of <s>, of length 1
-    sparse: Tensor  # (B, S); the weight of each token, 0 for special ones; of equal tokens the largest counts
-    colbert: Tensor  # (B, S, H); a vector of length 1 for each token; 0 for <s> and for padding
-    last_hidden_state: Tensor  # (B, S, H)
+    sparse: Tensor  # (*); the weight of each token, 0 for special ones; of equal tokens the largest counts
+    colbert: Tensor  # (*, H); a vector of length 1 for each token; 0 for <s> and for padding
+    last_hidden_state: Tensor  # (*, H)
 
 
 class XLMRobertaForM3(PretrainedModel):
@@ -252,16 +281,21 @@ class XLMRobertaForM3(PretrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> M3Output:  # (B, S), (B, S), (B, S), (B, S)
+        *,
+        lengths: Tensor | None = None,
+    ) -> M3Output:  # (*), (B, S), (*), (*), (B)
         """As `XLMRobertaModel.forward`, and the three representations, ready to be compared by dot products."""
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, position_ids).last_hidden_state
+        hidden = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths
+        ).last_hidden_state
         config = self.config
         real = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
         special = torch.tensor([config.bos_token_id, config.pad_token_id, config.eos_token_id, UNK])
         is_word = real & ~torch.isin(input_ids, special.to(input_ids))
-        after_first = real & (torch.arange(input_ids.shape[1], device=input_ids.device) > 0)
+        after_first = real.clone()
+        after_first[first_places(lengths)] = False
         return M3Output(
-            dense=F.normalize(hidden[:, 0], dim=-1),
+            dense=F.normalize(hidden[first_places(lengths)], dim=-1),
             sparse=torch.relu(self.sparse_linear(hidden)).squeeze(-1) * is_word,
             colbert=F.normalize(self.colbert_linear(hidden), dim=-1) * after_first[..., None],
             last_hidden_state=hidden,

@@ -4,18 +4,21 @@ Conneau et al. 2020, "Unsupervised Cross-lingual Representation Learning at Scal
 BERT's encoder (Devlin et al. 2019, section 3) with positions counted from pad + 1. XL and XXL (Goyal et al. 2021)
 normalise before each sublayer; `config.norm_first` is that one difference.
 
-Letters: B batch, S sequence, H hidden, N heads, D head_dim (H = N * D), F intermediate, V vocabulary. A comment such
-as `# (B, S) -> (B, S, H)` after a signature gives the shapes of its tensors; the tests check each against the code.
+Letters: B batch, S sequence, H hidden, N heads, D head_dim (H = N * D), F intermediate, V vocabulary, T tokens of a
+packed batch; * is B, S where the batch is padded, and T where it is packed. A comment such as `# (*) -> (*, H)` after a
+signature gives the shapes of its tensors; the tests check each against the code.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self  # typing's own is from Python 3.11
 
 from xlmr_core.config import XLMRobertaConfig
@@ -38,6 +41,28 @@ ACTIVATIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the sequences of a batch lie in memory: padded, as rows of one width, or packed, one after the other.
+
+    All but positions and attention works on each token alone, and need not know.
+    """
+
+    mask: Tensor | None  # (B, 1, 1, S): True where a key may be attended to; None: everywhere
+    lengths: list[int] | None = None  # packed: the number of tokens of each sequence
+    offsets: Tensor | None = None  # (B + 1): packed: where each sequence begins, and where the last one ends
+
+    def to_rows(self, tokens: Tensor) -> Tensor:  # (*, ...) -> (B, S, ...)
+        """A row for each sequence. Packed ones are filled up with zeros."""
+        return tokens if self.lengths is None else pad_sequence(list(tokens.split(self.lengths)), batch_first=True)
+
+    def from_rows(self, rows: Tensor) -> Tensor:  # (B, S, ...) -> (*, ...)
+        """The inverse: what was filled up goes."""
+        if self.lengths is None:
+            return rows
+        return torch.cat([row[:length] for row, length in zip(rows, self.lengths, strict=True)])
+
+
 class Embeddings(nn.Module):
     """Token ids to vectors: word + token type + position, then norm and dropout."""
 
@@ -51,7 +76,7 @@ class Embeddings(nn.Module):
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor
-    ) -> Tensor:  # (B, S), (B, S), (B, S) -> (B, S, H)
+    ) -> Tensor:  # (*), (*), (*) -> (*, H)
         # Float addition is not associative: this order is the reference's, and bit-equality needs it.
         total = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         total = total + self.position_embeddings(position_ids)
@@ -73,12 +98,13 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:  # (B, S, H), (B, 1, 1, S) -> (B, S, H)
-        q = self._split_heads(self.q_proj(hidden))
-        k = self._split_heads(self.k_proj(hidden))
-        v = self._split_heads(self.v_proj(hidden))
-        context = self._fused_context(q, k, v, mask) if self.fused else self._eager_context(q, k, v, mask)
-        return self.out_proj(self._merge_heads(context))
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:  # (*, H) -> (*, H)
+        q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        if self.fused and layout.lengths is not None and layout.offsets is not None:
+            return self.out_proj(self._packed_context(q, k, v, layout.offsets, layout.lengths))
+        q, k, v = (self._split_heads(layout.to_rows(x)) for x in (q, k, v))
+        context = self._fused_context(q, k, v, layout.mask) if self.fused else self._eager_context(q, k, v, layout.mask)
+        return self.out_proj(layout.from_rows(self._merge_heads(context)))
 
     def _eager_context(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
@@ -94,6 +120,22 @@ class SelfAttention(nn.Module):
     ) -> Tensor:  # (B, N, S, D), (B, N, S, D), (B, N, S, D), (B, 1, 1, S) -> (B, N, S, D)
         dropout = self.dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_dim**-0.5)
+
+    def _packed_context(
+        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, lengths: list[int]
+    ) -> Tensor:  # (T, H), (T, H), (T, H), (B + 1) -> (T, H)
+        """Fused attention within each sequence: there is no padding to compute or to hide."""
+        if _takes_varlen(q, self.head_dim) and not (self.training and self.dropout.p):
+            from torch.nn.attention.varlen import varlen_attn
+
+            q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in (q, k, v))  # (T, N, D)
+            context: Any = varlen_attn(q, k, v, offsets, offsets, max(lengths), max(lengths))
+            return context.flatten(1)
+        contexts: list[Tensor] = []
+        for sequence in zip(*(x[None].split(lengths, dim=1) for x in (q, k, v)), strict=True):  # three of (1, S, H)
+            q, k, v = (self._split_heads(x) for x in sequence)
+            contexts.append(self._merge_heads(self._fused_context(q, k, v, None)))
+        return torch.cat(contexts, dim=1)[0]
 
     def _split_heads(self, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -111,7 +153,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]()
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # (B, S, H) -> (B, S, H)
+    def forward(self, hidden: Tensor) -> Tensor:  # (*, H) -> (*, H)
         return self.down_proj(self.activation(self.up_proj(hidden)))
 
 
@@ -130,13 +172,13 @@ class EncoderLayer(nn.Module):
         if config.norm_first:
             self.mid = nn.Identity()  # a boundary: no norm stands here at which the residual stream could be changed
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:  # (B, S, H), (B, 1, 1, S) -> (B, S, H)
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:  # (*, H) -> (*, H)
         if self.norm_first:
-            attended = self.attention(self.attention_norm(hidden), mask)
+            attended = self.attention(self.attention_norm(hidden), layout)
             mid = self.mid(hidden + self.attention_dropout(attended))
             transformed = self.feed_forward(self.feed_forward_norm(mid))
             return mid + self.feed_forward_dropout(transformed)
-        attended = self.attention(hidden, mask)
+        attended = self.attention(hidden, layout)
         mid = self.attention_norm(hidden + self.attention_dropout(attended))
         transformed = self.feed_forward(mid)
         return self.feed_forward_norm(mid + self.feed_forward_dropout(transformed))
@@ -150,15 +192,15 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.Tanh()
 
-    def forward(self, hidden: Tensor) -> Tensor:  # (B, S, H) -> (B, H)
-        return self.activation(self.dense(hidden[:, 0]))
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:  # (*, H), (B) -> (B, H)
+        return self.activation(self.dense(hidden[first_places(lengths)]))
 
 
 @dataclass(frozen=True)
 class ModelOutput:
     """What the encoder gives back."""
 
-    last_hidden_state: Tensor  # (B, S, H); rows of padding hold junk
+    last_hidden_state: Tensor  # (*, H); rows of padding hold junk
     pooler_output: Tensor | None = None  # (B, H); None where the model has no pooler
 
 
@@ -262,36 +304,53 @@ class XLMRobertaModel(PretrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> ModelOutput:  # (B, S), (B, S), (B, S), (B, S)
-        """Encodes a padded batch.
+        *,
+        lengths: Tensor | None = None,
+    ) -> ModelOutput:  # (*), (B, S), (*), (*), (B)
+        """Encodes a padded batch, or a packed one.
 
         input_ids: token ids. attention_mask: 1 for a token to attend to, 0 for padding; by default every token but
         pad. token_type_ids: all 0 in XLM-R. position_ids: by default counted from pad + 1 over the tokens that are
         not pad. A row with no real token attends to all its padding: finite, and of no use.
 
+        lengths: makes the batch a packed one. Its sequences stand one after the other without padding, and these are
+        their numbers of tokens. There is no attention_mask then, and what comes out is packed, too.
+
         Raises ValueError or TypeError, naming the argument and the limit, for input the model cannot take.
         """
         pad = self.config.pad_token_id
-        if attention_mask is None:
-            attention_mask = input_ids != pad
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
+        _check_shapes(input_ids, attention_mask, token_type_ids, position_ids, lengths)
+        layout = _layout_of(input_ids != pad if attention_mask is None else attention_mask, lengths)
         if position_ids is None:
-            position_ids = position_ids_from(input_ids, pad)
-        _check_inputs(self.config, input_ids, attention_mask, token_type_ids, position_ids)
+            position_ids = layout.from_rows(position_ids_from(layout.to_rows(input_ids), pad))
+        _check_values(self.config, input_ids, token_type_ids, position_ids, packed=lengths is not None)
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
-        mask = _broadcast_mask(attention_mask)
         for layer in self.layers:
-            hidden = layer(hidden, mask)
+            hidden = layer(hidden, layout)
         hidden = self.final_norm(hidden)
-        return ModelOutput(hidden, self.pooler(hidden) if self.pooler is not None else None)
+        return ModelOutput(hidden, self.pooler(hidden, lengths) if self.pooler is not None else None)
 
 
 def position_ids_from(input_ids: Tensor, pad_token_id: int) -> Tensor:  # (B, S) -> (B, S)
     """Positions counted from pad + 1 over the tokens that are not pad; a pad's is pad (fairseq, make_positions)."""
     real = (input_ids != pad_token_id).long()
     return real.cumsum(dim=-1) * real + pad_token_id
+
+
+def first_places(lengths: Tensor | None) -> Any:  # (B)
+    """Where <s> stands: `hidden[first_places(lengths)]` is (B, H). lengths: those of a packed batch, else None."""
+    return (slice(None), 0) if lengths is None else lengths.cumsum(0) - lengths
+
+
+def _layout_of(attention_mask: Tensor, lengths: Tensor | None) -> Layout:  # (*), (B)
+    if lengths is None:
+        return Layout(_broadcast_mask(attention_mask))
+    places = torch.arange(int(lengths.max()), device=lengths.device)
+    offsets = F.pad(lengths.cumsum(0), (1, 0)).int()
+    return Layout(_broadcast_mask(places < lengths[:, None]), lengths.tolist(), offsets)
 
 
 def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)
@@ -302,25 +361,68 @@ def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1
     return real[:, None, None, :]
 
 
+def _takes_varlen(q: Tensor, head_dim: int) -> bool:  # (T, H)
+    """Whether torch's kernel for sequences of various lengths takes these queries: half precision on CUDA."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # from torch 2.10 on
+    )
+
+
 def _layer_norm(config: XLMRobertaConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
-def _check_inputs(
-    config: XLMRobertaConfig, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, position_ids: Tensor
+def _check_shapes(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor,
+    position_ids: Tensor | None,
+    lengths: Tensor | None,
 ) -> None:
-    """Turns what would be a bare IndexError, or a dead CUDA context, into an error that names the argument."""
-    if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, not {tuple(input_ids.shape)}")
+    """Turns what would fail far inside into an error that names the argument."""
+    shape = tuple(input_ids.shape)
+    if lengths is None and (input_ids.dim() != 2 or input_ids.numel() == 0):
+        packed = ". A packed batch, of shape (tokens,), needs lengths" if input_ids.dim() == 1 else ""
+        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, not {shape}{packed}")
+    if lengths is not None:
+        _check_lengths(input_ids, attention_mask, lengths)
     indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
     for name, tensor in {**indices, "attention_mask": attention_mask}.items():
-        if tensor.shape != input_ids.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {tuple(input_ids.shape)}")
+        if tensor is not None and tensor.shape != input_ids.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {shape}")
     for name, tensor in indices.items():
-        if tensor.dtype not in (torch.int64, torch.int32):
+        if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} must hold int64 or int32, not {tensor.dtype}")
+
+
+def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> None:
+    if attention_mask is not None:
+        raise ValueError("a packed batch has no attention_mask: every token of it is real")
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"lengths must hold int64 or int32, not {lengths.dtype}")
+    if input_ids.dim() != 1 or lengths.dim() != 1 or lengths.numel() == 0:
+        raise ValueError(
+            f"input_ids of a packed batch must have shape (tokens,) and lengths (sequences,), not "
+            f"{tuple(input_ids.shape)} and {tuple(lengths.shape)}"
+        )
+    if int(lengths.min()) < 1 or int(lengths.sum()) != len(input_ids):
+        raise ValueError(
+            f"lengths must be at least 1 each and add up to the {len(input_ids)} tokens of input_ids, "
+            f"but the least is {int(lengths.min())} and the sum {int(lengths.sum())}"
+        )
+
+
+def _check_values(
+    config: XLMRobertaConfig, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, *, packed: bool
+) -> None:
+    """Turns what would be a bare IndexError, or a dead CUDA context, into an error that names the argument."""
     if torch.compiler.is_compiling() or input_ids.is_meta:
         return  # a look at the values would break the graph
+    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
     rows = (config.vocab_size, config.type_vocab_size, config.max_position_embeddings)
     bounds = torch.stack([bound for tensor in indices.values() for bound in tensor.aminmax()]).tolist()
     for (name, limit), low, high in zip(zip(indices, rows, strict=True), bounds[::2], bounds[1::2], strict=True):
@@ -332,3 +434,5 @@ def _check_inputs(
                 "<s> and </s> included. Truncate the text (tokenizer(..., truncation=True)) or split it"
             )
         raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")
+    if packed and bool((input_ids == config.pad_token_id).any()):
+        raise ValueError(f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}")

@@ -61,6 +61,14 @@ class Batch:
     def __getitem__(self, key: str) -> Tensor:
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}[key]
 
+    def packed(self) -> dict[str, Tensor]:
+        """The same texts one after the other, without padding, as every model takes them: `model(**batch.packed())`.
+
+        What comes out for each token is packed, too: `hidden.split(lengths.tolist())` has a tensor for each text.
+        """
+        real = self.attention_mask.bool()
+        return {"input_ids": self.input_ids[real], "lengths": real.sum(dim=1)}  # (T,), (B,)
+
     def to(self, device: torch.device | str) -> Self:
         return replace(self, input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 

@@ -32,6 +32,7 @@ from xlmr_core.model import (
     Embeddings,
     EncoderLayer,
     FeedForward,
+    Layout,
     Pooler,
     PretrainedModel,
     SelfAttention,
@@ -227,7 +228,7 @@ def _scores(rule: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]) -> P
     return patch
 
 
-def _layer_forward(rule: Callable[[EncoderLayer, Tensor, Tensor | None], Tensor]) -> Patch:
+def _layer_forward(rule: Callable[[EncoderLayer, Tensor, Layout], Tensor]) -> Patch:
     def patch(model: PretrainedModel, undo: ExitStack) -> None:
         for layer in _parts(model, EncoderLayer):
             _override(undo, layer, "forward", partial(rule, layer))
@@ -297,12 +298,12 @@ def _token_type_twice(model: PretrainedModel, undo: ExitStack) -> None:
 
 
 def _counted(ids: Tensor, start: int) -> Tensor:
-    return torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
+    return torch.arange(start, start + ids.shape[-1], device=ids.device).expand_as(ids)
 
 
 def _positions_from_one(ids: Tensor, pad: int) -> Tensor:
     real = (ids != pad).long()
-    return real.cumsum(dim=1) * real
+    return real.cumsum(dim=-1) * real
 
 
 def _positions_through_batch(ids: Tensor, pad: int) -> Tensor:
@@ -407,18 +408,18 @@ def _norm_placement_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
             undo.callback(delattr, layer, "mid")
 
 
-def _norm_before_residual(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    mid = hidden + layer.attention_norm(layer.attention_dropout(layer.attention(hidden, mask)))
+def _norm_before_residual(layer: EncoderLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    mid = hidden + layer.attention_norm(layer.attention_dropout(layer.attention(hidden, layout)))
     return mid + layer.feed_forward_norm(layer.feed_forward_dropout(layer.feed_forward(mid)))
 
 
-def _attention_residual_missing(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    mid = layer.attention_norm(layer.attention_dropout(layer.attention(hidden, mask)))
+def _attention_residual_missing(layer: EncoderLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    mid = layer.attention_norm(layer.attention_dropout(layer.attention(hidden, layout)))
     return layer.feed_forward_norm(mid + layer.feed_forward_dropout(layer.feed_forward(mid)))
 
 
-def _residual_from_layer_input(layer: EncoderLayer, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    mid = layer.attention_norm(hidden + layer.attention_dropout(layer.attention(hidden, mask)))
+def _residual_from_layer_input(layer: EncoderLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    mid = layer.attention_norm(hidden + layer.attention_dropout(layer.attention(hidden, layout)))
     return layer.feed_forward_norm(hidden + layer.feed_forward_dropout(layer.feed_forward(mid)))
 
 
@@ -434,7 +435,7 @@ def _last_layer_skipped(model: PretrainedModel, undo: ExitStack) -> None:
     _override(undo, _parts(model, EncoderLayer)[-1], "forward", _first_argument)
 
 
-def _first_argument(hidden: Tensor, _mask: Tensor | None) -> Tensor:
+def _first_argument(hidden: Tensor, _layout: Layout) -> Tensor:
     return hidden
 
 
@@ -467,8 +468,8 @@ def _pooler_last_token(model: PretrainedModel, undo: ExitStack) -> None:
         _change_input(undo, pooler, _reversed_tokens)
 
 
-def _reversed_tokens(hidden: Tensor) -> tuple[Tensor]:
-    return (hidden.flip(1),)
+def _reversed_tokens(hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return (hidden.flip(1), None) if lengths is None else (hidden.flip(0), lengths.flip(0))
 
 
 # ---- precision and training ------------------------------------------------------------------------------------------
