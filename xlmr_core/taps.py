@@ -26,7 +26,11 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tap:
-    """One named tensor: the `side` of the module of that name in the model. Letters as in model.py."""
+    """One named tensor: the `side` of the module of that name in the model.
+
+    Letters as in model.py and heads.py. Where the batch is packed, B, S reads T, but for scores and probs, which have
+    a row for each sequence then, too. A pooler in a multiple-choice model has B * K for B.
+    """
 
     name: str
     shape: str
@@ -73,31 +77,47 @@ PRE_NORM_LAYER = (
     Tap("output", "(B, S, H)", "the same", ""),
 )
 FINAL_NORM = Tap("final_norm", "(B, S, H)", "the last layer's output, normalised", "final_norm")
-# Above the encoder; a model has those whose module it has.
-HEADS = (
+POOLER = (
     Tap("pooler.dense", "(B, H)", "the first token through the pooler's map", "pooler.dense"),
     Tap("pooler.output", "(B, H)", "tanh of it", "pooler"),
-    Tap("lm_head.dense", "(*, H)", "before the head's GELU", "lm_head.dense"),
-    Tap("lm_head.norm", "(*, H)", "what the word table is compared with", "lm_head.norm"),
-    Tap("lm_head.logits", "(*, V)", "vocabulary logits; * is B, S or the positions asked for", "lm_head.decoder"),
 )
+HEADS: Mapping[str, tuple[Tap, ...]] = {  # by the class that has them above its encoder
+    "XLMRobertaForMaskedLM": (
+        Tap("lm_head.dense", "(*, H)", "before the head's GELU", "lm_head.dense"),
+        Tap("lm_head.norm", "(*, H)", "what the word table is compared with", "lm_head.norm"),
+        Tap("lm_head.logits", "(*, V)", "vocabulary logits; of the positions asked for, if any are", "lm_head.decoder"),
+    ),
+    "XLMRobertaForSequenceClassification": (
+        Tap("classifier.dense", "(B, H)", "the first token through the head's map", "classifier.dense"),
+        Tap("classifier.logits", "(B, C)", "a logit for each label of the text", "classifier.out_proj"),
+    ),
+    "XLMRobertaForTokenClassification": (
+        Tap("tagger.logits", "(*, C)", "a logit for each label of the token", "classifier"),
+    ),
+    "XLMRobertaForQuestionAnswering": (
+        Tap("answer.logits", "(*, 2)", "whether the answer starts here, and whether it ends here", "qa_outputs"),
+    ),
+    "XLMRobertaForMultipleChoice": (Tap("choice.logits", "(B, K, 1)", "a logit for each choice", "classifier"),),
+    "XLMRobertaForM3": (
+        Tap("sparse.weight", "(*, 1)", "before the ReLU, and of special tokens, too", "sparse_linear"),
+        Tap("colbert.dense", "(*, H)", "before it is scaled to length 1", "colbert_linear"),
+    ),
+}
 
 
 def taps_of(model: PretrainedModel) -> list[Tap]:
     """Every tap of this model in reading order, its module's full name filled in."""
-    modules = dict(model.named_modules())
-    prefix = "" if isinstance(model, XLMRobertaModel) else "encoder."
+    encoder: nn.Module = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
+    prefix = "" if encoder is model else "encoder."
     layer = PRE_NORM_LAYER if model.config.norm_first else POST_NORM_LAYER
     taps = [_at(tap, "", prefix) for tap in EMBEDDINGS]
     for i in range(model.config.num_hidden_layers):
         taps += [_at(tap, f"layers.{i}.", f"{prefix}layers.{i}.") for tap in layer]
     if model.config.norm_first:
         taps.append(_at(FINAL_NORM, "", prefix))
-    for tap in HEADS:
-        for start in (prefix, "") if prefix else ("",):
-            if modules.get(start + tap.module) is not None:
-                taps.append(_at(tap, "", start))
-    return taps
+    if getattr(encoder, "pooler", None) is not None:
+        taps += [_at(tap, "", prefix) for tap in POOLER]
+    return taps + [tap for cls in type(model).__mro__ for tap in HEADS.get(cls.__name__, ())]
 
 
 def _at(tap: Tap, name: str, module: str) -> Tap:

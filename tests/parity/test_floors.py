@@ -13,7 +13,16 @@ from xlmr_core.parity import find_fault
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.check import floors_path, measure_trace, read_floors
 from xlmr_core.parity.compare import FACTOR, compare
-from xlmr_core.parity.floors import FloorTable, _reversed, _unreversed, _variant, measure, measure_floors, run_sites
+from xlmr_core.parity.floors import (
+    FloorTable,
+    _packed_sites,
+    _reversed,
+    _unreversed,
+    _variant,
+    measure,
+    measure_floors,
+    run_sites,
+)
 from xlmr_core.parity.trace import Checkpoint, Trace, TraceError, record
 
 NORMS = pytest.mark.parametrize("norm", CONFIGS)
@@ -23,6 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @pytest.fixture(scope="module", params=CONFIGS)
 def measured(request: pytest.FixtureRequest) -> tuple[reference.Pair, FloorTable]:
     pair = reference.build_pair(CONFIGS[request.param])
+    reference.packed_batch(pair.batch, pair.config.pad_token_id)  # no padding is attended to from here on
     return pair, measure(pair.ours, pair.batch, grad=True, steps=2)
 
 
@@ -51,17 +61,61 @@ def test_a_reversed_pooler_too() -> None:
 
 def test_every_way_to_run_is_measured(measured: tuple[reference.Pair, FloorTable]) -> None:
     pair, table = measured
-    ways = {(m.dtype, m.attention, m.device, m.order) for m in table.measurements if m.device == "cpu"}
-    assert ways == {
-        (dtype, attention, "cpu", order)
+    ways = [m.name for m in table.measurements if m.device == "cpu"]
+    assert sorted(ways) == sorted(
+        f"{dtype} {attention} cpu{layout}{order}"
         for dtype in DTYPES
         for attention in ("eager", "sdpa")
-        for order in ("given", "reversed")
-    }
+        for layout in ("", " packed")
+        for order in ("", " reversed")
+    )
     taps = {tap.name for tap in pair.ours.taps()}
     for measurement in table.measurements:
         hidden = {name for name in taps if name.endswith(("scores", "probs")) and measurement.attention == "sdpa"}
         assert taps - hidden <= measurement.errors.keys()
+
+
+def test_padding_that_is_attended_to_is_not_packed() -> None:
+    pair = reference.build_pair(CONFIGS["post-norm"])
+    table = measure(pair.ours, pair.batch, dtypes=[torch.float32])
+    assert {m.layout for m in table.measurements} == {"padded"}
+
+
+@NORMS
+def test_a_packed_run_is_put_back_where_it_was(norm: str) -> None:
+    pair = reference.build_pair(CONFIGS[norm], dtype=torch.float64)
+    reference.packed_batch(pair.batch, pair.config.pad_token_id)
+    taps = [tap.name for tap in pair.ours.taps()]
+    expected, found = run_sites(pair.ours, pair.batch, taps), _packed_sites(pair.ours, pair.batch, taps)
+    assert list(found) == list(expected)
+    for row in compare(expected, found, real=pair.real).rows:
+        assert row.max_abs <= reference.ORACLE_TOLERANCE, row
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
+@NORMS
+def test_a_compiled_model_is_measured_too(norm: str) -> None:
+    pair = reference.build_pair(CONFIGS[norm])
+    table = measure(pair.ours, pair.batch, dtypes=[torch.float32, torch.bfloat16], compiled=True)
+    compiled = [m for m in table.measurements if m.compiled]
+    assert [m.name for m in compiled] == [
+        f"{dtype} {attention} cpu compiled" for dtype in ("float32", "bfloat16") for attention in ("eager", "sdpa")
+    ]
+    assert compiled[0].errors.keys() == {tap.name for tap in pair.ours.taps()}
+    eager = next(m for m in table.measurements if m.name == "float32 eager cpu")
+    assert compiled[0].errors != eager.errors  # it really ran another way
+    assert 1 < table.surprise < FACTOR
+
+
+def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    pair = reference.build_pair(CONFIGS["post-norm"])
+    with pytest.raises(ValueError, match=r"cannot be compiled here \(RuntimeError: no compiler\): leave that out"):
+        measure(pair.ours, pair.batch, dtypes=[torch.float32], compiled=True)
 
 
 def test_floors_are_of_the_order_of_the_dtypes_rounding(measured: tuple[reference.Pair, FloorTable]) -> None:
@@ -77,14 +131,14 @@ def test_floors_are_of_the_order_of_the_dtypes_rounding(measured: tuple[referenc
         assert table.floors.errors["float32"][site] == 0  # a look-up rounds nothing
 
 
-def test_equally_right_runs_differ_by_less_than_the_factor_at_every_tap(
+def test_no_right_way_is_worse_than_all_others_by_the_factor_at_any_tap(
     measured: tuple[reference.Pair, FloorTable],
 ) -> None:
     pair, table = measured
     taps = {tap.name for tap in pair.ours.taps()}
     of_taps = [vars(m) | {"errors": {s: e for s, e in m.errors.items() if s in taps}} for m in table.measurements]
-    spread = FloorTable(tuple(type(table.measurements[0])(**row) for row in of_taps)).spread
-    assert 1 < spread < FACTOR
+    surprise = FloorTable(tuple(type(table.measurements[0])(**row) for row in of_taps)).surprise
+    assert 1 < surprise < FACTOR
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -162,9 +216,9 @@ def test_floors_of_something_else_are_refused(trace: Trace, toy_checkpoint: Path
         read_floors(other, path)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"format": "x"}, {"measurements": 3}, {"measurements": [{"a": 1}]}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"format": "x"}, {"measurements": 3}, {"measurements": [{"a": 1}]}])
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    content = {"format": "xlmr-core floors", "version": 1, "factor": 3.0, "about": {}, "measurements": []}
+    content = {"format": "xlmr-core floors", "version": 2, "factor": 3.0, "about": {}, "measurements": []}
     path = tmp_path / "floors.json"
     path.write_text(json.dumps(content | change))
     with pytest.raises(ValueError, match=r"floors\.json is not a table of floors"):

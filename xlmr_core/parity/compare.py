@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, HEADS, POST_NORM_LAYER, Tap
+from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, HEADS, POOLER, POST_NORM_LAYER, Tap
 
 Dump = Mapping[str, Tensor]
 Verdict = Literal["equal", "ok", "DIVERGES", "missing", "extra", "misshapen", "not finite", "wrong dtype", "no floor"]
@@ -185,7 +185,7 @@ def elements(site: str, tensor: Tensor, real: Tensor) -> Tensor:
     if letters == "(B, N, S, S)":
         by_query = tensor.transpose(1, 2)[real]
         return _over_nothing(by_query, real) if site.endswith("scores") else by_query
-    if letters == "(B, H)":
+    if letters in PER_SEQUENCE:
         return tensor[real[:, 0]]
     return tensor[real] if letters else tensor
 
@@ -198,12 +198,14 @@ def _over_nothing(scores: Tensor, real: Tensor) -> Tensor:  # (T, N, S), (B, S) 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
-SHAPES = {tap.name: tap.shape for tap in (*EMBEDDINGS, *POST_NORM_LAYER, FINAL_NORM, *HEADS)} | {
+ABOVE = (FINAL_NORM, *POOLER, *(tap for taps in HEADS.values() for tap in taps))
+SHAPES = {tap.name: tap.shape for tap in (*EMBEDDINGS, *POST_NORM_LAYER, *ABOVE)} | {
     TOP: "(B, S, K)",
     LOGSUMEXP: "(B, S)",
     "loss": "(B, S)",
 }
 LAYER_SITES = {tap.name for tap in POST_NORM_LAYER}
+PER_SEQUENCE = ("(B, H)", "(B, C)")  # one vector for all tokens of a text
 
 
 def shape_of(site: str) -> str | None:
@@ -223,7 +225,7 @@ def _place(site: str) -> tuple[int, int, int]:
     parts = site.split(".", 2)
     if parts[0] == "layers" and shape_of(site):
         return 1, int(parts[1]), _index(POST_NORM_LAYER, parts[2])
-    for section, taps in ((0, EMBEDDINGS), (2, (FINAL_NORM, *HEADS))):
+    for section, taps in ((0, EMBEDDINGS), (2, ABOVE)):
         if any(tap.name == site for tap in taps):
             return section, 0, _index(taps, site)
     return 3 if site in (TOP_IDS, TOP, LOGSUMEXP) else 4, 0, 0

@@ -1,15 +1,17 @@
 """How far rounding alone takes a right implementation from the truth, measured site by site.
 
 The truth is our own model in float64. Beside it runs the same model in lower precision, in every way it can run here:
-eager and fused attention, on the CPU and on a GPU, and with every feature in reverse order, which is the same
-mathematics summed in another order, as a foreign port would. The largest error at a site is its floor.
+eager and fused attention, padded and packed, compiled, on the CPU and on a GPU, and with every feature in reverse
+order, which is the same mathematics summed in another order, as a foreign port would. The largest error at a site is
+its floor.
 """
 
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.files import written_as
-from xlmr_core.model import PretrainedModel, SelfAttention
+from xlmr_core.model import PretrainedModel, SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused
 from xlmr_core.parity.compare import (
     FACTOR,
+    PER_SEQUENCE,
     TOP_IDS,
     Dump,
     Floors,
@@ -31,8 +34,18 @@ from xlmr_core.parity.compare import (
 )
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
 
-FORMAT, VERSION = "xlmr-core floors", 1
+FORMAT, VERSION = "xlmr-core floors", 2
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Parts of the names of parameters.
+ROWS_ARE_NO_FEATURES = (
+    "_embeddings.",
+    "lm_head.decoder.",
+    "classifier.out_proj.",
+    "classifier.weight",
+    "classifier.bias",
+    "qa_outputs.",
+    "sparse_linear.",
+)
 FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps  # rounding errors scale with eps
 
 
@@ -43,8 +56,16 @@ class Measurement:
     dtype: str
     attention: str
     device: str
+    layout: str  # "padded" or "packed"
     order: str  # "given" or "reversed": of the features
+    compiled: bool
     errors: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The way in words, without what is usual."""
+        unusual = ("packed" * (self.layout == "packed"), "reversed" * (self.order == "reversed"))
+        return " ".join(filter(None, (self.dtype, self.attention, self.device, *unusual, "compiled" * self.compiled)))
 
 
 @dataclass(frozen=True)
@@ -67,20 +88,21 @@ class FloorTable:
         return Floors(errors, self.factor)
 
     @property
-    def spread(self) -> float:
-        """How many times the smallest error of a dtype at a site its largest is: the most over all sites."""
+    def surprise(self) -> float:
+        """How many times above all others the worst run of a dtype at a site lies: the most over all sites.
+
+        It tells how far above its floor a right run may lie that was not measured: each was one of them once.
+        """
         ratios = [1.0]
         for dtype in {measurement.dtype for measurement in self.measurements}:
             runs = [measurement.errors for measurement in self.measurements if measurement.dtype == dtype]
             for site in runs[0]:
-                found = [run[site] for run in runs if run.get(site)]
-                ratios += [max(found) / min(found)] if found else []
+                found = sorted(run[site] for run in runs if run.get(site))
+                ratios += [found[-1] / found[-2]] if len(found) > 1 else []
         return max(ratios)
 
     def __str__(self) -> str:
-        names = [
-            f"{m.dtype} {m.attention} {m.device}{' reversed' * (m.order == 'reversed')}" for m in self.measurements
-        ]
+        names = [measurement.name for measurement in self.measurements]
         sites = list(dict.fromkeys(site for m in self.measurements for site in m.errors))
         width = max(map(len, ("site", *sites)))
         lines = ["  ".join([f"{'site':{width}}", *names])]
@@ -88,7 +110,9 @@ class FloorTable:
             cells = [f"{m.errors[site]:.2e}" if site in m.errors else "-" for m in self.measurements]
             padded = [cell.ljust(len(name)) for cell, name in zip(cells, names, strict=True)]
             lines.append("  ".join([f"{site:{width}}", *padded]).rstrip())
-        return "\n".join([*lines, f"at one site, the largest error is at most {self.spread:.1f} times the smallest"])
+        return "\n".join(
+            [*lines, f"at no site is one way more than {self.surprise:.1f} times worse than all the others"]
+        )
 
     def save(self, path: Path) -> None:
         """Writes the table as JSON."""
@@ -126,12 +150,15 @@ def measure(
     steps: int = 0,
     dtypes: Sequence[torch.dtype] = DTYPES,
     devices: Sequence[str] | None = None,
+    compiled: bool = False,
 ) -> FloorTable:
     """Runs `model` in float64, and in every way that it can run here, and notes the errors.
 
     taps: patterns of the sites to measure. top_ids: measures the logits there, as a trace has them, and not all.
     grad, steps: also gradients, and the losses of some steps of training. devices: by default the CPU, and a GPU if
-    there is one. Works on copies: `model`, in whatever dtype, is not touched.
+    there is one. compiled: also what torch.compile makes of it, which takes a C++ compiler and some 10 seconds a dtype
+    and more. A batch in which padding is attended to is measured padded alone, and gradients are. Works on copies:
+    `model`, in whatever dtype, is not touched.
     """
     batch = {name: tensor.cpu() for name, tensor in batch.items()}
     real = batch["attention_mask"].bool()
@@ -139,17 +166,31 @@ def measure(
     if devices is None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
-    def run(variant: PretrainedModel) -> Dump:
-        return run_sites(variant, batch, names, grad=grad, steps=steps)
+    can_pack = not (real & (batch["input_ids"] == model.config.pad_token_id)).any()
+    truth = run_sites(_variant(model, torch.float64, "eager", "cpu"), batch, names, grad=grad, steps=steps)
+    truth = with_reduced_logits(truth, top_ids)
 
-    truth = with_reduced_logits(run(_variant(model, torch.float64, "eager", "cpu")), top_ids)
+    def measured(variant: PretrainedModel, dtype: torch.dtype, *way: str, compiled: bool = False) -> Measurement:
+        attention, device, layout, order = way
+        if compiled:
+            found = _compiled_sites(variant, batch, names)
+        elif layout == "packed":
+            found = _packed_sites(variant, batch, names)
+        else:
+            found = run_sites(variant, batch, names, grad=grad, steps=steps)
+        found = with_reduced_logits(_unreversed(found) if order == "reversed" else found, top_ids)
+        errors = _errors(truth, found, real)
+        return Measurement(name_of(dtype), attention, device, layout, order, compiled, errors)
+
     measurements: list[Measurement] = []
-    for dtype, attention, device in _ways(dtypes, devices):
+    for dtype, device, attention in product(dtypes, devices, ("eager", "sdpa")):
+        layouts = ("padded", "packed") if can_pack and names else ("padded",)
         variant = _variant(model, dtype, attention, device)
-        found = with_reduced_logits(run(variant), top_ids)
-        measurements.append(Measurement(name_of(dtype), attention, device, "given", _errors(truth, found, real)))
-        found = with_reduced_logits(_unreversed(run(_reversed(variant))), top_ids)
-        measurements.append(Measurement(name_of(dtype), attention, device, "reversed", _errors(truth, found, real)))
+        measurements += [measured(variant, dtype, attention, device, layout, "given") for layout in layouts]
+        if compiled and names:
+            measurements.append(measured(variant, dtype, attention, device, "padded", "given", compiled=True))
+        variant = _reversed(variant)
+        measurements += [measured(variant, dtype, attention, device, layout, "reversed") for layout in layouts]
     return FloorTable(tuple(measurements))
 
 
@@ -157,10 +198,8 @@ def run_sites(
     model: PretrainedModel, batch: Batch, taps: Sequence[str], *, grad: bool = False, steps: int = 0
 ) -> dict[str, Tensor]:
     """The taps, and where asked for the gradients and losses, of one run. Fused attention leaves out what it hides."""
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    if is_fused(model):
-        taps = [tap for tap in taps if not tap.endswith(NEEDS_EAGER)]
+    batch = _beside(model, batch)
+    taps = _visible(model, taps)
     found = dump_of(model, batch, taps=taps) if taps else {}
     if grad:
         found |= gradients(model, batch)
@@ -169,11 +208,58 @@ def run_sites(
     return found
 
 
-def _ways(dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> Iterator[tuple[torch.dtype, str, str]]:
-    for dtype in dtypes:
-        for device in devices:
-            for attention in ("eager", "sdpa"):
-                yield dtype, attention, device
+def _packed_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
+    """The taps of the real tokens as a packed batch, put back where they are in the padded one."""
+    batch = _beside(model, batch)
+    real = batch["attention_mask"].bool()
+    positions = position_ids_from(batch["input_ids"], model.config.pad_token_id)
+    packed = {"input_ids": batch["input_ids"][real], "position_ids": positions[real], "lengths": real.sum(dim=1)}
+    found = dump_of(model, packed, taps=_visible(model, taps))
+    return {site: unpacked(site, tensor, real) for site, tensor in found.items()}
+
+
+def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
+    """A tap of a packed batch in the shape that it has for the padded one, with zeros at padding.
+
+    real: (B, S), which tokens of the padded batch the packed one has. Of scores and probs, whose rows have the real
+    tokens of a sequence at their beginning, what belongs to padding is as the model has it: no attention.
+    """
+    letters = shape_of(site)
+    if letters == "(B, N, S, S)":
+        nothing = torch.finfo(tensor.dtype).min if site.endswith("scores") else 0.0
+        rows = tensor.new_full((len(real), tensor.shape[1], *real.shape[1:] * 2), nothing)
+        for row, its, own in zip(rows, tensor, real, strict=True):
+            places = own.nonzero()[:, 0]
+            row[:, places[:, None], places] = its[:, : len(places), : len(places)]
+        return rows
+    if letters is None or letters in PER_SEQUENCE:
+        return tensor
+    rows = tensor.new_zeros(*real.shape, *tensor.shape[1:])
+    rows[real] = tensor
+    return rows
+
+
+def _compiled_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
+    """The taps of the model as torch.compile runs it. Raises ValueError where it cannot be compiled."""
+    torch.compiler.reset()  # or torch would give up after a few models
+    try:
+        with torch.no_grad(), model.capture(*_visible(model, taps)) as seen:
+            torch.compile(model)(**_beside(model, batch))
+    except Exception as error:  # torch has an exception of its own for every stage of its compiler
+        raise ValueError(
+            f"the model cannot be compiled here ({type(error).__name__}: {error}): leave that out"
+        ) from error
+    return dict(seen)
+
+
+def _beside(model: PretrainedModel, batch: Batch) -> dict[str, Tensor]:
+    """The batch on the device of the model."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _visible(model: PretrainedModel, taps: Sequence[str]) -> list[str]:
+    return [tap for tap in taps if not (is_fused(model) and tap.endswith(NEEDS_EAGER))]
 
 
 def _variant(model: PretrainedModel, dtype: torch.dtype, attention: str, device: str) -> PretrainedModel:
@@ -208,9 +294,9 @@ def _reversed(model: PretrainedModel) -> PretrainedModel:
 
 
 def _feature_axes(parameter: str, tensor: Tensor) -> list[int]:
-    """Axes that are features. Rows of a table, and of a decoder with its bias, are words, positions or types."""
+    """Axes that are features. Rows of a table or of the last map of a head are words, positions, types or labels."""
     axes = list(range(tensor.dim()))
-    return axes[1:] if "_embeddings." in parameter or ".decoder." in parameter else axes
+    return axes[1:] if any(name in parameter for name in ROWS_ARE_NO_FEATURES) else axes
 
 
 def _unreversed(dump: Dump) -> dict[str, Tensor]:

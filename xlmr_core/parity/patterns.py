@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.compare import UNDERFLOW, elements, shape_of
+from xlmr_core.parity.compare import PER_SEQUENCE, UNDERFLOW, elements, shape_of
 
 # The unit of rounding of each narrow format: the largest relative error of one rounding.
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -85,7 +85,7 @@ def growth(errors: Mapping[int, float]) -> str | None:
 
 def _wrong_tokens(site: Site) -> Tensor | None:  # (B, S)
     """Which real tokens are wrong; None for a tensor without a token axis."""
-    if site.letters == "(B, H)" or not site.letters:
+    if site.letters in PER_SEQUENCE or not site.letters:
         return None
     wrong = torch.zeros_like(site.real)
     wrong[site.real] = site.error.flatten(1).abs().amax(dim=1) > site.allowed
@@ -166,7 +166,7 @@ def _offset(site: Site) -> str | None:
             return "one number for each query is added to its scores: softmax takes it out"
         return None
     if site.near(error, error.mean(dim=0, keepdim=True).expand_as(error)):
-        each = "row" if site.letters == "(B, H)" else "token"
+        each = "row" if site.letters in PER_SEQUENCE else "token"
         return f"the same vector is added at every {each} (largest entry {float(error.abs().max()):.3g})"
     return None
 
