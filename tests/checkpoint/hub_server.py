@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LARGE = (".safetensors", ".bin", ".model")  # kept by their sha256, like the hub's LFS files
+LARGE = (".safetensors", ".bin", ".model", ".pt")  # kept by their sha256, like the hub's LFS files
 CHUNK = 2**20  # bytes
 
 

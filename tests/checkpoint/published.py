@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import reference
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -76,3 +77,16 @@ def config_of(kind: str) -> XLMRobertaConfig:
 def child_env(**extra: str) -> dict[str, str]:
     """The environment of a child process that finds this copy of the package."""
     return os.environ | {"PYTHONPATH": str(Path(reference.__file__).parents[1])} | extra
+
+
+def write_m3(folder: Path, encoder: Path) -> dict[str, dict[str, Tensor]]:
+    """As published: the bare encoder, and two small pickles beside it."""
+    copied(encoder, folder)
+    random = torch.Generator().manual_seed(5)
+    parts = {
+        "sparse_linear": {"weight": torch.randn(1, 24, generator=random), "bias": torch.randn(1, generator=random)},
+        "colbert_linear": {"weight": torch.randn(24, 24, generator=random), "bias": torch.randn(24, generator=random)},
+    }
+    for name, part in parts.items():
+        torch.save(part, folder / f"{name}.pt")
+    return parts

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import reference
 import torch
 import transformers
 from checkpoint import published
+from checkpoint.published import write_m3
 from checkpoint.test_mapping import DAMAGES, damaged
 from reference import CONFIGS, HEAD_KEYS
 from torch import Tensor
@@ -249,19 +251,6 @@ def test_one_head_is_never_taken_for_another(kind: str, asked: str, head_folders
 # ---- BGE-M3 ---------------------------------------------------------------------------------------------------------
 
 
-def write_m3(folder: Path, encoder: Path) -> dict[str, dict[str, Tensor]]:
-    """As published: the bare encoder, and two small pickles beside it."""
-    published.copied(encoder, folder)
-    random = torch.Generator().manual_seed(5)
-    parts = {
-        "sparse_linear": {"weight": torch.randn(1, 24, generator=random), "bias": torch.randn(1, generator=random)},
-        "colbert_linear": {"weight": torch.randn(24, 24, generator=random), "bias": torch.randn(24, generator=random)},
-    }
-    for name, part in parts.items():
-        torch.save(part, folder / f"{name}.pt")
-    return parts
-
-
 def test_m3(folders: dict, tmp_path: Path) -> None:
     parts = write_m3(tmp_path / "m3", folders["encoder"])
     model = XLMRobertaForM3.from_pretrained(tmp_path / "m3")
@@ -289,11 +278,22 @@ def test_m3(folders: dict, tmp_path: Path) -> None:
     again = XLMRobertaForM3.from_pretrained(tmp_path / "saved")
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
 
+    found = inspect_checkpoint(tmp_path / "m3", values=True)
+    assert (found.model, found.problems) == ("XLMRobertaForM3", ())
+    assert {"sparse_linear.weight", "colbert_linear.bias"} <= {info.key for info in found.keys}
+
+
+def test_m3_in_a_tar(folders: dict, tmp_path: Path) -> None:
+    write_m3(tmp_path / "m3", folders["encoder"])
+    path = shutil.make_archive(str(tmp_path / "m3"), "gztar", tmp_path / "m3")
+    expected, model = XLMRobertaForM3.from_pretrained(tmp_path / "m3"), XLMRobertaForM3.from_pretrained(path)
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in expected.state_dict().items())
+
 
 def test_m3_without_its_files(folders: dict, tmp_path: Path) -> None:
     write_m3(tmp_path / "m3", folders["encoder"])
     (tmp_path / "m3" / "colbert_linear.pt").unlink()
-    with pytest.raises(CheckpointError, match="XLMRobertaForM3 needs the group colbert_linear"):
+    with pytest.raises(CheckpointError, match=r"XLMRobertaForM3 needs the group colbert_linear .*colbert_linear\.pt"):
         XLMRobertaForM3.from_pretrained(tmp_path / "m3")
     torch.save({"weight": torch.zeros(24, 24)}, tmp_path / "m3" / "colbert_linear.pt")
     with pytest.raises(CheckpointError, match=r"missing: 1\n    'colbert_linear\.bias'"):

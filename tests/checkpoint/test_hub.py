@@ -11,11 +11,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from checkpoint import published
+from checkpoint import hub_server, published
 from checkpoint.hub_server import COMMIT, Behaviour, serve
+from checkpoint.published import write_m3
+from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError, find_tokenizer, inspect_checkpoint
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.checkpoint.convert import convert
+from xlmr_core.checkpoint.trimming import trim
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.heads import XLMRobertaForM3, XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
 
 REPO = "org/tiny"
@@ -148,6 +153,113 @@ def child(**variables: str) -> Any:
     script = f"from xlmr_core import XLMRobertaForMaskedLM as M; print(M.from_pretrained({REPO!r}).load_report.source)"
     env = published.child_env() | variables
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+
+
+# ---- BGE-M3: two heads in files of their own -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def m3(hub: Behaviour, folders: dict, tmp_path: Path) -> dict[str, Tensor]:
+    """Makes the repository one that is published as BGE-M3 is, and gives what its two heads should be."""
+    repo = hub.repos[REPO] = tmp_path / "m3"
+    parts = write_m3(repo, folders["encoder"])
+    return {f"{name}.{leaf}": tensor for name, part in parts.items() for leaf, tensor in part.items()}
+
+
+def has(model: XLMRobertaForM3, heads: dict[str, Tensor]) -> bool:
+    return all(torch.equal(model.state_dict()[key], tensor) for key, tensor in heads.items())
+
+
+def test_m3_has_its_heads_from_the_same_commit(hub: Behaviour, m3: dict, tmp_path: Path) -> None:
+    model = XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c")
+    assert has(model, m3)
+    names = ("model.safetensors", "sparse_linear.pt", "colbert_linear.pt")
+    assert hub.downloads() == ["main/config.json", *(f"{COMMIT}/{name}" for name in names)]
+    hub.requests.clear()
+    assert has(XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c"), m3)
+    assert not any(".pt" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize("off", ["argument", "environment"])
+def test_m3_offline(off: str, hub: Behaviour, m3: dict, tmp_path: Path, monkeypatch: Any) -> None:
+    XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c")
+    XLMRobertaModel.from_pretrained(REPO, cache_dir=tmp_path / "encoder alone")
+    hub.requests.clear()
+    if off == "environment":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    options = {"local_files_only": True} if off == "argument" else {}
+    assert has(XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c", **options), m3)
+    for new_head in (False, True):  # a fresh head would stand where the published one may be
+        with pytest.raises(CheckpointError, match=r"\(sparse_linear\.pt\): not in the cache .* Load it once"):
+            XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "encoder alone", new_head=new_head, **options)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["sparse_linear.pt", "colbert_linear.pt"])
+def test_a_head_with_a_wrong_hash_is_refused(
+    name: str, hub: Behaviour, m3: dict, tmp_path: Path, monkeypatch: Any
+) -> None:
+    send = hub_server._Handler.send_body
+
+    def corrupt_one(self: Any, path: Path, start: int, large: bool) -> None:
+        self.wfile.write(bytes(path.stat().st_size)) if path.name == name else send(self, path, start, large)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_server._Handler, "send_body", corrupt_one)
+        with pytest.raises(CheckpointError, match=rf"{name}.* are not those the hub promised"):
+            XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c")
+    assert has(XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c"), m3)
+
+
+def test_a_repository_without_these_heads(hub: Behaviour, tmp_path: Path) -> None:
+    """Its absence is asked about once for each commit, and only by those who would want them."""
+    load(tmp_path / "c")
+    assert not any(".pt" in request for request in hub.requests)
+    with pytest.raises(CheckpointError, match=r"XLMRobertaForM3 needs the group sparse_linear .*sparse_linear\.pt"):
+        XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c")
+    hub.requests.clear()
+    for offline in (False, True):
+        model = XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c", new_head=True, local_files_only=offline)
+        assert model.load_report is not None
+        assert model.load_report.model_keys["sparse_linear.bias"].status == "filled"
+        found = inspect_checkpoint(REPO, cache_dir=tmp_path / "c", local_files_only=offline)
+        assert (found.model, found.notes) == ("XLMRobertaForMaskedLM", ())
+    assert not any(".pt" in request for request in hub.requests)
+
+
+def test_inspect_and_convert_see_these_heads(hub: Behaviour, m3: dict, tmp_path: Path) -> None:
+    found = inspect_checkpoint(REPO, cache_dir=tmp_path / "c")
+    assert found.model == "XLMRobertaForM3"
+    assert found.problems == ()
+    assert m3.keys() <= {info.key for info in found.keys}
+    assert "beside   sparse_linear.pt, colbert_linear.pt" in str(found)
+    for to in ("hf", "native"):
+        report = convert(REPO, tmp_path / to, to, cache_dir=tmp_path / "c")
+        assert m3.keys() <= report.source_keys.keys()
+        assert has(XLMRobertaForM3.from_pretrained(tmp_path / to), m3)
+    with pytest.raises(CheckpointError, match=r"has no name for .*sparse_linear.*would lose them"):
+        convert(REPO, tmp_path / "fairseq", "fairseq", cache_dir=tmp_path / "c", drop=["pooler"])
+
+
+def test_trim_keeps_these_heads(hub: Behaviour, toy_checkpoint: Path, tmp_path: Path) -> None:
+    model = XLMRobertaForM3(XLMRobertaConfig.from_json(toy_checkpoint / "config.json"))
+    model.initialize()
+    repo = hub.repos[REPO] = tmp_path / "toy m3"
+    model.save_pretrained(repo)
+    (repo / "sentencepiece.bpe.model").write_bytes((toy_checkpoint / "sentencepiece.bpe.model").read_bytes())
+    report = trim(REPO, tmp_path / "small", keep=["▁"], cache_dir=tmp_path / "c")
+    assert report.model == "XLMRobertaForM3"
+    heads = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("encoder.")}
+    assert len(heads) == 4
+    assert has(XLMRobertaForM3.from_pretrained(tmp_path / "small"), heads)
+
+
+def test_offline_a_report_says_what_could_not_be_looked_for(hub: Behaviour, m3: dict, tmp_path: Path) -> None:
+    XLMRobertaModel.from_pretrained(REPO, cache_dir=tmp_path / "c")
+    offline = {"cache_dir": tmp_path / "c", "local_files_only": True}
+    note = "the cache does not tell whether the repository has sparse_linear.pt, colbert_linear.pt"
+    assert note in str(inspect_checkpoint(REPO, **offline))
+    assert note in str(convert(REPO, tmp_path / "out", "hf", **offline))
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------

@@ -23,18 +23,20 @@ from xlmr_core.checkpoint.files import (
     check_dictionary_beside,
     local_path,
     notes_on_config,
+    open_beside,
     open_weights,
     read_config,
     written_as,
 )
 from xlmr_core.checkpoint.inspection import best_class
-from xlmr_core.checkpoint.layouts import HEADS, needs_of
+from xlmr_core.checkpoint.layouts import BESIDE, HEADS, file_beside, needs_of
 from xlmr_core.checkpoint.loading import (
     build_on_meta,
-    find_model,
+    find_checkpoint,
     find_tokenizer,
     header_problems,
     notes_on,
+    notes_on_files,
     raise_any,
     value_problems,
 )
@@ -117,8 +119,10 @@ def convert(
         raise CheckpointError(f"{destination} exists already and is left as it is: choose another name, or remove it")
     if dtype is not None and dtype not in STORAGES:
         raise CheckpointError(f"{dtype} cannot be written: one of {', '.join(map(str, STORAGES))}")
-    files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    weights = open_weights(files.weights) | _beside(files)
+    files = find_checkpoint(
+        source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
+    weights = open_weights(files.weights) | open_beside(files.weights)
     plan, dropped = _plan(read_config(files.config), weights, files, drop)
     kept = {key: tensor for key, tensor in weights.items() if key not in dropped}
     exports = export_plan(plan, to)
@@ -154,6 +158,7 @@ def convert(
         notes=(
             *notes_on_config(files.config),
             *notes_on(plan, plan.config),
+            *notes_on_files(files),
             *_rounding(kept, entries),
             *no_tokenizer,
         ),
@@ -202,24 +207,14 @@ def _reader(export: Export, weights: Mapping[str, Tensor]) -> Any:
     return lambda: export.read(weights)
 
 
-def _beside(files: Files) -> dict[str, Tensor]:
-    """BGE-M3's two heads, which lie in files of their own, the file's name before each key."""
-    tensors: dict[str, Tensor] = {}
-    for group in ("sparse_linear", "colbert_linear"):
-        path = files.weights.parent / f"{group}.pt"
-        if path.is_file():
-            tensors |= {f"{group}.{key}": tensor for key, tensor in open_weights(path).items()}
-    return tensors
-
-
 def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Any) -> list[Entry]:
     """Writes the heads that the published form has in files of their own, and says which entries they were."""
     apart: list[Entry] = []
-    for group in ("sparse_linear", "colbert_linear"):
+    for group in BESIDE:
         own = [entry for entry in entries if group in plan.groups and entry.key.startswith(f"{group}.")]
         if own:
             short = [replace(entry, key=entry.key.removeprefix(f"{group}.")) for entry in own]
-            write_torch(short, folder / f"{group}.pt", tick=tick)
+            write_torch(short, folder / file_beside(group), tick=tick)
         apart += own
     return apart
 

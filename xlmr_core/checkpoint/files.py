@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.archive import TARS, unpack
 from xlmr_core.checkpoint.fairseq import check_dictionary, config_from, note_on, pieces_of
+from xlmr_core.checkpoint.layouts import BESIDE, file_beside
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.pickles import read_pickle
 from xlmr_core.config import XLMRobertaConfig
@@ -45,6 +46,7 @@ class Files:
 
     config: Path
     weights: Path
+    unknown: tuple[str, ...] = ()  # names of more files that the hub may have: offline, the cache does not tell
 
 
 def bundled() -> Path:
@@ -65,7 +67,8 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     path = Path(os.path.expanduser(source))
     if os.path.exists(path) and str(source):  # unlike path.exists, this is False for a name no file can have
         is_tar = path.is_file() and path.name.endswith(TARS)
-        return unpack(path, (FAIRSEQ, *WEIGHTS, CONFIG, TOKENIZER, DICTIONARY)) if is_tar else path
+        heads = map(file_beside, BESIDE)
+        return unpack(path, (FAIRSEQ, *WEIGHTS, *heads, CONFIG, TOKENIZER, DICTIONARY)) if is_tar else path
     if source == BUNDLED:
         return bundled()
     name = str(source)
@@ -140,6 +143,17 @@ def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]
     if path.suffix == ".safetensors":
         return _reading(path, lambda: _open_safetensors(path))
     return _reading(path, lambda: read_pickle(path, headers_only=headers_only)).tensors
+
+
+def open_beside(weights: Path, groups: Iterable[str] = BESIDE, *, headers_only: bool = False) -> dict[str, Tensor]:
+    """The tensors of those of `groups` that lie in files of their own beside `weights`, the group before each key."""
+    tensors: dict[str, Tensor] = {}
+    for group in groups:
+        path = weights.parent / file_beside(group)
+        if path.is_file():
+            found = open_weights(path, headers_only=headers_only)
+            tensors |= {f"{group}.{key}": tensor for key, tensor in found.items()}
+    return tensors
 
 
 def _reading(path: Path, read: Callable[[], Result]) -> Result:

@@ -5,15 +5,18 @@ folder, its progress bars. A download that is cut is taken up where it stopped, 
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
 from xlmr_core.checkpoint.mapping import CheckpointError
 
 CHUNK = 16 * 2**20  # bytes hashed at a time
 SHA256_DIGITS = 64
+COMMIT = "[0-9a-f]{40}"
 LOG_IN = "log in (`hf auth login`, HF_TOKEN, or token=...)"
 
 
@@ -27,16 +30,19 @@ class Hub:
     local_files_only: bool
     token: str | bool | None
 
-    def model_files(self) -> Files:
-        """config.json and weights, of one commit. What is cached is taken first, then the formats as in WEIGHTS."""
+    def model_files(self, beside: Sequence[str] = (), *, or_unknown: bool = False) -> Files:
+        """config.json and weights, of one commit. What is cached is taken first, then the formats as in WEIGHTS.
+
+        beside: names of more files to fetch, those of them that the repository has. Where the network is switched off
+        and the cache does not tell, `or_unknown` has them listed in `Files.unknown`; else that is a CheckpointError.
+        """
         config, pinned = self._config()
-        for find in (pinned._cached, pinned._fetch):
-            for name in WEIGHTS:
-                weights = find(name)
-                if weights is not None:
-                    pinned._fetch_shards(weights)
-                    return Files(config, weights)
-        raise CheckpointError(f"{self.repo} has no weights that can be read: none of {', '.join(WEIGHTS)}")
+        weights = pinned._weights()
+        unknown = [name for name in beside if or_unknown and pinned._is_unknown(name)]
+        for name in beside:
+            if name not in unknown:
+                pinned._fetch(name)
+        return Files(config, weights, tuple(unknown))
 
     def tokenizer_files(self) -> tuple[Path, Path]:
         """sentencepiece.bpe.model and config.json, of one commit."""
@@ -62,6 +68,15 @@ class Hub:
         read_config(config)  # a wrong architecture is told before a gigabyte is fetched
         return config, replace(self, revision=config.parent.name)  # the cache keeps a commit in a folder of its name
 
+    def _weights(self) -> Path:
+        for find in (self._cached, self._fetch):
+            for name in WEIGHTS:
+                weights = find(name)
+                if weights is not None:
+                    self._fetch_shards(weights)
+                    return weights
+        raise CheckpointError(f"{self.repo} has no weights that can be read: none of {', '.join(WEIGHTS)}")
+
     def _fetch_shards(self, index: Path) -> None:
         if not index.name.endswith(".index.json"):
             return
@@ -70,10 +85,28 @@ class Hub:
                 raise CheckpointError(f"{self.repo} has no {shard}, which {index.name} names")
 
     def _cached(self, name: str) -> Path | None:
+        path = self._in_cache(name)
+        return Path(path) if isinstance(path, str) else None
+
+    def _in_cache(self, name: str) -> Any:
+        """A path, None if the cache knows nothing, or something else if it knows that there is no such file."""
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(self.repo, name, self.cache_dir, self.revision)
-        return Path(path) if isinstance(path, str) else None
+        return try_to_load_from_cache(self.repo, name, self.cache_dir, self.revision)
+
+    def _is_offline(self) -> bool:
+        from huggingface_hub import constants
+
+        return self.local_files_only or constants.HF_HUB_OFFLINE
+
+    def _is_unknown(self, name: str) -> bool:
+        return self._is_offline() and self._in_cache(name) is None
+
+    def _is_missing(self, name: str) -> bool:
+        """Whether the cache knows that there is no such file. A commit never changes; a branch does."""
+        known = self._in_cache(name)
+        lasting = self._is_offline() or re.fullmatch(COMMIT, self.revision or "") is not None
+        return lasting and known is not None and not isinstance(known, str)
 
     def _fetch(self, name: str) -> Path | None:
         """The file in the cache, downloaded if need be; None if the repository does not have it."""
@@ -81,6 +114,8 @@ class Hub:
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
+            if self._is_missing(name):
+                return None
             cached = self._cached(name)
             path = hf_hub_download(
                 self.repo,
@@ -134,7 +169,7 @@ class Hub:
             return f"there is no such repository at {constants.ENDPOINT}, or it is private: check the name, or {LOG_IN}"
         if isinstance(error, errors.RevisionNotFoundError):
             return f"the repository has no revision {self.revision!r}"
-        if self.local_files_only or constants.HF_HUB_OFFLINE:
+        if self._is_offline():
             return (
                 f"not in the cache ({self.cache_dir or constants.HF_HUB_CACHE}), and the network is switched off "
                 "(local_files_only or HF_HUB_OFFLINE). Load it once with the network on, or give the path of a folder"

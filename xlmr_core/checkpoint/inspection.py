@@ -1,5 +1,6 @@
 """What is in a checkpoint, told from its headers: no tensor is loaded unless its values are asked about."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -7,8 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlmr_core.checkpoint.files import Files, notes_on_config, open_weights, read_config
-from xlmr_core.checkpoint.loading import build_on_meta, find_model, header_problems, notes_on, plan_for, value_problems
+from xlmr_core.checkpoint.files import Files, notes_on_config, open_beside, open_weights, read_config
+from xlmr_core.checkpoint.layouts import file_beside
+from xlmr_core.checkpoint.loading import (
+    build_on_meta,
+    find_checkpoint,
+    header_problems,
+    notes_on,
+    notes_on_files,
+    plan_for,
+    value_problems,
+)
 from xlmr_core.checkpoint.mapping import Fate, Plan
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import (
@@ -111,9 +121,12 @@ def inspect_checkpoint(
     values: also count NaN and Inf, take norms, and compare tensors that should be equal; this reads the whole file,
     one tensor at a time. Raises CheckpointError for what cannot be found, or is not a file of weights.
     """
-    files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    files = find_checkpoint(
+        source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
     config = read_config(files.config)
-    weights = open_weights(files.weights, headers_only=not values)
+    apart = open_beside(files.weights, headers_only=not values)
+    weights = open_weights(files.weights, headers_only=not values) | apart
     cls, plan = best_class(config, weights, files)
     problems = plan.problems + header_problems(plan, build_on_meta(cls, plan, "eager"), weights)
     if values:
@@ -137,7 +150,7 @@ def inspect_checkpoint(
         layout=plan.layout.name,
         tied=config.tie_word_embeddings if "lm_head" in plan.groups else None,
         keys=tuple(keys),
-        notes=(*notes_on_config(files.config), *notes_on(plan, config)),
+        notes=(*notes_on_config(files.config), *notes_on(plan, config), *_note_on(apart), *notes_on_files(files)),
         problems=tuple(problems),
     )
 
@@ -151,6 +164,11 @@ def best_class(
     if classifier is None or len(classifier) != 1:  # a tagger beside a pooler has the same keys, and more rows
         del plans[XLMRobertaForMultipleChoice]
     return min(plans.items(), key=lambda item: (len(item[1].absent), -len(item[1].sources)))
+
+
+def _note_on(apart: Mapping[str, Tensor]) -> tuple[str, ...]:
+    names = dict.fromkeys(file_beside(key.partition(".")[0]) for key in apart)
+    return (f"beside   {', '.join(names)}",) if names else ()
 
 
 def _values(tensor: Tensor) -> Values:

@@ -64,10 +64,17 @@ HEADS: Mapping[str, Rows] = {
     ),
     "linear_classifier": (("classifier.*", "classifier.*"),),
     "qa_outputs": (("qa_outputs.*", "qa_outputs.*"),),
-    # BGE-M3's two files beside the encoder; their keys get the file's name in front.
+    # BGE-M3's two, see BESIDE; their keys get the file's name in front.
     "sparse_linear": (("sparse_linear.*", "sparse_linear.*"),),
     "colbert_linear": (("colbert_linear.*", "colbert_linear.*"),),
 }
+BESIDE = ("sparse_linear", "colbert_linear")  # groups that are published in a file of their own beside the weights
+
+
+def file_beside(group: str) -> str:
+    """The name of the file that holds a group of BESIDE."""
+    return f"{group}.pt"
+
 
 # ---- fairseq: models/roberta/model.py (upgrade_state_dict_named tells the older names), modules/multihead_attention.py
 
@@ -254,7 +261,7 @@ class Needs:
     nested: tuple[str, ...]  # groups whose tensors lie in the class's `encoder.`
     architectures: Mapping[bool, str]  # the reference's class: by norm_first
     with_prefix: bool = True  # whether the reference's keys of this class have a prefix for the encoder
-    beside: tuple[str, ...] = ()  # groups that lie in a file of their own beside the weights: GROUP.pt
+    beside: tuple[str, ...] = ()  # of BESIDE: groups that lie in files of their own
 
 
 def _needs(kind: str, *groups: str) -> Needs:
@@ -277,12 +284,12 @@ NEEDS: Mapping[str, Needs] = {
     "XLMRobertaForQuestionAnswering": _needs("ForQuestionAnswering", "qa_outputs"),
     "XLMRobertaForMultipleChoice": _needs("ForMultipleChoice", "pooler", "linear_classifier"),
     "XLMRobertaForM3": Needs(
-        required=("encoder", "sparse_linear", "colbert_linear"),
+        required=("encoder", *BESIDE),
         optional=(),
         nested=("encoder", "pooler"),
         architectures={False: "XLMRobertaModel", True: "XLMRobertaXLModel"},  # config.json of BGE-M3 says no more
         with_prefix=False,
-        beside=("sparse_linear", "colbert_linear"),
+        beside=BESIDE,
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,12 +21,13 @@ from xlmr_core.checkpoint.files import (
     config_for,
     files_in,
     local_path,
+    open_beside,
     open_weights,
     read_config,
     sibling,
     written_as,
 )
-from xlmr_core.checkpoint.layouts import needs_of
+from xlmr_core.checkpoint.layouts import BESIDE, file_beside, needs_of
 from xlmr_core.checkpoint.mapping import (
     CheckpointError,
     Fate,
@@ -72,9 +73,17 @@ def load_pretrained(
     changed in place (`save_pretrained` never does). new_head: initialise a head that the checkpoint does not have.
     Raises CheckpointError unless every key of the file and of the model is accounted for.
     """
-    files = find_model(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    groups = needs_of(cls).beside
+    files = find_model(
+        source,
+        [file_beside(group) for group in groups],
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
     config = read_config(files.config)
-    weights = open_weights(files.weights) | beside(cls, files)
+    weights = open_weights(files.weights) | open_beside(files.weights, groups)
     plan = plan_for(cls, config, weights, files, new_head=new_head)
     model = build_on_meta(cls, plan, attention)
     raise_any(plan.problems + header_problems(plan, model, weights), files)
@@ -129,7 +138,7 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     with written_as(folder / WEIGHTS[0]) as path:
         write_safetensors(tensors, path)
     for group, parts in apart.items():
-        with written_as(folder / f"{group}.pt") as path:
+        with written_as(folder / file_beside(group)) as path:
             torch.save({key.removeprefix(f"{group}."): tensor.clone() for key, tensor in parts.items()}, path)
     with written_as(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -184,17 +193,38 @@ def check_vocabulary(config: Path, tokenizer: Path | None = None) -> None:
 
 def find_model(
     source: StrPath,
+    beside: Sequence[str] = (),
     *,
+    or_unknown: bool = False,
     revision: str | None,
     cache_dir: StrPath | None,
     local_files_only: bool,
     token: str | bool | None,
 ) -> Files:
-    """The files of `source`, fetched from the hub if it is neither on disk nor bundled."""
+    """The files of `source`, fetched from the hub if it is neither on disk nor bundled.
+
+    beside, or_unknown: which more to fetch, see `Hub.model_files`. On disk, what lies beside the weights is there.
+    """
     path = local_path(source)
     if path is not None:
         return files_in(transformer_folder(path))
-    return _hub(source, revision, cache_dir, local_files_only, token).model_files()
+    hub = _hub(source, revision, cache_dir, local_files_only, token)
+    return hub.model_files(beside, or_unknown=or_unknown)
+
+
+def find_checkpoint(source: StrPath, **where: Any) -> Files:
+    """As `find_model`, with all that belongs to the checkpoint: for those who must not lose any of it."""
+    return find_model(source, [file_beside(group) for group in BESIDE], or_unknown=True, **where)
+
+
+def notes_on_files(files: Files) -> tuple[str, ...]:
+    """What a report should say of files that could not be looked for."""
+    if not files.unknown:
+        return ()
+    names = ", ".join(files.unknown)
+    return (
+        f"note: the network is off, and the cache does not tell whether the repository has {names}: taken as absent",
+    )
 
 
 def _hub(
@@ -203,16 +233,6 @@ def _hub(
     from xlmr_core.checkpoint.hub import Hub  # here: a local model needs no network library
 
     return Hub(str(source), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
-
-
-def beside(cls: type[PretrainedModel], files: Files) -> dict[str, Tensor]:
-    """The tensors that the class has in files of their own beside the weights, the file's name before each key."""
-    tensors: dict[str, Tensor] = {}
-    for group in needs_of(cls).beside:
-        path = files.weights.parent / f"{group}.pt"
-        if path.is_file():
-            tensors |= {f"{group}.{key}": tensor for key, tensor in open_weights(path).items()}
-    return tensors
 
 
 def plan_for(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.layouts import (
+    BESIDE,
     FAIRSEQ_HEAD,
     FAIRSEQ_HEADS,
     LAYOUTS,
@@ -21,6 +22,7 @@ from xlmr_core.checkpoint.layouts import (
     Needs,
     Slot,
     expand,
+    file_beside,
     layout_for,
     nest,
 )
@@ -170,6 +172,8 @@ def _own_keys(plan: Plan, groups: Collection[str], why: str) -> dict[str, str]:
 def _no_group(plan: Plan, group: str) -> str:
     keys = [key for slot in plan.slots if slot.group == group for key in slot.keys]
     example = f"{keys[0]}, ..." if keys else f"none in {plan.layout.name}"
+    if group in BESIDE:
+        example += f"; published as {file_beside(group)} beside the weights"
     return (
         f"{plan.class_name} needs the group {group} ({example}), which is not in this checkpoint. "
         "It may fit XLMRobertaModel, the bare encoder; or ask for a fresh one to train with new_head=True"

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_core import heads
-from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_weights, read_config
+from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, open_weights, read_config
 from xlmr_core.checkpoint.inspection import best_class
-from xlmr_core.checkpoint.loading import beside, find_model, find_tokenizer, same_bits
+from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.model import Embeddings, PretrainedModel
 from xlmr_core.tokenizer import LEADING_SPECIALS, MASK, SPACE, XLMRobertaTokenizer
@@ -98,6 +98,7 @@ class TrimReport:
     num_bytes: int  # of the weights file
     coverage: Coverage
     proof: Proof
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         c = self.coverage
@@ -112,6 +113,7 @@ class TrimReport:
                 f"tokens      {c.tokens:,} -> {c.tokens_after:,}, of them <unk> {c.unknown:,} -> {c.unknown_after:,}",
                 f"proof       ids map one to one on {c.covered_lines:,} covered lines",
                 f"            {self.proof}",
+                *self.notes,
             ]
         )
 
@@ -157,7 +159,8 @@ def trim(
         raise ValueError(f"min_count and max_pieces must be at least 1, not {min_count} and {max_pieces}")
     with _new_folder(Path(destination)) as folder:
         model_file, max_tokens = find_tokenizer(source, **where)
-        cls = _class_for(find_model(source, **where))
+        files = find_checkpoint(source, **where)
+        cls = _class_for(files)
         before = cls.from_pretrained(source, dtype=None, **where)
         old = XLMRobertaTokenizer(model_file, max_tokens=max_tokens)
         if before.config.vocab_size < old.vocab_size:
@@ -185,12 +188,13 @@ def trim(
             num_bytes=(folder / WEIGHTS[0]).stat().st_size,
             coverage=coverage,
             proof=_proof(before, after, old, new, rows, texts),
+            notes=notes_on_files(files),
         )
 
 
 def _class_for(files: Files) -> type[PretrainedModel]:
     """The model class with the head that is in the file, so that none is lost."""
-    weights = open_weights(files.weights, headers_only=True) | beside(heads.XLMRobertaForM3, files)
+    weights = open_weights(files.weights, headers_only=True) | open_beside(files.weights, headers_only=True)
     cls, _ = best_class(read_config(files.config), weights, files)
     return cls
 
