@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from xlmr_core.parity.trace import Checkpoint, Trace
 
 DEFAULT_TEXTS = ("The capital of France is <mask>.", "Bonjour")
-OPTIONS = ("checkpoint", "trace", "texts", "taps")
+OPTIONS = ("checkpoint", "trace", "texts", "pairs", "taps")
 CACHE = pytest.StashKey[dict[Any, Any]]()  # what is loaded or measured, once for a run of pytest
 
 
@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("xlmr_checkpoint", "XLM-R: a hub id, a folder or xlmr-tiny", default="xlmr-tiny")
     parser.addini("xlmr_trace", "XLM-R: a recorded trace; without one it is recorded when a test needs it", default="")
     parser.addini("xlmr_texts", "XLM-R: the texts to record, one a line", type="linelist", default=list(DEFAULT_TEXTS))
+    parser.addini("xlmr_pairs", "XLM-R: the second text of each, as rerankers take them", type="linelist", default=[])
     parser.addini("xlmr_taps", "XLM-R: patterns of the taps to record", type="linelist", default=["**"])
 
 
@@ -139,8 +140,9 @@ def _trace(request: pytest.FixtureRequest) -> Trace:
         path = Path(_path(request, str(file)))
         return _kept(request, ("trace", str(path)), lambda: Trace.load(path))
     source, texts = _path(request, str(_option(request, "checkpoint"))), tuple(_option(request, "texts"))
-    taps = tuple(_option(request, "taps"))
-    return _kept(request, ("trace", source, texts, taps), lambda: record(source, texts, taps=taps, top_k=0))
+    pairs, taps = tuple(_option(request, "pairs")), tuple(_option(request, "taps"))
+    key = ("trace", source, texts, pairs, taps)
+    return _kept(request, key, lambda: record(source, texts, pairs=pairs, taps=taps, top_k=0))
 
 
 def _floors(request: pytest.FixtureRequest, trace: Trace, tensors: Mapping[str, Tensor]) -> Floors:
@@ -173,14 +175,14 @@ def _tensors(trace: Trace, dump: Any, names: Any, dtype: str | None) -> dict[str
         found = dump_from_file(trace, Path(dump)) if names is None else _file_renamed(trace, Path(dump), names)
     else:
         tensors = {name: _array(value) for name, value in dump.items()}
-        found = fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config)
+        found = fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config, trace.real)
     return {name: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for name, t in found.items()}
 
 
 def _file_renamed(trace: Trace, path: Path, names: Mapping[str, Any]) -> dict[str, Tensor]:
     from xlmr_core.parity.foreign import fitted, read_dump, renamed
 
-    return fitted(renamed(read_dump(path), names, trace.config), trace.sites, trace.config)
+    return fitted(renamed(read_dump(path), names, trace.config), trace.sites, trace.config, trace.real)
 
 
 def _array(value: Any) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from checkpoint import hub_server, published
 from checkpoint.hub_server import COMMIT, Behaviour, serve
 from checkpoint.published import write_m3
+from checkpoint.test_sentence import assert_same_sentences, files_of, sentence_folder
 from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError, find_tokenizer, inspect_checkpoint
@@ -260,6 +261,57 @@ def test_offline_a_report_says_what_could_not_be_looked_for(hub: Behaviour, m3: 
     note = "the cache does not tell whether the repository has sparse_linear.pt, colbert_linear.pt"
     assert note in str(inspect_checkpoint(REPO, **offline))
     assert note in str(convert(REPO, tmp_path / "out", "hf", **offline))
+
+
+# ---- sentence-transformers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "0_Transformer"])
+def test_a_sentence_transformers_repository(place: str, hub: Behaviour, toy_checkpoint: Path, tmp_path: Path) -> None:
+    repo = hub.repos[REPO] = sentence_folder(tmp_path / "sentence", toy_checkpoint, place)
+    for path in (repo / name for name in ("0_Transformer", "2_Normalize", "2_Dense")):
+        if not any(path.iterdir()):
+            path.rmdir()  # git keeps no empty folders
+    cache = {"cache_dir": tmp_path / "c"}
+    expected = XLMRobertaModel.from_pretrained(toy_checkpoint)
+    model = XLMRobertaModel.from_pretrained(REPO, **cache)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+    assert not any("Pooling" in request for request in hub.requests)
+    assert "sentence pooling mean, then length 1, at most 17 tokens" in str(inspect_checkpoint(REPO, **cache))
+    assert find_tokenizer(REPO, **cache)[0].read_bytes() == (toy_checkpoint / "sentencepiece.bpe.model").read_bytes()
+
+    report = convert(REPO, tmp_path / "out", "hf", **cache)
+    assert_same_sentences(repo, tmp_path / "out", place)
+    assert {(Path(place) / name).as_posix() for name in ("sentencepiece.bpe.model", "tokenizer_config.json")} < set(
+        report.files
+    )
+    hub.requests.clear()
+    again = convert(REPO, tmp_path / "again", "hf", local_files_only=True, **cache)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+    assert again.notes == report.notes == ()
+    trim(REPO, tmp_path / "small", keep=["▁"], local_files_only=True, **cache)
+    assert_same_sentences(repo, tmp_path / "small", place)
+    assert hub.requests == []
+
+
+def test_offline_the_rest_of_a_sentence_transformers_repository_is_not_known(
+    hub: Behaviour, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    hub.repos[REPO] = sentence_folder(tmp_path / "sentence", toy_checkpoint, "0_Transformer")
+    XLMRobertaModel.from_pretrained(REPO, cache_dir=tmp_path / "c")  # needs modules.json to find the model
+    report = convert(REPO, tmp_path / "out", "hf", cache_dir=tmp_path / "c", local_files_only=True)
+    [unknown] = [note for note in report.notes if "the network is off" in note]
+    for name in ("0_Transformer/sentencepiece.bpe.model", "config_sentence_transformers.json", "1_Pooling/config.json"):
+        assert name in unknown
+    assert any("are not carried over" in note for note in report.notes)
+
+
+def test_a_repository_whose_modules_lead_elsewhere(hub: Behaviour, toy_checkpoint: Path, tmp_path: Path) -> None:
+    repo = hub.repos[REPO] = sentence_folder(tmp_path / "sentence", toy_checkpoint, "0_Transformer")
+    (repo / "modules.json").write_text((repo / "modules.json").read_text().replace("0_Transformer", "../other"))
+    with pytest.raises(CheckpointError, match=r"'\.\./other', which is no folder in it"):
+        XLMRobertaModel.from_pretrained(REPO, cache_dir=tmp_path / "c")
+    assert not any("other" in request for request in hub.requests)
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------

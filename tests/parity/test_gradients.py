@@ -84,7 +84,7 @@ def test_a_large_model_keeps_column_sums(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_train_mode_and_models_without_logits_are_refused() -> None:
     pair = pair_of("post-norm")
-    with pytest.raises(ValueError, match="gives no logits"):
+    with pytest.raises(ValueError, match="has no vocabulary logits"):
         gradients(pair.ours.encoder, pair.batch)
     with pytest.raises(ValueError, match="is in train mode"):
         gradients(pair.ours.train(), pair.batch)

@@ -82,13 +82,13 @@ def test_a_port_is_driven_through_the_plugin(
     output = run.stdout.str()
     assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent site marked
     assert "gelu_tanh: GELU is the tanh approximation" in output  # the diagnosis
-    assert "the marker xlmr takes checkpoint, trace, texts, taps by name, not ['text']" in output
+    assert "the marker xlmr takes checkpoint, trace, texts, pairs, taps by name, not ['text']" in output
 
 
 def test_markers_and_options_are_documented(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     environment(monkeypatch)
     markers = pytester.runpytest_subprocess(*LOADED, "--markers").stdout.str()
-    assert "@pytest.mark.xlmr(checkpoint, trace, texts, taps)" in markers
+    assert "@pytest.mark.xlmr(checkpoint, trace, texts, pairs, taps)" in markers
     assert "xlmr_checkpoint" in pytester.runpytest_subprocess(*LOADED, "--help").stdout.str()
 
 

@@ -232,7 +232,7 @@ def download(
     revision = revision or (entry.revision if entry else None)
     hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
     model = hub.model_files()
-    commit = model.config.parent.name  # the cache keeps a commit in a folder of its name: the rest is of the same
+    commit = model.root.name  # the cache keeps a commit in a folder of its name: the rest is of the same
     tokenizer, _ = replace(hub, revision=commit).tokenizer_files()
     paths = [model.config, model.weights, tokenizer]
     if model.weights.name.endswith(".index.json"):

@@ -21,7 +21,6 @@ from xlmr_core.checkpoint.files import (
     WEIGHTS,
     Files,
     check_dictionary_beside,
-    local_path,
     notes_on_config,
     open_beside,
     open_weights,
@@ -33,7 +32,6 @@ from xlmr_core.checkpoint.layouts import BESIDE, HEADS, file_beside, needs_of
 from xlmr_core.checkpoint.loading import (
     build_on_meta,
     find_checkpoint,
-    find_tokenizer,
     header_problems,
     notes_on,
     notes_on_files,
@@ -50,13 +48,13 @@ from xlmr_core.checkpoint.mapping import (
     lossy,
     make_plan,
 )
+from xlmr_core.checkpoint.sentence import Carried, carried_from
 from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, write_torch
 from xlmr_core.config import XLMRobertaConfig
 
 StrPath = str | PathLike[str]
 ALL_GROUPS = ("pooler", "lm_head", *HEADS)
 TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-MODULES = "modules.json"
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,12 @@ def convert(
     if dtype is not None and dtype not in STORAGES:
         raise CheckpointError(f"{dtype} cannot be written: one of {', '.join(map(str, STORAGES))}")
     files = find_checkpoint(
-        source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        source,
+        TOKENIZER_FILES,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
     )
     weights = open_weights(files.weights) | open_beside(files.weights)
     plan, dropped = _plan(read_config(files.config), weights, files, drop)
@@ -131,11 +134,13 @@ def convert(
         raise CheckpointError("\n".join([f"{files.weights} cannot be converted to {to}:", *losses]))
     entries = _entries(exports, kept, dtype)
     settings = settings_for(plan.config) if to.startswith("fairseq") else None
-    tokenizer, no_tokenizer = _tokenizer_files(source, files, revision, cache_dir, local_files_only, token)
+    tokenizer, no_tokenizer = _tokenizer_files(files.weights.parent)
+    sentence = _sentence(files, to)
 
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with written_as(destination) as folder, _bar(sum(entry.nbytes for entry in entries), progress) as bar:
-        folder.mkdir()
+    with written_as(destination) as whole, _bar(sum(entry.nbytes for entry in entries), progress) as bar:
+        folder = whole / sentence.place
+        folder.mkdir(parents=True)
         if to in ("hf", "native"):
             apart = _write_beside(plan, entries if to == "hf" else [], folder, bar.update)
             write_safetensors([entry for entry in entries if entry not in apart], folder / WEIGHTS[0], bar.update)
@@ -146,7 +151,8 @@ def convert(
             shutil.copyfile(path, folder / path.name)
         if settings is not None and (folder / TOKENIZER).is_file() and not (folder / DICTIONARY).is_file():
             (folder / DICTIONARY).write_text(dictionary_of(pieces_of(folder / TOKENIZER)), encoding="utf-8")
-        names = tuple(sorted(entry.name for entry in folder.iterdir()))
+        sentence.write(whole)
+        names = tuple(sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()))
     return ConversionReport(
         source=files.weights,
         destination=destination,
@@ -161,6 +167,7 @@ def convert(
             *notes_on_files(files),
             *_rounding(kept, entries),
             *no_tokenizer,
+            *sentence.notes,
         ),
     )
 
@@ -231,24 +238,17 @@ def _config(plan: Plan, files: Files, entries: list[Entry]) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def _tokenizer_files(
-    source: StrPath,
-    files: Files,
-    revision: str | None,
-    cache_dir: StrPath | None,
-    local_files_only: bool,
-    token: str | bool | None,
-) -> tuple[list[Path], tuple[str, ...]]:
+def _sentence(files: Files, to: str) -> Carried:
+    """The sentence-transformers configuration to write, if the form `to` is one that its library can hold."""
+    sentence = carried_from(files.root, files.weights.parent)
+    if to in ("hf", "native") or not sentence.files:
+        return sentence
+    return Carried(notes=(f"note: not carried over, as {to} has no place for them: {', '.join(sentence.files)}",))
+
+
+def _tokenizer_files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The tokenizer's files to copy, and a note if there are none. Raises CheckpointError for a wrong dict.txt."""
-    folder = files.weights.parent
     found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if local_path(source) is None:
-        try:
-            found[TOKENIZER], _ = find_tokenizer(
-                source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-            )
-        except CheckpointError:
-            found.pop(TOKENIZER, None)
     if TOKENIZER in found:
         check_dictionary_beside(found[TOKENIZER])
     return list(found.values()), () if found else (f"note: the source has no {TOKENIZER}, so the copy has none",)

@@ -46,6 +46,7 @@ class Files:
 
     config: Path
     weights: Path
+    root: Path  # the folder of the checkpoint; in a sentence-transformers folder it may be above that of the weights
     unknown: tuple[str, ...] = ()  # names of more files that the hub may have: offline, the cache does not tell
 
 
@@ -82,10 +83,10 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
 def files_in(path: Path) -> Files:
     """The files in a folder, or the weights file itself, with the config.json beside it; a .pt may do without."""
     if path.is_file():
-        return Files(config_for(path), path)
+        return Files(config_for(path), path, path.parent)
     for name in (*WEIGHTS, FAIRSEQ):
         if (path / name).is_file():
-            return Files(config_for(path / name), path / name)
+            return Files(config_for(path / name), path / name, path)
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:LISTED]) or "nothing"
     known = ", ".join((*WEIGHTS, FAIRSEQ))
     raise CheckpointError(f"{path} has no weights that can be read: none of {known}. It holds {found}")

@@ -7,12 +7,14 @@ folder, its progress bars. A download that is cut is taken up where it stopped, 
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
 from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.checkpoint.sentence import MODULES, file_names, transformer_path
 
 CHUNK = 16 * 2**20  # bytes hashed at a time
 SHA256_DIGITS = 64
@@ -29,25 +31,29 @@ class Hub:
     cache_dir: Path | None
     local_files_only: bool
     token: str | bool | None
+    within: str = ""  # the model's folder in the repository with a slash behind it, or "": `_config` finds it
 
-    def model_files(self, beside: Sequence[str] = (), *, or_unknown: bool = False) -> Files:
+    def model_files(self, beside: Sequence[str] = (), *, whole: bool = False) -> Files:
         """config.json and weights, of one commit. What is cached is taken first, then the formats as in WEIGHTS.
 
-        beside: names of more files to fetch, those of them that the repository has. Where the network is switched off
-        and the cache does not tell, `or_unknown` has them listed in `Files.unknown`; else that is a CheckpointError.
+        beside: names of more files to fetch, those of them that the repository has.
+        whole: fetch also the configuration of sentence-transformers; and where the network is switched off and the
+            cache does not tell whether there is such a file, list it in `Files.unknown` instead of raising.
         """
         config, pinned = self._config()
         weights = pinned._weights()
-        unknown = [name for name in beside if or_unknown and pinned._is_unknown(name)]
-        for name in beside:
-            if name not in unknown:
-                pinned._fetch(name)
-        return Files(config, weights, tuple(unknown))
+        root = config.parents[pinned.within.count("/")]
+        names = [pinned.within + name for name in beside]
+        unknown = pinned._fetch_what_there_is([*names, MODULES] if whole else names, or_unknown=whole)
+        if whole and (root / MODULES).is_file():
+            with suppress(CheckpointError):  # whoever copies it will say why it is not understood
+                unknown += pinned._fetch_what_there_is(file_names(root), or_unknown=True)
+        return Files(config, weights, root, tuple(unknown))
 
     def tokenizer_files(self) -> tuple[Path, Path]:
         """sentencepiece.bpe.model and config.json, of one commit."""
         config, pinned = self._config()
-        tokenizer = pinned._fetch(TOKENIZER)
+        tokenizer = pinned._fetch(pinned.within + TOKENIZER)
         if tokenizer is None:
             raise CheckpointError(f"{self.repo} has no {TOKENIZER}; tokenizers in other formats are not read")
         return tokenizer, config
@@ -61,17 +67,30 @@ class Hub:
         return [path for path in paths.values() if path is not None]
 
     def _config(self) -> tuple[Path, "Hub"]:
-        """config.json, and this repository at the commit it came from: the files after it must be of the same."""
-        config = self._fetch(CONFIG)
+        """config.json, and this repository at the commit it came from: the files after it must be of the same.
+
+        The cache keeps a commit in a folder of its name.
+        """
+        found = self._fetch(CONFIG)
+        pinned = replace(self, revision=found.parent.name) if found else self._in_folder()
+        config = found or pinned._fetch(pinned.within + CONFIG)
         if config is None:
             raise CheckpointError(f"{self.repo} has no {CONFIG}: it is not a model in this format")
         read_config(config)  # a wrong architecture is told before a gigabyte is fetched
-        return config, replace(self, revision=config.parent.name)  # the cache keeps a commit in a folder of its name
+        return config, pinned
+
+    def _in_folder(self) -> "Hub":
+        """The repository at its commit, with the folder that sentence-transformers keeps the model in, if it does."""
+        modules = self._fetch(MODULES)
+        if modules is None:
+            return self
+        path = transformer_path(modules.parent)
+        return replace(self, revision=modules.parent.name, within=f"{path}/" if path else "")
 
     def _weights(self) -> Path:
         for find in (self._cached, self._fetch):
             for name in WEIGHTS:
-                weights = find(name)
+                weights = find(self.within + name)
                 if weights is not None:
                     self._fetch_shards(weights)
                     return weights
@@ -81,8 +100,18 @@ class Hub:
         if not index.name.endswith(".index.json"):
             return
         for shard in sorted(set(read_index(index).values())):
-            if self._fetch(shard) is None:
+            if self._fetch(self.within + shard) is None:
                 raise CheckpointError(f"{self.repo} has no {shard}, which {index.name} names")
+
+    def _fetch_what_there_is(self, names: Iterable[str], *, or_unknown: bool) -> list[str]:
+        """Fetches those of the files that exist. The names of those that may exist, for all that is known offline."""
+        unknown: list[str] = []
+        for name in names:
+            if or_unknown and self._is_offline() and self._in_cache(name) is None:
+                unknown.append(name)
+            else:
+                self._fetch(name)
+        return unknown
 
     def _cached(self, name: str) -> Path | None:
         path = self._in_cache(name)
@@ -98,9 +127,6 @@ class Hub:
         from huggingface_hub import constants
 
         return self.local_files_only or constants.HF_HUB_OFFLINE
-
-    def _is_unknown(self, name: str) -> bool:
-        return self._is_offline() and self._in_cache(name) is None
 
     def _is_missing(self, name: str) -> bool:
         """Whether the cache knows that there is no such file. A commit never changes; a branch does."""

@@ -19,7 +19,8 @@ from xlmr_core.checkpoint.loading import (
     plan_for,
     value_problems,
 )
-from xlmr_core.checkpoint.mapping import Fate, Plan
+from xlmr_core.checkpoint.mapping import CheckpointError, Fate, Plan
+from xlmr_core.checkpoint.sentence import MODULES, read_sentence_config
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import (
     XLMRobertaForM3,
@@ -150,7 +151,13 @@ def inspect_checkpoint(
         layout=plan.layout.name,
         tied=config.tie_word_embeddings if "lm_head" in plan.groups else None,
         keys=tuple(keys),
-        notes=(*notes_on_config(files.config), *notes_on(plan, config), *_note_on(apart), *notes_on_files(files)),
+        notes=(
+            *notes_on_config(files.config),
+            *notes_on(plan, config),
+            *_note_on_files(apart),
+            *_note_on_sentence(files),
+            *notes_on_files(files),
+        ),
         problems=tuple(problems),
     )
 
@@ -166,9 +173,18 @@ def best_class(
     return min(plans.items(), key=lambda item: (len(item[1].absent), -len(item[1].sources)))
 
 
-def _note_on(apart: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _note_on_files(apart: Mapping[str, Tensor]) -> tuple[str, ...]:
     names = dict.fromkeys(file_beside(key.partition(".")[0]) for key in apart)
     return (f"beside   {', '.join(names)}",) if names else ()
+
+
+def _note_on_sentence(files: Files) -> tuple[str, ...]:
+    if not (files.root / MODULES).is_file():
+        return ()
+    try:
+        return (f"sentence {read_sentence_config(files.root)}",)
+    except CheckpointError as error:
+        return (f"note: as a sentence-transformers folder it is not understood: {error}",)
 
 
 def _values(tensor: Tensor) -> Values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -195,7 +196,7 @@ def find_model(
     source: StrPath,
     beside: Sequence[str] = (),
     *,
-    or_unknown: bool = False,
+    whole: bool = False,
     revision: str | None,
     cache_dir: StrPath | None,
     local_files_only: bool,
@@ -203,18 +204,17 @@ def find_model(
 ) -> Files:
     """The files of `source`, fetched from the hub if it is neither on disk nor bundled.
 
-    beside, or_unknown: which more to fetch, see `Hub.model_files`. On disk, what lies beside the weights is there.
+    beside, whole: which more to fetch, see `Hub.model_files`. On disk there is no need to ask.
     """
     path = local_path(source)
     if path is not None:
-        return files_in(transformer_folder(path))
-    hub = _hub(source, revision, cache_dir, local_files_only, token)
-    return hub.model_files(beside, or_unknown=or_unknown)
+        return replace(files_in(transformer_folder(path)), root=path if path.is_dir() else path.parent)
+    return _hub(source, revision, cache_dir, local_files_only, token).model_files(beside, whole=whole)
 
 
-def find_checkpoint(source: StrPath, **where: Any) -> Files:
+def find_checkpoint(source: StrPath, beside: Sequence[str] = (), **where: Any) -> Files:
     """As `find_model`, with all that belongs to the checkpoint: for those who must not lose any of it."""
-    return find_model(source, [file_beside(group) for group in BESIDE], or_unknown=True, **where)
+    return find_model(source, [*map(file_beside, BESIDE), *beside], whole=True, **where)
 
 
 def notes_on_files(files: Files) -> tuple[str, ...]:

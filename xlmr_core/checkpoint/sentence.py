@@ -5,20 +5,34 @@ nothing of that library is imported or run.
 """
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlmr_core.checkpoint.mapping import CheckpointError
 
 MODULES = "modules.json"
-POOLING = {  # the switches in the pooling's config.json
+PROMPTS = "config_sentence_transformers.json"
+SETTINGS = "config.json"  # of a step
+# In the transformer's folder; the first one that is there holds. The last two are what old versions wrote.
+LIMITS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
+SIZE_LIMIT = 2**20  # bytes of one of these files; published ones have a few hundred
+SWITCHES = {  # in the pooling's settings, in the order in which the vectors of more than one are put in a row
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
     "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_lasttoken": "last",
+}
+MODES = {  # newer versions name them instead, one or a list: `pooling_mode`
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
 }
 
 
@@ -27,9 +41,14 @@ class SentenceConfig:
     """What a sentence-transformers folder does with a text."""
 
     transformer: Path  # the folder of config.json and the weights
-    pooling: tuple[str, ...]  # values of POOLING; the vectors of more than one are put in a row
+    pooling: tuple[str, ...]  # values of MODES; the vectors of more than one are put in a row
     normalize: bool  # to length 1 at the end
     max_tokens: int | None  # where longer texts are cut; None: at the model's limit
+
+    def __str__(self) -> str:
+        length = ", then length 1" if self.normalize else ""
+        limit = "" if self.max_tokens is None else f", at most {self.max_tokens} tokens"
+        return f"pooling {' + '.join(self.pooling)}{length}{limit}"
 
 
 def read_sentence_config(folder: Path) -> SentenceConfig:
@@ -37,29 +56,25 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
     pooling: tuple[str, ...] = ()
     normalize = False
     transformer: Path | None = None
-    for module in _json(folder / MODULES, list):
-        if not isinstance(module, dict) or not all(isinstance(module.get(name), str) for name in ("type", "path")):
-            raise CheckpointError(f"{folder / MODULES} lists something else than modules with a type and a path")
-        place = _inside(folder, module["path"])
-        match module["type"].rpartition(".")[2]:
+    for kind, path in _steps(folder):
+        match kind.rpartition(".")[2]:
             case "Transformer" if transformer is None:
-                transformer = place
+                transformer = _inside(folder, path)
             case "Pooling" if transformer is not None and not pooling:
-                switches = _json(place / "config.json", dict)
-                pooling = tuple(name for switch, name in POOLING.items() if switches.get(switch) is True)
-            case "Normalize" if pooling:
+                pooling = _pooling(_inside(folder, path) / SETTINGS)
+            case "Normalize" if pooling:  # it has no settings, and its empty folder is not there in a git repository
                 normalize = True
             case _:
                 raise CheckpointError(
-                    f"{folder / MODULES} has the step {module['type']!r} where it is not known here: "
+                    f"{folder / MODULES} has the step {kind!r} where it is not known here: "
                     "a Transformer, then a Pooling, then perhaps a Normalize are"
                 )
     if transformer is None or not pooling:
         raise CheckpointError(f"{folder / MODULES} does not say which transformer and which pooling to use")
-    limit = transformer / "sentence_bert_config.json"
-    max_tokens = _json(limit, dict).get("max_seq_length") if limit.is_file() else None
+    limits = [transformer / name for name in LIMITS if (transformer / name).is_file()]
+    max_tokens = _json(limits[0], dict).get("max_seq_length") if limits else None
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-        raise CheckpointError(f"{limit} has max_seq_length {max_tokens!r}, which is no number of tokens")
+        raise CheckpointError(f"{limits[0]} has max_seq_length {max_tokens!r}, which is no number of tokens")
     return SentenceConfig(transformer, pooling, normalize, max_tokens)
 
 
@@ -70,19 +85,115 @@ def transformer_folder(path: Path) -> Path:
     return path
 
 
+def transformer_path(folder: Path) -> str:
+    """Where modules.json says that the transformer lies: a path in `folder`, "" for `folder` itself."""
+    for kind, path in _steps(folder):
+        if kind.rpartition(".")[2] == "Transformer":
+            return path
+    raise CheckpointError(f"{folder / MODULES} does not say which transformer to use")
+
+
+# ---- copying --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What of a sentence-transformers folder goes with its model into a new folder."""
+
+    place: str = ""  # of the model in the new folder: a path in it, "" for the folder itself
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])  # by path in the folder, as they were
+    notes: tuple[str, ...] = ()  # for a report
+
+    def write(self, folder: Path) -> None:
+        """Writes the files below `folder`, but not over one that is there."""
+        for name, content in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(content)
+
+
+def carried_from(folder: Path, model: Path) -> Carried:
+    """What is to be carried from `folder`, whose model was read from the folder `model`.
+
+    Nothing, if it is no sentence-transformers folder. Where its configuration is not understood, a note says why.
+    """
+    if not (folder / MODULES).is_file():
+        return Carried()
+    try:
+        config = read_sentence_config(folder)
+        if config.transformer.resolve() != model.resolve():
+            raise CheckpointError(f"it names the model in {config.transformer}, and that in {model} was read")
+        files: dict[str, bytes] = {}
+        for name in file_names(folder):
+            if (folder / name).is_file():
+                _json(folder / name, list if name == MODULES else dict)  # a link could lead to any other file
+                files[name] = (folder / name).read_bytes()
+    except CheckpointError as error:
+        return Carried(notes=(f"note: {MODULES} and what belongs to it are not carried over: {error}",))
+    return Carried(transformer_path(folder), files)
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files of the configuration by their paths in `folder`, whether or not they are there."""
+    names = [MODULES, PROMPTS]
+    for kind, path in _steps(folder):
+        own = LIMITS if kind.rpartition(".")[2] == "Transformer" else (SETTINGS,)
+        names += [str(PurePosixPath(path, name)) for name in own]
+    return names
+
+
+# ---- the small files ------------------------------------------------------------------------------------------------
+
+
+def _steps(folder: Path) -> list[tuple[str, str]]:
+    """The class of each step and its path in the folder. Raises CheckpointError for a path that leads elsewhere."""
+    steps: list[tuple[str, str]] = []
+    for module in _json(folder / MODULES, list):
+        if not isinstance(module, dict) or not all(isinstance(module.get(name), str) for name in ("type", "path")):
+            raise CheckpointError(f"{folder / MODULES} lists something else than modules with a type and a path")
+        path = PurePosixPath(module["path"])
+        if path.is_absolute() or ".." in path.parts or "\\" in str(path) or not str(path).isprintable():
+            raise _leads_elsewhere(folder, module["path"])
+        steps.append((module["type"], "" if path == PurePosixPath() else str(path)))
+    return steps
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """The folder at that path in `folder`. Raises CheckpointError if there is none, or a link leads out of it."""
+    place = folder / path
+    if not place.is_dir() or not place.resolve().is_relative_to(folder.resolve()):
+        raise _leads_elsewhere(folder, path)
+    return place
+
+
+def _leads_elsewhere(folder: Path, path: str) -> CheckpointError:
+    return CheckpointError(f"{folder / MODULES} says that a module lies in {path!r}, which is no folder in it")
+
+
+def _pooling(path: Path) -> tuple[str, ...]:
+    """The ways of pooling that the settings name or switch on."""
+    settings = _json(path, dict)
+    named = settings.get("pooling_mode")
+    if named is None:
+        return tuple(name for switch, name in SWITCHES.items() if settings.get(switch) is True)
+    modes = named if isinstance(named, list) else [named]
+    unknown = [mode for mode in modes if not isinstance(mode, str) or mode not in MODES]
+    if unknown:
+        raise CheckpointError(f"{path} has pooling_mode {unknown[0]!r}, which is not one of {', '.join(MODES)}")
+    return tuple(MODES[mode] for mode in modes)
+
+
 def _json(path: Path, kind: type) -> Any:
     try:
+        size = path.stat().st_size
+        if size > SIZE_LIMIT:
+            raise CheckpointError(f"{path} has {size} bytes; at most {SIZE_LIMIT} are read")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, kind):
         raise CheckpointError(f"{path} does not hold a JSON {'list' if kind is list else 'object'}")
     return content
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The folder of that name in `folder`. Raises CheckpointError for a name that leads elsewhere."""
-    place = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or not place.is_dir():
-        raise CheckpointError(f"{folder / MODULES} says that a module lies in {name!r}, which is no folder in it")
-    return place

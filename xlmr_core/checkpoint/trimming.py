@@ -28,6 +28,7 @@ from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, o
 from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
 from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.checkpoint.sentence import carried_from
 from xlmr_core.model import Embeddings, PretrainedModel
 from xlmr_core.tokenizer import LEADING_SPECIALS, MASK, SPACE, XLMRobertaTokenizer
 
@@ -157,10 +158,13 @@ def trim(
         raise ValueError("nothing says which pieces to keep: give a corpus or a list of pieces")
     if min_count < 1 or (max_pieces is not None and max_pieces < 1):
         raise ValueError(f"min_count and max_pieces must be at least 1, not {min_count} and {max_pieces}")
-    with _new_folder(Path(destination)) as folder:
+    with _new_folder(Path(destination)) as whole:
         model_file, max_tokens = find_tokenizer(source, **where)
         files = find_checkpoint(source, **where)
         cls = _class_for(files)
+        sentence = carried_from(files.root, files.weights.parent)
+        folder = whole / sentence.place
+        folder.mkdir(parents=True, exist_ok=True)
         before = cls.from_pretrained(source, dtype=None, **where)
         old = XLMRobertaTokenizer(model_file, max_tokens=max_tokens)
         if before.config.vocab_size < old.vocab_size:
@@ -175,8 +179,9 @@ def trim(
         rows = _rows(pieces, old.mask_token_id)
         trimmed = _with_rows(cls.from_pretrained(source, dtype=None, **where), rows)
         trimmed.save_pretrained(folder)
+        sentence.write(whole)
 
-        after = cls.from_pretrained(folder, dtype=None)  # as it will be read
+        after = cls.from_pretrained(whole, dtype=None)  # as it will be read
         coverage, texts = _coverage(model_file, folder / TOKENIZER, pieces, corpus)
         return TrimReport(
             model=cls.__name__,
@@ -188,7 +193,7 @@ def trim(
             num_bytes=(folder / WEIGHTS[0]).stat().st_size,
             coverage=coverage,
             proof=_proof(before, after, old, new, rows, texts),
-            notes=notes_on_files(files),
+            notes=(*notes_on_files(files), *sentence.notes),
         )
 
 

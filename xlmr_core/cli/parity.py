@@ -1,6 +1,8 @@
 """`xlmr parity`: record what a checkpoint computes, and hold something else against it."""
 
 import importlib
+import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +46,7 @@ def command() -> None:
 @command.command("record")
 @click.argument("model")
 @click.option("--text", "texts", multiple=True, required=True, help="What to run on. More than one make a batch.")
+@click.option("--pair", "pairs", multiple=True, help="The second text of each, as rerankers take them.")
 @click.option("--taps", multiple=True, help="Pattern of taps, such as 'layers.*.output'.  [default: all]")
 @click.option("--top-k", type=click.IntRange(min=0), default=TOP_K, show_default=True, help="Logits a token; 0: all.")
 @click.option("--grad", is_flag=True, help="Also the gradient by every parameter.")
@@ -58,6 +61,7 @@ def command() -> None:
 def record_command(
     model: str,
     texts: tuple[str, ...],
+    pairs: tuple[str, ...],
     taps: tuple[str, ...],
     top_k: int,
     grad: bool,
@@ -80,6 +84,7 @@ def record_command(
     trace = record(
         model,
         texts,
+        pairs=pairs,
         taps=taps or ("**",),
         top_k=top_k,
         grad=grad,
@@ -99,16 +104,26 @@ def record_command(
 @click.argument("model")
 @TRACE
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)[1:]), help="[default: all]")
+@click.option(
+    "--compiled/--no-compiled",
+    default=None,
+    help="Also what torch.compile makes of it.  [default: where there is a C++ compiler]",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: beside TRACE]")
-def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], output: Path | None) -> None:
+def floor_command(
+    model: str, trace_file: Path, dtypes: tuple[str, ...], compiled: bool | None, output: Path | None
+) -> None:
     """Measure how far rounding alone takes MODEL from float64, at each site and on the input of TRACE.
 
-    Runs it in float32, bfloat16 and float16, with eager and fused attention, with features in two orders, on the CPU
-    and on a GPU if there is one. `xlmr parity check` judges by the table that this writes.
+    Runs it in float32, bfloat16 and float16, with eager and fused attention, padded and packed, compiled, with features
+    in two orders, on the CPU and on a GPU if there is one. Compiling takes 10 seconds a dtype and more. `xlmr parity
+    check` judges by the table that this writes.
     """
     trace = Trace.load(trace_file)
     chosen = [DTYPES[name] for name in dtypes or list(DTYPES)[1:]]
-    table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen)
+    if compiled is None:
+        compiled = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+    table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled)
     output = output or floors_path(trace_file)
     table.save(output)
     click.echo(str(table))

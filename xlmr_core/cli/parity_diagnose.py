@@ -67,4 +67,4 @@ def _dump(trace: Trace, path: Path, names: Path | None) -> dict[str, Tensor]:
         dump = renamed(dump, read_names(names), trace.config)
     rows = len(trace.inputs["input_ids"])
     inputs = {name: dump.pop(name).long().reshape(rows, -1) for name in INPUTS if name in dump}
-    return fitted(dump, trace.sites, trace.config) | inputs
+    return fitted(dump, trace.sites, trace.config, trace.real) | inputs

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xlmr_core.checkpoint.layouts import LAYOUTS, expand, needs_of
+from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, expand, needs_of
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import PretrainedModel, SelfAttention
@@ -159,7 +159,7 @@ def _reshaped(tensor: Tensor, place: Place) -> Tensor:
 
 
 def transformers_places(model: nn.Module) -> dict[str, Place]:
-    """Where the taps are in transformers' XLMRoberta and XLMRobertaXL models, encoders and masked language models."""
+    """Where the taps are in transformers' XLMRoberta and XLMRobertaXL models, encoders and those with a head."""
     modules = {name for name, _ in model.named_modules()}
     prefix = "roberta." if "roberta" in modules else ""
     config: Any = model.config
@@ -184,7 +184,12 @@ def transformers_places(model: nn.Module) -> dict[str, Place]:
         "lm_head.dense": Place("lm_head.dense"),
         "lm_head.norm": Place("lm_head.layer_norm"),
         "lm_head.logits": Place("lm_head.decoder"),
+        "classifier.dense": Place("classifier.dense"),
+        "classifier.logits": Place("classifier.out_proj"),
+        "answer.logits": Place("qa_outputs"),
     }
+    if "classifier" in modules and "classifier.dense" not in modules:
+        rest["tagger.logits"] = Place("classifier")
     if pre_norm:
         rest["final_norm"] = Place(f"{prefix}encoder.LayerNorm")
     return places | {site: place for site, place in rest.items() if place.module in modules}
@@ -226,13 +231,12 @@ def transformers_parameters(model: nn.Module, config: XLMRobertaConfig) -> dict[
     raise ValueError(f"{type(model).__name__} is not a masked language model of transformers: its parameters differ")
 
 
-def transformers_model(folder: str, norm_first: bool, attention: str, dtype: torch.dtype) -> Any:
-    """transformers' masked language model from a folder or a hub id, in eval mode."""
+def transformers_model(folder: str, model: str, norm_first: bool, attention: str, dtype: torch.dtype) -> Any:
+    """transformers' class for ours of the name `model`, from a folder or a hub id, in eval mode."""
     try:
         import transformers
     except ImportError as error:
         raise ValueError("transformers is not installed: pip install transformers") from error
 
-    name = "XLMRobertaXLForMaskedLM" if norm_first else "XLMRobertaForMaskedLM"
-    model = getattr(transformers, name).from_pretrained(folder, attn_implementation=attention, dtype=dtype)
-    return model.eval()
+    cls = getattr(transformers, NEEDS[model].architectures[norm_first])
+    return cls.from_pretrained(folder, attn_implementation=attention, dtype=dtype).eval()

@@ -41,7 +41,7 @@ def dump_from_file(trace: Trace, path: Path, names: Path | None = None) -> dict[
     for name in INPUTS:
         if name in dump and dump.pop(name).long().flatten().tolist() != trace.inputs[name].flatten().tolist():
             raise TraceError(f"{path} was made from other {name} than the trace: {trace.inputs[name].tolist()}")
-    return fitted(dump, trace.sites, trace.config)
+    return fitted(dump, trace.sites, trace.config, trace.real)
 
 
 def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
@@ -60,11 +60,12 @@ def dump_from_transformers(trace: Trace, source: str, *, dtype: torch.dtype, **o
     """The sites of `trace` as transformers computes them, in eager mode, from the checkpoint in `source`."""
     check_same_weights(trace, Checkpoint.load(source, **options))
     folder = inspect_checkpoint(source, **options).weights_file.parent
-    return run_transformers(trace, transformers_model(str(folder), trace.config.norm_first, "eager", dtype))
+    model = transformers_model(str(folder), trace.provenance.model, trace.config.norm_first, "eager", dtype)
+    return run_transformers(trace, model)
 
 
 def run_transformers(trace: Trace, model: Any) -> dict[str, Tensor]:
-    """The same for a masked language model of transformers that is loaded, with our names of its parameters."""
+    """The same for a model of transformers that is loaded."""
     with one_thread():
         found = {site: tensor for site, tensor in dump_of(model, trace.inputs).items() if site in trace.taps}
         if trace.has_gradients:

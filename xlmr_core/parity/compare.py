@@ -196,6 +196,27 @@ def _over_nothing(scores: Tensor, real: Tensor) -> Tensor:  # (T, N, S), (B, S) 
     return torch.where(hidden, (scores - top + UNDERFLOW).relu(), scores)
 
 
+def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
+    """A tap of a packed batch in the shape that it has for the padded one, with zeros at padding.
+
+    real: (B, S), which tokens of the padded batch the packed one has. Of scores and probs, whose rows have the real
+    tokens of a sequence at their beginning, what belongs to padding is as the model has it: no attention.
+    """
+    letters = shape_of(site)
+    if letters == "(B, N, S, S)":
+        nothing = torch.finfo(tensor.dtype).min if site.endswith("scores") else 0.0
+        rows = tensor.new_full((len(real), tensor.shape[1], *real.shape[1:] * 2), nothing)
+        for row, its, own in zip(rows, tensor, real, strict=True):
+            places = own.nonzero()[:, 0]
+            row[:, places[:, None], places] = its[:, : len(places), : len(places)]
+        return rows
+    if letters is None or letters in PER_SEQUENCE:
+        return tensor
+    rows = tensor.new_zeros(*real.shape, *tensor.shape[1:])
+    rows[real] = tensor
+    return rows
+
+
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 ABOVE = (FINAL_NORM, *POOLER, *(tap for taps in HEADS.values() for tap in taps))

@@ -23,13 +23,13 @@ from xlmr_core.model import PretrainedModel, SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused
 from xlmr_core.parity.compare import (
     FACTOR,
-    PER_SEQUENCE,
     TOP_IDS,
     Dump,
     Floors,
     elements,
     name_of,
     shape_of,
+    unpacked,
     with_reduced_logits,
 )
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
@@ -62,10 +62,10 @@ class Measurement:
     errors: Mapping[str, float]
 
     @property
-    def name(self) -> str:
-        """The way in words, without what is usual."""
+    def way(self) -> str:
+        """How it ran, in words, without what is usual."""
         unusual = ("packed" * (self.layout == "packed"), "reversed" * (self.order == "reversed"))
-        return " ".join(filter(None, (self.dtype, self.attention, self.device, *unusual, "compiled" * self.compiled)))
+        return " ".join(filter(None, (self.attention, self.device, *unusual, "compiled" * self.compiled)))
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,34 @@ class FloorTable:
     def surprise(self) -> float:
         """How many times above all others the worst run of a dtype at a site lies: the most over all sites.
 
-        It tells how far above its floor a right run may lie that was not measured: each was one of them once.
+        It tells how far above its floor a right run may lie that was not measured: each is taken to be that once. Runs
+        with the same error count as one.
         """
         ratios = [1.0]
         for dtype in {measurement.dtype for measurement in self.measurements}:
             runs = [measurement.errors for measurement in self.measurements if measurement.dtype == dtype]
             for site in runs[0]:
-                found = sorted(run[site] for run in runs if run.get(site))
+                found = sorted({run[site] for run in runs if run.get(site)})
                 ratios += [found[-1] / found[-2]] if len(found) > 1 else []
         return max(ratios)
 
     def __str__(self) -> str:
-        names = [measurement.name for measurement in self.measurements]
-        sites = list(dict.fromkeys(site for m in self.measurements for site in m.errors))
-        width = max(map(len, ("site", *sites)))
-        lines = ["  ".join([f"{'site':{width}}", *names])]
-        for site in sites:
-            cells = [f"{m.errors[site]:.2e}" if site in m.errors else "-" for m in self.measurements]
-            padded = [cell.ljust(len(name)) for cell, name in zip(cells, names, strict=True)]
-            lines.append("  ".join([f"{site:{width}}", *padded]).rstrip())
+        dtypes = list(dict.fromkeys(measurement.dtype for measurement in self.measurements))
+        ways = list(dict.fromkeys(measurement.way for measurement in self.measurements))
+        sites = list(dict.fromkeys(site for measurement in self.measurements for site in measurement.errors))
+        rows = [("site", *dtypes), *((site, *(self._range(site, dtype) for dtype in dtypes)) for site in sites)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
-            [*lines, f"at no site is one way more than {self.surprise:.1f} times worse than all the others"]
+            [
+                f"smallest and largest error in {len(ways)} ways to run it: {', '.join(ways)}",
+                *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
+                f"at no site is one way more than {self.surprise:.1f} times worse than all the others",
+            ]
         )
+
+    def _range(self, site: str, dtype: str) -> str:
+        errors = [m.errors[site] for m in self.measurements if m.dtype == dtype and site in m.errors]
+        return f"{min(errors):.2e} {max(errors):.2e}" if errors else "-"
 
     def save(self, path: Path) -> None:
         """Writes the table as JSON."""
@@ -216,27 +222,6 @@ def _packed_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> 
     packed = {"input_ids": batch["input_ids"][real], "position_ids": positions[real], "lengths": real.sum(dim=1)}
     found = dump_of(model, packed, taps=_visible(model, taps))
     return {site: unpacked(site, tensor, real) for site, tensor in found.items()}
-
-
-def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
-    """A tap of a packed batch in the shape that it has for the padded one, with zeros at padding.
-
-    real: (B, S), which tokens of the padded batch the packed one has. Of scores and probs, whose rows have the real
-    tokens of a sequence at their beginning, what belongs to padding is as the model has it: no attention.
-    """
-    letters = shape_of(site)
-    if letters == "(B, N, S, S)":
-        nothing = torch.finfo(tensor.dtype).min if site.endswith("scores") else 0.0
-        rows = tensor.new_full((len(real), tensor.shape[1], *real.shape[1:] * 2), nothing)
-        for row, its, own in zip(rows, tensor, real, strict=True):
-            places = own.nonzero()[:, 0]
-            row[:, places[:, None], places] = its[:, : len(places), : len(places)]
-        return rows
-    if letters is None or letters in PER_SEQUENCE:
-        return tensor
-    rows = tensor.new_zeros(*real.shape, *tensor.shape[1:])
-    rows[real] = tensor
-    return rows
 
 
 def _compiled_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:

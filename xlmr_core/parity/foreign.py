@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import TOP_IDS, shape_of
+from xlmr_core.parity.compare import TOP_IDS, shape_of, unpacked
 from xlmr_core.parity.trace import TraceError, read_safetensors
 
 # Our axes by their finest letters: H is all D of all N side by side; Q and K are both S, query and key.
@@ -133,14 +133,18 @@ def _our_letters(tap: str) -> list[str]:
     return AXES.get(shape, shape.strip("()").replace(",", "").replace("*", "B S")).split()
 
 
-def fitted(dump: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: XLMRobertaConfig) -> dict[str, Tensor]:
+def fitted(
+    dump: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: XLMRobertaConfig, real: Tensor
+) -> dict[str, Tensor]:
     """Tensors in the shape that is expected, where only one reading of theirs is possible.
 
-    A missing batch axis of one row is put in, and heads that stand apart, (B, N, S, D) or (B, S, N, D), are put side by
-    side. Any other shape is left as it is, for the comparison to tell.
+    A missing batch axis of one row is put in, the tokens of a packed batch, (T, ...), go to their places, and heads
+    that stand apart, (B, N, S, D) or (B, S, N, D), are put side by side. Any other shape is left as it is, for the
+    comparison to tell. real: (B, S), True for real tokens.
     """
     return {
-        site: _fitted(site, tensor, _expected_shape(site, expected, config), config) for site, tensor in dump.items()
+        site: _fitted(site, tensor, _expected_shape(site, expected, config), config, real)
+        for site, tensor in dump.items()
     }
 
 
@@ -150,12 +154,14 @@ def _expected_shape(site: str, expected: Mapping[str, Tensor], config: XLMRobert
     return tuple(expected[site].shape) if site in expected else None
 
 
-def _fitted(site: str, tensor: Tensor, shape: tuple[int, ...] | None, config: XLMRobertaConfig) -> Tensor:
+def _fitted(site: str, tensor: Tensor, shape: tuple[int, ...] | None, config: XLMRobertaConfig, real: Tensor) -> Tensor:
     if shape is None or tensor.shape == shape:
         return tensor
     readings = [tensor] if tensor.dim() != len(shape) - 1 else []
     if shape[0] == 1:
         readings.append(tensor[None])
+    elif shape[:2] == tuple(real.shape) and len(tensor) == int(real.sum()):
+        readings.append(unpacked(site, tensor, real))
     if shape_of(site) == "(B, S, H)":
         heads_apart = (shape[0], shape[1], config.num_attention_heads, config.head_dim)
         for reading in tuple(readings):

@@ -8,6 +8,7 @@ is zero, such as that of every key bias, into whole steps.
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +61,13 @@ def training_losses(model: nn.Module, batch: Mapping[str, Tensor], steps: int) -
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:  # (B, S)
-    """The loss of each real token; 0 for padding. Raises ValueError in train mode, or for a model without logits."""
+    """The loss of each real token; 0 for padding. Raises ValueError in train mode, or for another model than a LM."""
     if model.training:
         raise ValueError("the model is in train mode: call model.eval(), since dropout is drawn at random")
     logits = getattr(model(**batch), "logits", None)
-    if logits is None:
-        raise ValueError(f"{type(model).__name__} gives no logits: gradients need a masked language model")
+    config: Any = model.config
+    if logits is None or logits.shape[2:] != (config.vocab_size,):
+        raise ValueError(f"{type(model).__name__} has no vocabulary logits: gradients need a masked language model")
     wide = logits if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(wide.flatten(0, 1), batch["input_ids"].flatten(), reduction="none")
     return losses.view_as(batch["input_ids"]).masked_fill(~batch["attention_mask"].bool(), 0)

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.checkpoint.files import local_path, written_as
+from xlmr_core.checkpoint.inspection import CLASSES
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import XLMRobertaForMultipleChoice
 from xlmr_core.model import AttentionKind, PretrainedModel, XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
@@ -34,11 +35,12 @@ from xlmr_core.parity.gradients import GRADIENT, LOSS
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, their order would be random
-VERSION = 1
+VERSION = 2
 INPUTS = ("input_ids", "attention_mask")
 TOP_K = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
-MODELS: dict[str, type[PretrainedModel]] = {model.__name__: model for model in (XLMRobertaForMaskedLM, XLMRobertaModel)}
+# Of multiple choice, whose batches have one more axis, the encoder and the pooler are recorded.
+MODELS = {model.__name__: model for model in CLASSES if model is not XLMRobertaForMultipleChoice}
 
 
 class TraceError(ValueError):
@@ -55,6 +57,7 @@ class Provenance:
     weights_sha256: str  # of the tensors, whatever the file's layout: see `hash_of_weights`
     config: Mapping[str, Any]
     texts: tuple[str, ...]  # empty where ids were given
+    pairs: tuple[str, ...]  # the second text of each; empty where there is none
     dtype: str  # of the run
     attention: str
     device: str
@@ -133,7 +136,7 @@ class Trace:
             if version != VERSION:
                 raise TraceError(f"{path} is a trace of version {version}; this program reads version {VERSION}")
             values: dict[str, Any] = {field.name: content["provenance"][field.name] for field in fields(Provenance)}
-            values["texts"] = tuple(values["texts"])
+            values |= {name: tuple(values[name]) for name in ("texts", "pairs")}
             provenance = Provenance(**values)
             dtype = DTYPES[provenance.dtype]
             inputs = {name: tensors[name] for name in INPUTS}
@@ -173,13 +176,11 @@ class Checkpoint:
 
     @classmethod
     def load(cls, source: str | PathLike[str], *, attention: AttentionKind = "eager", **options: Any) -> "Checkpoint":
-        """The masked language model in `source`, or the encoder of a checkpoint without LM head.
+        """The model in `source`, with the head that it has, or the encoder of a checkpoint without one.
 
         options: revision, cache_dir, local_files_only, token, as for `from_pretrained`.
         """
-        keys = [info.key for info in inspect_checkpoint(source, **options).keys]
-        has_lm_head = any(key.startswith("lm_head.") for key in keys)
-        model = MODELS["XLMRobertaForMaskedLM" if has_lm_head else "XLMRobertaModel"]
+        model = MODELS.get(inspect_checkpoint(source, **options).model, XLMRobertaModel)
         path = local_path(source)
         name = str(source) if path is None or not Path(source).exists() else path.resolve().name
         return cls(model.from_pretrained(source, attention=attention, **options), name, options.get("revision"))
@@ -189,6 +190,7 @@ def record(
     source: str | PathLike[str],
     texts: Sequence[str],
     *,
+    pairs: Sequence[str] = (),
     taps: Sequence[str] = ("**",),
     top_k: int = TOP_K,
     grad: bool = False,
@@ -200,18 +202,28 @@ def record(
 ) -> Trace:
     """A trace of the checkpoint in `source` for `texts`.
 
-    taps: patterns, as for `model.capture`. top_k: how many logits of each token are kept; 0 keeps all of them.
-    grad: also the gradients; steps: also the losses of that many steps of training. options: as for
-    `from_pretrained`. Raises ValueError for a pattern that matches nothing, or no text.
+    pairs: the second text of each, as rerankers take them. taps: patterns, as for `model.capture`. top_k: how many
+    vocabulary logits of each token are kept; 0 keeps all of them. grad: also the gradients; steps: also the losses of
+    that many steps of training; both of a masked language model alone. options: as for `from_pretrained`. Raises
+    ValueError for a pattern that matches nothing, or no text.
     """
     if not texts:
         raise ValueError("there is no text to record")
     checkpoint = Checkpoint.load(source, attention=attention, **options)
     tokenizer = XLMRobertaTokenizer.from_pretrained(source, **options)
-    batch = tokenizer(list(texts))
+    batch = tokenizer(list(texts), list(pairs) or None)
     inputs = {name: batch[name] for name in INPUTS}
     return record_model(
-        checkpoint, inputs, texts=texts, taps=taps, top_k=top_k, grad=grad, steps=steps, dtype=dtype, device=device
+        checkpoint,
+        inputs,
+        texts=texts,
+        pairs=pairs,
+        taps=taps,
+        top_k=top_k,
+        grad=grad,
+        steps=steps,
+        dtype=dtype,
+        device=device,
     )
 
 
@@ -220,6 +232,7 @@ def record_model(
     inputs: Mapping[str, Tensor],
     *,
     texts: Sequence[str] = (),
+    pairs: Sequence[str] = (),
     taps: Sequence[str] = ("**",),
     top_k: int = TOP_K,
     grad: bool = False,
@@ -249,6 +262,7 @@ def record_model(
         weights_sha256=sha256,
         config=model.config.to_dict(),
         texts=tuple(texts),
+        pairs=tuple(pairs),
         dtype=name_of(dtype),
         attention="sdpa" if is_fused(model) else "eager",
         device=device,
