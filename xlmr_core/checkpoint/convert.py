@@ -108,7 +108,9 @@ def convert(
 
     dtype None keeps that of each tensor; a narrower one rounds, and is refused where a finite number would become
     infinite. drop: groups to leave out on purpose ("pooler", "lm_head", ...); any other tensor must have a place.
-    The folder appears whole or not at all, and the same source gives the same bytes.
+    The folder appears whole or not at all, and the same source gives the same bytes. The configuration of a
+    sentence-transformers folder goes along unchanged to "hf" and "native", which makes another such folder; a note in
+    the report says what of it does not.
 
     Raises CheckpointError if the source would not load, if something would be lost, or if `destination` exists.
     """

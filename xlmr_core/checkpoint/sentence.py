@@ -81,7 +81,7 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
 def transformer_folder(path: Path) -> Path:
     """The folder that holds the model: `path`, or the one its modules.json names if `path` has no config.json."""
     if (path / MODULES).is_file() and not (path / "config.json").is_file():
-        return read_sentence_config(path).transformer
+        return _inside(path, transformer_path(path))
     return path
 
 

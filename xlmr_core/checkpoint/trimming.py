@@ -134,7 +134,8 @@ def trim(
 ) -> TrimReport:
     """Writes the model and tokenizer of `source` (see `load_pretrained`) to the new folder `destination`, trimmed.
 
-    Whatever layout it came in, it goes out in that of Hugging Face, as `save_pretrained` writes it.
+    Whatever layout it came in, it goes out in that of Hugging Face, as `save_pretrained` writes it. What makes it a
+    sentence-transformers folder goes along unchanged.
 
     corpus: text files, one text a line. Pieces are kept that occur in them at least `min_count` times; of those, the
         `max_pieces` most frequent.
