@@ -1,7 +1,9 @@
 """Named internals: the table is the architecture, looking changes nothing, changing changes what it should."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import reference
@@ -9,7 +11,8 @@ import torch
 from reference import Pair
 from torch import Tensor, nn
 
-from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaModel
+from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaModel, heads
+from xlmr_core.model import PretrainedModel
 from xlmr_core.taps import Tap
 
 CONFIGS = pytest.mark.parametrize("norm", reference.CONFIGS)
@@ -61,6 +64,60 @@ def test_the_bare_encoder_has_the_same_taps_and_its_pooler() -> None:
         output = pair.ours(**pair.batch)
     assert torch.equal(acts["pooler.output"], output.pooler_output)
     assert torch.equal(acts["pooler.dense"].tanh(), output.pooler_output)
+
+
+HEADS: dict[type[PretrainedModel], dict[str, Callable[[Any, dict[str, Tensor]], Tensor]]] = {
+    # Each tap above the encoder, by plain formulas from the ones before. L: the last layer's output.
+    heads.XLMRobertaForSequenceClassification: {
+        "classifier.dense": lambda m, acts: linear(acts["L"][:, 0], m.classifier.dense),
+        "classifier.logits": lambda m, acts: linear(acts["classifier.dense"].tanh(), m.classifier.out_proj),
+    },
+    heads.XLMRobertaForTokenClassification: {"tagger.logits": lambda m, acts: linear(acts["L"], m.classifier)},
+    heads.XLMRobertaForQuestionAnswering: {"answer.logits": lambda m, acts: linear(acts["L"], m.qa_outputs)},
+    heads.XLMRobertaForMultipleChoice: {
+        "pooler.dense": lambda m, acts: linear(acts["L"][:, 0], m.encoder.pooler.dense),
+        "pooler.output": lambda m, acts: acts["pooler.dense"].tanh(),
+        "choice.logits": lambda m, acts: linear(acts["pooler.output"], m.classifier).view(1, 5, 1),
+    },
+    heads.XLMRobertaForM3: {
+        "sparse.weight": lambda m, acts: linear(acts["L"], m.sparse_linear),
+        "colbert.dense": lambda m, acts: linear(acts["L"], m.colbert_linear),
+    },
+}
+
+
+def linear(x: Tensor, module: nn.Linear) -> Tensor:
+    return (x[..., None, :] * module.weight).sum(dim=-1) + module.bias
+
+
+@CONFIGS
+@pytest.mark.parametrize("cls", HEADS, ids=lambda cls: cls.__name__)
+def test_every_tap_of_a_head(norm: str, cls: type[Any]) -> None:
+    config = replace(reference.CONFIGS[norm], labels=tuple("ABCDEFG"))
+    model = cls(config).double().eval()
+    reference.randomize(model)
+    batch = reference.awkward_batch(config)
+    if cls is heads.XLMRobertaForMultipleChoice:
+        batch = {name: tensor[None] for name, tensor in batch.items()}
+    with torch.no_grad(), model.capture("**") as acts:
+        model(**batch)
+    names = [tap.name for tap in model.taps()]
+    assert names[-len(HEADS[cls]) :] == list(HEADS[cls])
+    assert list(acts) == names
+    last = {**acts, "L": acts["final_norm" if norm == "pre-norm" else "layers.2.output"]}
+    letters = LETTERS | {"C": 7, "K": 5, "2": 2, "1": 1}
+    for tap in model.taps()[-len(HEADS[cls]) :]:
+        assert reference.gap(acts[tap.name], HEADS[cls][tap.name](model, last)) <= reference.ORACLE_TOLERANCE, tap
+        shape = tuple(letters[letter] for letter in tap.shape.replace("*", "B, S").strip("()").split(", "))
+        assert acts[tap.name].shape == ((1, *shape[1:]) if tap.name.startswith("choice") else shape), tap
+    with torch.no_grad():
+        before = model(**batch)
+        with model.intervene({names[-1]: torch.zeros_like}):
+            after = model(**batch)
+    changed = [name for name, value in vars(before).items() if not torch.equal(value, vars(after)[name])]
+    assert changed
+    assert "last_hidden_state" not in changed
+    assert not list(hooks_of(model))
 
 
 @CONFIGS

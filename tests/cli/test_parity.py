@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from parity.test_trace_heads import write
 
+from xlmr_core import XLMRobertaForSequenceClassification
 from xlmr_core.cli import main
+from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.trace import Trace
 
 
@@ -118,3 +121,32 @@ def test_mistakes_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: 
     assert result.exit_code in (1, 2)
     assert told in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_the_mistakes_are_listed() -> None:
+    listed = xlmr("faults")
+    assert listed.exit_code == 0
+    lines = listed.stdout.splitlines()
+    assert len(lines) == len(FAULTS) + len(TOKENIZER_FAULTS) + len(POOLING_FAULTS) + 1
+    assert "gelu_tanh" in listed.stdout
+    one = xlmr("faults", "q_k_swapped")
+    assert one.stdout.splitlines()[1] == "site    layers.0.attention.q"
+    assert [row["name"] for row in json.loads(xlmr("faults", "q_k_swapped", "--json").stdout)] == ["q_k_swapped"]
+    unknown = xlmr("faults", "q_k_swop")
+    assert unknown.exit_code == 2
+    assert "no mistake is called 'q_k_swop'" in unknown.stderr
+
+
+def test_a_reranker_is_recorded_with_pairs(toy_checkpoint: Path, tmp_path: Path) -> None:
+    folder = write(XLMRobertaForSequenceClassification, toy_checkpoint, tmp_path / "reranker")
+    path = tmp_path / "t.safetensors"
+    result = xlmr("record", folder, "--text", "a cat", "--pair", "the dog", "-o", path)
+    assert result.exit_code == 0, result.output
+    trace = Trace.load(path)
+    assert (trace.provenance.texts, trace.provenance.pairs) == (("a cat",), ("the dog",))
+    assert "classifier.logits" in trace.sites
+    assert xlmr("check", path, folder, "--exact").exit_code == 0
+    assert (
+        "as many pairs as texts"
+        in xlmr("record", folder, "--text", "a", "--text", "b", "--pair", "c", "-o", path).stderr
+    )

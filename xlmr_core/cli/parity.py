@@ -1,6 +1,7 @@
 """`xlmr parity`: record what a checkpoint computes, and hold something else against it."""
 
 import importlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from xlmr_core.parity.check import (
     read_floors,
 )
 from xlmr_core.parity.compare import Floors
+from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.plot import error_by_depth
 from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
 
@@ -40,7 +42,7 @@ class ParityCommands(click.Group):
 
 @click.group("parity", cls=ParityCommands)
 def command() -> None:
-    """Is a port right? Record golden traces, compare with them, measure what rounding alone does."""
+    """Is a port right, and if not, why? Record golden traces, compare with them, and have the mistake named."""
 
 
 @command.command("record")
@@ -181,6 +183,25 @@ def check_command(
     click.echo(comparison.to_json() if as_json else str(comparison))
     if not comparison.ok:
         raise SystemExit(1)
+
+
+@command.command("faults")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="All that is known of each, as JSON.")
+def faults_command(name: str | None, as_json: bool) -> None:
+    """List the mistakes that `xlmr parity diagnose` knows, or tell what NAME looks like."""
+    faults = [fault for fault in (*TOKENIZER_FAULTS, *FAULTS, *POOLING_FAULTS) if name in (None, fault.name)]
+    if not faults:
+        raise click.UsageError(f"no mistake is called {name!r}: `xlmr parity faults` lists them")
+    rows = [{key: getattr(fault, key) for key in ("name", "site", "cause", "symptom")} for fault in faults]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif name is not None:
+        click.echo("\n".join(f"{key:8}{value}" for key, value in rows[0].items()))
+    else:
+        width = max(len(row["name"]) for row in rows)
+        click.echo("\n".join(f"{row['name']:{width}}  {row['cause']}" for row in rows))
+        click.echo(f"{len(rows)} mistakes; `xlmr parity faults NAME` tells what one looks like")
 
 
 def _dump(
