@@ -442,6 +442,44 @@ def oracle_gaps(pair: Pair, truth: dict[str, Tensor]) -> dict[str, float]:
     return gaps
 
 
+def right_padded(pair: Pair) -> Pair:
+    """The same models with five rows of uneven lengths whose padding stands at the end."""
+    real = torch.arange(11) < torch.tensor([[11], [4], [9], [2], [7]])
+    ids = torch.randint(4, pair.config.vocab_size, real.shape, generator=torch.Generator().manual_seed(4))
+    batch = {"input_ids": ids.masked_fill(~real, pair.config.pad_token_id), "attention_mask": real.long()}
+    return replace(pair, batch=batch)
+
+
+def check_packed(pair: Pair, truth: dict[str, Tensor] | None = None) -> None:
+    """Every tap of the batch, packed, in float64, agrees with the plain loops over the padded one.
+
+    For a batch that is padded at the end: its positions are those that the model counts.
+    """
+    truth = oracle_taps(pair) if truth is None else truth
+    packed = {"input_ids": pair.batch["input_ids"][pair.real], "lengths": pair.real.sum(dim=1)}
+    visible = [tap.name for tap in pair.ours.taps() if not is_hidden(pair, tap.name)]
+    with torch.no_grad(), pair.ours.capture(*visible) as acts:
+        pair.ours(**packed)
+    for name, expected in truth.items():
+        if is_hidden(pair, name):
+            continue
+        assert name in acts, f"{name} is not reached"
+        ours = acts[name]
+        if name.endswith("attention.scores"):
+            ours = ours.masked_fill(ours == torch.finfo(ours.dtype).min, -math.inf)
+        if expected.dim() == 4 and expected.shape[1:2] == ours.shape[1:2]:  # scores and probs: still rows
+            ours, expected = by_query(ours)[pair.real], by_query(expected)[pair.real]
+        elif ours.shape[:1] == (len(packed["input_ids"]),):
+            expected = expected[pair.real]
+        assert ours.shape == expected.shape, f"{name} has shape {tuple(ours.shape)}, not {tuple(expected.shape)}"
+        assert gap(ours, expected) <= ORACLE_TOLERANCE, f"{name} is {gap(ours, expected):.3g} from the oracle"
+
+
+def is_hidden(pair: Pair, name: str) -> bool:
+    """Whether the attention of our model does not show this tap."""
+    return pair.ours.encoder.layers[0].attention.fused and name.endswith(("attention.scores", "attention.probs"))
+
+
 def check_oracle(pair: Pair, truth: dict[str, Tensor] | None = None) -> None:
     """Every tap in float64 agrees with the plain loops. `truth` spares the loops where they have run before."""
     for name, distance in oracle_gaps(pair, oracle_taps(pair) if truth is None else truth).items():

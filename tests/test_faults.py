@@ -28,6 +28,7 @@ as it should. `.`: it does not notice, and cannot or need not. A blank: the mode
 
 - oracle: every tap in float64 against plain loops
 - eager, sdpa: hidden states and logits against transformers, bit for bit, with that attention
+- packed, packed sdpa: every tap of a packed batch in float64 against the same loops; fused attention sees no mask there
 - probs: attention probabilities against transformers
 - bfloat16: our error against float64 is no larger than transformers'
 - training: logits in train mode under the same seed; gradients: of every parameter
@@ -56,10 +57,15 @@ def groups(norm: str) -> dict[str, Group]:
     float64 = reference.build_pair(config, dtype=torch.float64)
     bfloat16 = reference.build_pair(config, dtype=torch.bfloat16)
     taps, logits = reference.oracle_taps(float64), reference.float64_logits(bfloat16)
+    packed = reference.right_padded(float64)
+    packed_sdpa = reference.right_padded(reference.build_pair(config, "sdpa", torch.float64))
+    packed_taps = reference.oracle_taps(packed)
     return {
         "oracle": Group(lambda pair: reference.check_oracle(pair, taps), float64),
         "eager": Group(reference.check_outputs, eager),
         "sdpa": Group(reference.check_outputs, sdpa),
+        "packed": Group(lambda pair: reference.check_packed(pair, packed_taps), packed),
+        "packed sdpa": Group(lambda pair: reference.check_packed(pair, packed_taps), packed_sdpa),
         "probs": Group(reference.check_probs, eager),
         "bfloat16": Group(lambda pair: reference.check_precision(pair, logits), bfloat16),
         "training": Group(reference.check_training, eager),
@@ -104,8 +110,12 @@ def expected_groups(norm: str, fault: Fault) -> set[str]:
         return set()  # transformers' own XL is made so: the parity test leaves that dropout out
     in_train_mode = {"training", "gradients"}
     if fault.name == "dropout_left_on":
-        return {"oracle", "eager", "sdpa"}  # in train mode dropout is where it belongs
+        return {"oracle", "eager", "sdpa", "packed", "packed sdpa"}  # in train mode dropout is where it belongs
     everywhere = {"oracle", "eager", "sdpa"} | in_train_mode
+    if fault.name != "positions_count_padding":  # a packed batch has none
+        everywhere.add("packed")
+    if not fault.name.startswith("mask_") or fault.name == "mask_causal":
+        everywhere |= {"packed sdpa"} & {name.replace("packed", "packed sdpa") for name in everywhere}
     return {"outputs": everywhere, "training": in_train_mode, "gradients": {"gradients"}}[fault.shows]
 
 
@@ -113,7 +123,7 @@ def silent_groups(fault: Fault) -> set[str]:
     """The comparisons that must not notice the fault: it changes nothing they look at."""
     if is_pooler(fault):
         return set()
-    in_eval_mode = {"oracle", "eager", "sdpa", "probs", "bfloat16", "pooler"}
+    in_eval_mode = {"oracle", "eager", "sdpa", "packed", "packed sdpa", "probs", "bfloat16", "pooler"}
     return {"outputs": set[str](), "training": in_eval_mode, "gradients": in_eval_mode | {"training"}}[fault.shows]
 
 
