@@ -42,7 +42,7 @@ ASCII = string.ascii_letters + string.digits + string.punctuation  # in text of 
 PROOF_TEXTS = 16  # texts on which hidden states are compared
 PROOF_TOKENS = 128  # of each; logits of the whole vocabulary take a megabyte a token
 PROOF_PRODUCTS = 2**29  # numbers multiplied to compare logits one by one: some seconds
-PROOF_ROWS = 1024  # of the vocabulary at a time
+PROOF_BLOCK = 2**17  # logits summed at a time: a megabyte, which a processor's cache holds
 LISTED = 10  # unknown pieces named in one message
 
 
@@ -450,7 +450,7 @@ def _compare_logits(before: heads.LMHead, after: heads.LMHead, rows: Tensor, hid
     most = max(1, PROOF_PRODUCTS // (len(rows) * hidden.shape[-1]))
     hidden = hidden[:: -(-len(hidden) // most)]
     old_vectors, new_vectors = _decoded(before, hidden), _decoded(after, hidden)
-    for new in torch.arange(len(rows)).split(PROOF_ROWS):
+    for new in torch.arange(len(rows)).split(max(1, PROOF_BLOCK // len(hidden))):
         expected, found = _one_by_one(before, old_vectors, rows[new]), _one_by_one(after, new_vectors, new)
         _demand(torch.equal(expected, found), f"logits of the new ids {int(new[0])} to {int(new[-1])}")
     return len(hidden)
