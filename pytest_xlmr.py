@@ -24,9 +24,9 @@ import pytest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xlmr_core.model import PretrainedModel
     from xlmr_core.parity.compare import Comparison, Floors
     from xlmr_core.parity.trace import Checkpoint, Trace
+    from xlmr_core.pretrained import PretrainedModel
 
 DEFAULT_TEXTS = ("The capital of France is <mask>.", "Bonjour")
 OPTIONS = ("checkpoint", "trace", "texts", "pairs", "taps")

@@ -13,28 +13,30 @@ import xlmr_core
 
 PACKAGE = Path(xlmr_core.__file__).parent
 
-# config -> tokenizer, model -> heads -> taps, checkpoint -> tasks, parity, training -> cli
+# config -> pretrained, inputs -> tokenizer, model -> heads -> taps, checkpoint -> tasks, parity, training -> cli
 RANK = {
     "config": 0,
-    "tokenizer": 1,
-    "model": 1,
-    "heads": 2,
-    "taps": 3,
-    "checkpoint": 3,
-    "tasks": 4,
-    "parity": 4,
-    "training": 4,
-    "": 5,  # the package itself: its public names
-    "cli": 6,
+    "pretrained": 1,
+    "inputs": 1,
+    "tokenizer": 2,
+    "model": 2,
+    "heads": 3,
+    "taps": 4,
+    "checkpoint": 4,
+    "tasks": 5,
+    "parity": 5,
+    "training": 5,
+    "": 6,  # the package itself: its public names
+    "cli": 7,
 }
 
 # The only arrows that run back: verbs that reach outside, whose bodies import when called.
 BACK = {
-    ("model.py", "PretrainedModel.from_pretrained", "checkpoint"),
-    ("model.py", "PretrainedModel.save_pretrained", "checkpoint"),
-    ("model.py", "PretrainedModel.taps", "taps"),
-    ("model.py", "PretrainedModel.capture", "taps"),
-    ("model.py", "PretrainedModel.intervene", "taps"),
+    ("pretrained.py", "PretrainedModel.from_pretrained", "checkpoint"),
+    ("pretrained.py", "PretrainedModel.save_pretrained", "checkpoint"),
+    ("pretrained.py", "PretrainedModel.taps", "taps"),
+    ("pretrained.py", "PretrainedModel.capture", "taps"),
+    ("pretrained.py", "PretrainedModel.intervene", "taps"),
     ("tokenizer.py", "XLMRobertaTokenizer.from_pretrained", "checkpoint"),
 }
 
@@ -104,7 +106,7 @@ def test_every_arrow_that_may_run_back_is_there() -> None:
     assert used >= BACK
 
 
-@pytest.mark.parametrize("file", ["config.py", "model.py", "heads.py"])
+@pytest.mark.parametrize("file", ["config.py", "pretrained.py", "inputs.py", "model.py", "heads.py"])
 def test_the_model_imports_torch_and_what_python_has(file: str) -> None:
     allowed = {"torch", "typing_extensions", "xlmr_core", *sys.stdlib_module_names}
     outside = {"os", "pathlib", "json", "urllib", "socket", "subprocess"}  # files and networks

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from xlmr_core import heads, model
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind, Layout, PretrainedModel, XLMRobertaModel
+from xlmr_core.model import AttentionKind, Layout, XLMRobertaModel
+from xlmr_core.pretrained import PretrainedModel
 
 norms = pytest.mark.parametrize("norm", CONFIGS)
 attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -12,7 +12,7 @@ from reference import Pair
 from torch import Tensor, nn
 
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaModel, heads
-from xlmr_core.model import PretrainedModel
+from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.taps import Tap
 
 CONFIGS = pytest.mark.parametrize("norm", reference.CONFIGS)

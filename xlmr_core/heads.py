@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind, PretrainedModel, XLMRobertaModel, first_places
+from xlmr_core.model import AttentionKind, XLMRobertaModel, first_places
+from xlmr_core.pretrained import PretrainedModel
 
 UNK = 3  # <unk>, in every XLM-R vocabulary: config.json does not name it
 

@@ -4,6 +4,9 @@ Conneau et al. 2020, "Unsupervised Cross-lingual Representation Learning at Scal
 BERT's encoder (Devlin et al. 2019, section 3) with positions counted from pad + 1. XL and XXL (Goyal et al. 2021)
 normalise before each sublayer; `config.norm_first` is that one difference.
 
+What has nothing to do with the mathematics stands elsewhere: reading and writing in pretrained.py, errors for input
+that the model cannot take in inputs.py.
+
 Letters: B batch, S sequence, H hidden, N heads, D head_dim (H = N * D), F intermediate, V vocabulary, T tokens of a
 packed batch; * is B, S where the batch is padded, and T where it is packed. A comment such as `# (*) -> (*, H)` after a
 signature gives the shapes of its tensors; the tests check each against the code.
@@ -13,23 +16,16 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from typing_extensions import Self  # typing's own is from Python 3.11
 
 from xlmr_core.config import XLMRobertaConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
-    from os import PathLike
-
-    from xlmr_core.checkpoint import LoadReport
-    from xlmr_core.taps import Tap
+from xlmr_core.inputs import check_shapes, check_values
+from xlmr_core.pretrained import PretrainedModel
 
 AttentionKind = Literal["eager", "sdpa"]
 
@@ -204,85 +200,6 @@ class ModelOutput:
     pooler_output: Tensor | None = None  # (B, H); None where the model has no pooler
 
 
-class PretrainedModel(nn.Module):
-    """What every model class here shares: reading and writing checkpoints, and knowing what became of each key."""
-
-    config: XLMRobertaConfig
-    load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | PathLike[str],
-        *,
-        attention: AttentionKind = "eager",
-        dtype: torch.dtype | None = torch.float32,
-        device: torch.device | str = "cpu",
-        new_head: bool = False,
-        revision: str | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> Self:
-        """The model in `source`, in eval mode: a hub id, a folder, a weights file, or "xlmr-tiny".
-
-        `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
-        is ever left random, and a checkpoint without this class's head is refused, unless `new_head` asks for a fresh
-        one to train (the report says so). A head of another class is dropped, and the report says that, too.
-        """
-        from xlmr_core.checkpoint import load_pretrained
-
-        return load_pretrained(
-            cls,
-            source,
-            attention=attention,
-            dtype=dtype,
-            device=device,
-            new_head=new_head,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
-
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes config.json and model.safetensors under the published key names: transformers loads them back."""
-        from xlmr_core.checkpoint import save_pretrained
-
-        save_pretrained(self, folder)
-
-    def taps(self) -> list[Tap]:
-        """Every internal tensor that has a name, in reading order: `name`, `shape`, `meaning`."""
-        from xlmr_core.taps import taps_of
-
-        return taps_of(self)
-
-    def capture(self, *patterns: str) -> AbstractContextManager[dict[str, Tensor]]:
-        """`with model.capture("layers.*.attention.probs") as acts: ...`; see `xlmr_core.taps.capture`."""
-        from xlmr_core.taps import capture
-
-        return capture(self, *patterns)
-
-    def intervene(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
-        """`with model.intervene({"layers.3.mid": function}): ...`; see `xlmr_core.taps.intervene`."""
-        from xlmr_core.taps import intervene
-
-        return intervene(self, changes)
-
-    def initialize(self) -> None:
-        """Fresh weights for training: normal with `initializer_range`, zero biases, unit norms, zero rows for pad."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.modules():  # last: the word table may also be a decoder's weight
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                nn.init.zeros_(module.weight[module.padding_idx])
-
-
 class XLMRobertaModel(PretrainedModel):
     """The encoder: token ids in, one vector a token out."""
 
@@ -321,11 +238,11 @@ class XLMRobertaModel(PretrainedModel):
         pad = self.config.pad_token_id
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        _check_shapes(input_ids, attention_mask, token_type_ids, position_ids, lengths)
+        check_shapes(input_ids, attention_mask, token_type_ids, position_ids, lengths)
         layout = _layout_of(input_ids != pad if attention_mask is None else attention_mask, lengths)
         if position_ids is None:
             position_ids = layout.from_rows(position_ids_from(layout.to_rows(input_ids), pad))
-        _check_values(self.config, input_ids, token_type_ids, position_ids, packed=lengths is not None)
+        check_values(self.config, input_ids, token_type_ids, position_ids, packed=lengths is not None)
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         for layer in self.layers:
@@ -374,65 +291,3 @@ def _takes_varlen(q: Tensor, head_dim: int) -> bool:  # (T, H)
 
 def _layer_norm(config: XLMRobertaConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-
-def _check_shapes(
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    token_type_ids: Tensor,
-    position_ids: Tensor | None,
-    lengths: Tensor | None,
-) -> None:
-    """Turns what would fail far inside into an error that names the argument."""
-    shape = tuple(input_ids.shape)
-    if lengths is None and (input_ids.dim() != 2 or input_ids.numel() == 0):
-        packed = ". A packed batch, of shape (tokens,), needs lengths" if input_ids.dim() == 1 else ""
-        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, not {shape}{packed}")
-    if lengths is not None:
-        _check_lengths(input_ids, attention_mask, lengths)
-    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-    for name, tensor in {**indices, "attention_mask": attention_mask}.items():
-        if tensor is not None and tensor.shape != input_ids.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {shape}")
-    for name, tensor in indices.items():
-        if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name} must hold int64 or int32, not {tensor.dtype}")
-
-
-def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> None:
-    if attention_mask is not None:
-        raise ValueError("a packed batch has no attention_mask: every token of it is real")
-    if lengths.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"lengths must hold int64 or int32, not {lengths.dtype}")
-    if input_ids.dim() != 1 or lengths.dim() != 1 or lengths.numel() == 0:
-        raise ValueError(
-            f"input_ids of a packed batch must have shape (tokens,) and lengths (sequences,), not "
-            f"{tuple(input_ids.shape)} and {tuple(lengths.shape)}"
-        )
-    if int(lengths.min()) < 1 or int(lengths.sum()) != len(input_ids):
-        raise ValueError(
-            f"lengths must be at least 1 each and add up to the {len(input_ids)} tokens of input_ids, "
-            f"but the least is {int(lengths.min())} and the sum {int(lengths.sum())}"
-        )
-
-
-def _check_values(
-    config: XLMRobertaConfig, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, *, packed: bool
-) -> None:
-    """Turns what would be a bare IndexError, or a dead CUDA context, into an error that names the argument."""
-    if torch.compiler.is_compiling() or input_ids.is_meta:
-        return  # a look at the values would break the graph
-    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-    rows = (config.vocab_size, config.type_vocab_size, config.max_position_embeddings)
-    bounds = torch.stack([bound for tensor in indices.values() for bound in tensor.aminmax()]).tolist()
-    for (name, limit), low, high in zip(zip(indices, rows, strict=True), bounds[::2], bounds[1::2], strict=True):
-        if low >= 0 and high < limit:
-            continue
-        if name == "position_ids" and low >= 0:
-            raise ValueError(
-                f"a sequence needs position {high}, but the last is {limit - 1}: at most {config.max_tokens} tokens, "
-                "<s> and </s> included. Truncate the text (tokenizer(..., truncation=True)) or split it"
-            )
-        raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")
-    if packed and bool((input_ids == config.pad_token_id).any()):
-        raise ValueError(f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}")

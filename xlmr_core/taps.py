@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from xlmr_core.model import PretrainedModel, SelfAttention, XLMRobertaModel
+from xlmr_core.model import SelfAttention, XLMRobertaModel
+from xlmr_core.pretrained import PretrainedModel
 
 Change = Callable[[Tensor], Tensor]
 

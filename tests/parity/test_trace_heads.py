@@ -18,12 +18,12 @@ from xlmr_core import (
     XLMRobertaForTokenClassification,
     XLMRobertaTokenizer,
 )
-from xlmr_core.model import PretrainedModel
 from xlmr_core.parity.check import check_trace, dump_from_file, dump_from_transformers, measure_trace
 from xlmr_core.parity.compare import FACTOR
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import find_fault
 from xlmr_core.parity.trace import Checkpoint, Trace, record, rerun
+from xlmr_core.pretrained import PretrainedModel
 
 TEXTS = ["a cat", "a bird"]
 PAIRS = ["the dog", "cat"]

@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, expand, needs_of
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import PretrainedModel, SelfAttention
+from xlmr_core.model import SelfAttention
 from xlmr_core.parity.compare import Comparison, Dump, Floors, compare, in_reading_order
+from xlmr_core.pretrained import PretrainedModel
 
 Batch = Mapping[str, Tensor]  # input_ids and attention_mask, both (B, S)
 NEEDS_EAGER = ("attention.scores", "attention.probs")

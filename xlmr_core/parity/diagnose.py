@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlmr_core.model import PretrainedModel, SelfAttention
+from xlmr_core.model import SelfAttention
 from xlmr_core.parity.compare import (
     FLOATS,
     LOGITS,
@@ -50,6 +50,7 @@ from xlmr_core.parity.faults import (
     mean_pooled,
 )
 from xlmr_core.parity.patterns import describe, growth
+from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 # No product of queries and keys is so low: a score below it is a mask's, written as -inf, finfo.min, -1e9 or -1e4.

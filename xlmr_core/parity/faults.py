@@ -34,10 +34,10 @@ from xlmr_core.model import (
     FeedForward,
     Layout,
     Pooler,
-    PretrainedModel,
     SelfAttention,
     XLMRobertaModel,
 )
+from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 Patch = Callable[[PretrainedModel, ExitStack], None]  # makes the mistake, and notes in the stack how to take it back

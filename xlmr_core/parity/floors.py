@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.files import written_as
-from xlmr_core.model import PretrainedModel, SelfAttention, position_ids_from
+from xlmr_core.model import SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused
 from xlmr_core.parity.compare import (
     FACTOR,
@@ -33,6 +33,7 @@ from xlmr_core.parity.compare import (
     with_reduced_logits,
 )
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
+from xlmr_core.pretrained import PretrainedModel
 
 FORMAT, VERSION = "xlmr-core floors", 2
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -27,11 +27,12 @@ from xlmr_core.checkpoint.files import local_path, written_as
 from xlmr_core.checkpoint.inspection import CLASSES
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMultipleChoice
-from xlmr_core.model import AttentionKind, PretrainedModel, XLMRobertaModel
+from xlmr_core.model import AttentionKind, XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
 from xlmr_core.parity.floors import run_sites
 from xlmr_core.parity.gradients import GRADIENT, LOSS
+from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, their order would be random

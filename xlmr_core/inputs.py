@@ -1,0 +1,71 @@
+"""Input that a model cannot take: an error that names the argument, the limit and the way out.
+
+Without it, it would be a bare IndexError far inside, or on a GPU a dead CUDA context.
+"""
+
+import torch
+from torch import Tensor
+
+from xlmr_core.config import XLMRobertaConfig
+
+
+def check_shapes(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor,
+    position_ids: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    """Shapes and types of the arguments of `XLMRobertaModel.forward`. Looks at no id."""
+    shape = tuple(input_ids.shape)
+    if lengths is None and (input_ids.dim() != 2 or input_ids.numel() == 0):
+        packed = ". A packed batch, of shape (tokens,), needs lengths" if input_ids.dim() == 1 else ""
+        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, not {shape}{packed}")
+    if lengths is not None:
+        _check_lengths(input_ids, attention_mask, lengths)
+    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    for name, tensor in {**indices, "attention_mask": attention_mask}.items():
+        if tensor is not None and tensor.shape != input_ids.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {shape}")
+    for name, tensor in indices.items():
+        if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} must hold int64 or int32, not {tensor.dtype}")
+
+
+def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> None:
+    if attention_mask is not None:
+        raise ValueError("a packed batch has no attention_mask: every token of it is real")
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"lengths must hold int64 or int32, not {lengths.dtype}")
+    if input_ids.dim() != 1 or lengths.dim() != 1 or lengths.numel() == 0:
+        raise ValueError(
+            f"input_ids of a packed batch must have shape (tokens,) and lengths (sequences,), not "
+            f"{tuple(input_ids.shape)} and {tuple(lengths.shape)}"
+        )
+    if int(lengths.min()) < 1 or int(lengths.sum()) != len(input_ids):
+        raise ValueError(
+            f"lengths must be at least 1 each and add up to the {len(input_ids)} tokens of input_ids, "
+            f"but the least is {int(lengths.min())} and the sum {int(lengths.sum())}"
+        )
+
+
+def check_values(
+    config: XLMRobertaConfig, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, *, packed: bool
+) -> None:
+    """Ids, types and positions that the tables do not have, and padding in a packed batch."""
+    if torch.compiler.is_compiling() or input_ids.is_meta:
+        return  # a look at the values would break the graph
+    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    rows = (config.vocab_size, config.type_vocab_size, config.max_position_embeddings)
+    bounds = torch.stack([bound for tensor in indices.values() for bound in tensor.aminmax()]).tolist()
+    for (name, limit), low, high in zip(zip(indices, rows, strict=True), bounds[::2], bounds[1::2], strict=True):
+        if low >= 0 and high < limit:
+            continue
+        if name == "position_ids" and low >= 0:
+            raise ValueError(
+                f"a sequence needs position {high}, but the last is {limit - 1}: at most {config.max_tokens} tokens, "
+                "<s> and </s> included. Truncate the text (tokenizer(..., truncation=True)) or split it"
+            )
+        raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")
+    if packed and bool((input_ids == config.pad_token_id).any()):
+        raise ValueError(f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}")

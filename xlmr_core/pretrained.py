@@ -1,0 +1,104 @@
+"""What every model class can do beside computing: be read and written, be looked into, be initialised.
+
+The methods that reach outside import what they need when they are called: a model alone needs no file and no network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from typing_extensions import Self  # typing's own is from Python 3.11
+
+from xlmr_core.config import XLMRobertaConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from os import PathLike
+
+    from torch import Tensor
+
+    from xlmr_core.checkpoint import LoadReport
+    from xlmr_core.model import AttentionKind
+    from xlmr_core.taps import Tap
+
+
+class PretrainedModel(nn.Module):
+    """The base of every model class."""
+
+    config: XLMRobertaConfig
+    load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        attention: AttentionKind = "eager",
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+        new_head: bool = False,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """The model in `source`, in eval mode: a hub id, a folder, a weights file, or "xlmr-tiny".
+
+        `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
+        is ever left random, and a checkpoint without this class's head is refused, unless `new_head` asks for a fresh
+        one to train (the report says so). A head of another class is dropped, and the report says that, too.
+        """
+        from xlmr_core.checkpoint import load_pretrained
+
+        return load_pretrained(
+            cls,
+            source,
+            attention=attention,
+            dtype=dtype,
+            device=device,
+            new_head=new_head,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Writes config.json and model.safetensors under the published key names: transformers loads them back."""
+        from xlmr_core.checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def taps(self) -> list[Tap]:
+        """Every internal tensor that has a name, in reading order: `name`, `shape`, `meaning`."""
+        from xlmr_core.taps import taps_of
+
+        return taps_of(self)
+
+    def capture(self, *patterns: str) -> AbstractContextManager[dict[str, Tensor]]:
+        """`with model.capture("layers.*.attention.probs") as acts: ...`; see `xlmr_core.taps.capture`."""
+        from xlmr_core.taps import capture
+
+        return capture(self, *patterns)
+
+    def intervene(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
+        """`with model.intervene({"layers.3.mid": function}): ...`; see `xlmr_core.taps.intervene`."""
+        from xlmr_core.taps import intervene
+
+        return intervene(self, changes)
+
+    def initialize(self) -> None:
+        """Fresh weights for training: normal with `initializer_range`, zero biases, unit norms, zero rows for pad."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():  # last: the word table may also be a decoder's weight
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
