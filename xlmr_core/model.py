@@ -98,6 +98,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         if self.fused and layout.lengths is not None and layout.offsets is not None:
             return self.out_proj(self._packed_context(q, k, v, layout.offsets, layout.lengths))
+        # Eager attention has a row for each sequence in both layouts, so that scores and probs always look the same.
         q, k, v = (self._split_heads(layout.to_rows(x)) for x in (q, k, v))
         context = self._fused_context(q, k, v, layout.mask) if self.fused else self._eager_context(q, k, v, layout.mask)
         return self.out_proj(layout.from_rows(self._merge_heads(context)))
@@ -129,8 +130,8 @@ class SelfAttention(nn.Module):
             return context.flatten(1)
         contexts: list[Tensor] = []
         for sequence in zip(*(x[None].split(lengths, dim=1) for x in (q, k, v)), strict=True):  # three of (1, S, H)
-            q, k, v = (self._split_heads(x) for x in sequence)
-            contexts.append(self._merge_heads(self._fused_context(q, k, v, None)))
+            own_q, own_k, own_v = (self._split_heads(x) for x in sequence)
+            contexts.append(self._merge_heads(self._fused_context(own_q, own_k, own_v, None)))
         return torch.cat(contexts, dim=1)[0]
 
     def _split_heads(self, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
