@@ -4,6 +4,9 @@ import contextlib
 import gzip
 import io
 import json
+import os
+import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -224,6 +227,49 @@ def test_a_header_of_many_tensors_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", HEADER_LIMIT + 1) + b"{" + bytes(100))
     with pytest.raises(CheckpointError, match=f"its header claims {HEADER_LIMIT + 1} bytes"):
         open_weights(path)
+
+
+# ---- pickles --------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("container", ["zip", "old", "pickle 2", "pickle 4", "pickle 5"])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (os.system, r"posix\.system|nt\.system"),
+        (os.remove, r"posix\.remove|nt\.remove"),
+        (sys.exit, r"sys\.exit"),
+        (subprocess.Popen, r"Popen"),
+        (eval, r"eval"),
+    ],
+)
+def test_a_pickle_that_would_call_something_is_refused_by_name(
+    function: Any, name: str, container: str, tmp_path: Path
+) -> None:
+    """Found by fuzzing: torch words it otherwise where the module is one that it blocks, and advises to go on."""
+    content, path = {"a": Call(function, str(tmp_path / "marker"))}, tmp_path / "pytorch_model.bin"
+    if container.startswith("pickle"):
+        path.write_bytes(pickle.dumps(content, protocol=int(container[-1])))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
+    with pytest.raises(CheckpointError) as raised:
+        open_weights(path)
+    message = str(raised.value)
+    assert "is refused: it is a pickle that asks for more than tensors" in message
+    assert "Nothing was run" in message
+    assert re.search(f"{name}|Unsupported operand", message)  # a newer protocol is refused before the name is read
+    assert "weights_only" not in message
+    assert "safe_globals" not in message
 
 
 # ---- index ----------------------------------------------------------------------------------------------------------

@@ -90,13 +90,13 @@ def read_pickle(path: Path, *, headers_only: bool = False) -> Pickled:
         with _restricted(), skip_data() if headers_only and not zipped else nullcontext():
             content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
-        refusals = [line for line in str(error).splitlines() if "Unsupported" in line]
-        if refusals and (zipped or start.startswith(PICKLE)):
+        cause = _cause(error)
+        if "unsupported" in cause.lower() and (zipped or start.startswith(PICKLE)):
             raise CheckpointError(
                 f"{path} is refused: it is a pickle that asks for more than tensors, and such a file can run any code. "
-                f"Nothing was run. {refusals[0].strip()}"
+                f"Nothing was run. {cause}"
             ) from error
-        raise
+        raise UnpicklingError(cause) from error
     is_fairseq = isinstance(content, dict) and isinstance(content.get("model"), dict) and content["model"]
     tensors: Any = content["model"] if is_fairseq else content
     if not isinstance(tensors, dict) or not all(
@@ -115,6 +115,12 @@ def _restricted() -> Generator[None, None, None]:
     with _allow_list, safe_globals([(Inert, name) for name in HARMLESS]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         yield
+
+
+def _cause(error: UnpicklingError) -> str:
+    """What torch's unpickler says was wrong, without its advice to read the file by other means all the same."""
+    last = str(error).partition("Check the documentation")[0].strip().rpartition("\n")[2]
+    return last.rpartition("WeightsUnpickler error: ")[2].partition(". Please use")[0].strip()
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
