@@ -8,12 +8,13 @@ import reference
 import torch
 from reference import CONFIGS, POST_NORM, PRE_NORM, no_cuda
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from xlmr_core import heads, model
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind, Layout, XLMRobertaModel
+from xlmr_core.model import AttentionKind, Layout, SelfAttention, XLMRobertaModel, _takes_varlen
 from xlmr_core.pretrained import PretrainedModel
 
 norms = pytest.mark.parametrize("norm", CONFIGS)
@@ -238,8 +239,34 @@ def test_the_kernel_for_various_lengths_gets_what_it_takes(monkeypatch: pytest.M
     assert len(calls) == config.num_hidden_layers
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_torchs_own_kernel_takes_what_we_give_it(dtype: torch.dtype) -> None:
+    """Without a GPU: on tensors that have a device and a shape, but no numbers, torch checks the call all the same."""
+    pytest.importorskip("torch.nn.attention.varlen", reason="from torch 2.10 on")
+    with torch.device("meta"):
+        attention = SelfAttention(replace(POST_NORM, hidden_size=64), "sdpa").eval()
+    with FakeTensorMode():
+        for module in attention.children():
+            for name, parameter in list(module.named_parameters()):
+                module._parameters[name] = torch.empty(parameter.shape, dtype=dtype, device="cuda")
+        hidden = torch.empty(8, 64, dtype=dtype, device="cuda")
+        assert _takes_varlen(hidden, attention.head_dim)
+        out = attention(hidden, Layout(None, [5, 3], torch.empty(3, dtype=torch.int32, device="cuda")))
+    assert (out.shape, out.dtype, out.device.type) == (hidden.shape, dtype, "cuda")
+
+
 def test_the_kernel_for_various_lengths_is_for_half_precision_on_cuda() -> None:
-    assert not model._takes_varlen(torch.zeros(2, 8, dtype=torch.bfloat16), 8)
+    assert not _takes_varlen(torch.zeros(2, 8, dtype=torch.bfloat16), 8)
+
+
+def test_what_the_kernel_for_various_lengths_takes() -> None:
+    pytest.importorskip("torch.nn.attention.varlen", reason="from torch 2.10 on")
+    with FakeTensorMode():
+        cuda = {dtype: torch.empty(2, 64, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16)}
+        assert _takes_varlen(cuda[torch.bfloat16], 64)
+        assert not _takes_varlen(cuda[torch.bfloat16], 6)  # heads as narrow as a multiple of 8 features
+        assert not _takes_varlen(cuda[torch.bfloat16], 264)
+        assert not _takes_varlen(cuda[torch.float32], 64)
 
 
 @pytest.mark.gpu
