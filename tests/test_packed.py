@@ -239,10 +239,18 @@ def test_the_kernel_for_various_lengths_gets_what_it_takes(monkeypatch: pytest.M
     assert len(calls) == config.num_hidden_layers
 
 
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says where there is a GPU that has the kernel."""
+    pytest.importorskip("torch.nn.attention.varlen", reason="from torch 2.10 on")
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+
+
+@pytest.mark.usefixtures("ampere")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_torchs_own_kernel_takes_what_we_give_it(dtype: torch.dtype) -> None:
     """Without a GPU: on tensors that have a device and a shape, but no numbers, torch checks the call all the same."""
-    pytest.importorskip("torch.nn.attention.varlen", reason="from torch 2.10 on")
     with torch.device("meta"):
         attention = SelfAttention(replace(POST_NORM, hidden_size=64), "sdpa").eval()
     with FakeTensorMode():
@@ -259,14 +267,16 @@ def test_the_kernel_for_various_lengths_is_for_half_precision_on_cuda() -> None:
     assert not _takes_varlen(torch.zeros(2, 8, dtype=torch.bfloat16), 8)
 
 
-def test_what_the_kernel_for_various_lengths_takes() -> None:
-    pytest.importorskip("torch.nn.attention.varlen", reason="from torch 2.10 on")
+@pytest.mark.usefixtures("ampere")
+def test_what_the_kernel_for_various_lengths_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode():
         cuda = {dtype: torch.empty(2, 64, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16)}
         assert _takes_varlen(cuda[torch.bfloat16], 64)
         assert not _takes_varlen(cuda[torch.bfloat16], 6)  # heads as narrow as a multiple of 8 features
         assert not _takes_varlen(cuda[torch.bfloat16], 264)
         assert not _takes_varlen(cuda[torch.float32], 64)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert not _takes_varlen(cuda[torch.bfloat16], 64)
 
 
 @pytest.mark.gpu

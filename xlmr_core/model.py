@@ -280,13 +280,15 @@ def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1
 
 
 def _takes_varlen(q: Tensor, head_dim: int) -> bool:  # (T, H)
-    """Whether torch's kernel for sequences of various lengths takes these queries: half precision on CUDA."""
+    """Whether torch's kernel for sequences of various lengths, FlashAttention, takes these queries here."""
     return (
         q.is_cuda
         and q.dtype in (torch.float16, torch.bfloat16)
         and head_dim % 8 == 0
         and head_dim <= 256
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # from torch 2.10 on
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)  # Ampere, of 2020, and later
+        and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
     )
 
 
