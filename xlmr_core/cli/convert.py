@@ -7,6 +7,7 @@ import torch
 
 from xlmr_core.checkpoint.convert import ALL_GROUPS, convert
 from xlmr_core.checkpoint.layouts import TARGETS
+from xlmr_core.cli.options import hub_arguments, hub_options
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -18,9 +19,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Cast to this; by default nothing is cast.")
 @click.option("--drop", type=click.Choice(ALL_GROUPS), multiple=True, help="Leave this part out. May be repeated.")
 @click.option("--verbose", is_flag=True, help="Tell the fate of every key.")
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept.")
-@click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine.")
+@hub_options()
 def command(
     source: str,
     destination: Path,
@@ -46,8 +45,6 @@ def command(
         dtype=DTYPES[dtype] if dtype else None,
         drop=drop,
         progress=True,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=offline,
+        **hub_arguments(revision, cache_dir, offline),
     )
     click.echo(report.details() if verbose else str(report))

@@ -9,31 +9,42 @@ import click
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 BUNDLED = "xlmr-tiny"
+REVISION = "Branch, tag or commit on the hub."
+OFFLINE = "Never ask the hub: use what is on this machine."
+
+
+def hub_options(*, revision: str = REVISION, offline: str = OFFLINE) -> Callable[[Function], Function]:
+    """A decorator: how the hub is reached, as --revision, --cache-dir and --offline, with these help texts."""
+    options: tuple[Callable[[Function], Function], ...] = (
+        click.option("--revision", help=revision),
+        click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept."),
+        click.option("--offline", is_flag=True, help=offline),
+    )
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):  # click shows the last one first
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def hub_arguments(revision: str | None, cache_dir: str | None, offline: bool) -> dict[str, Any]:
+    """The same as keyword arguments of every function that takes a hub id."""
+    return {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
 
 
 def source_options(function: Function) -> Function:
-    """Where a checkpoint comes from: --model, --revision, --cache-dir, --offline."""
-    options: tuple[Callable[[Function], Function], ...] = (
-        click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine."),
-        click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept."),
-        click.option("--revision", help="Branch, tag or commit on the hub."),
-        click.option("--model", help="A hub id, a folder or a weights file.  [default: the bundled xlmr-tiny]"),
-    )
-    for option in options:
-        function = option(function)
-    return function
+    """A decorator: where a checkpoint comes from, as --model and `hub_options`."""
+    model = click.option("--model", help="A hub id, a folder or a weights file.  [default: the bundled xlmr-tiny]")
+    return model(hub_options()(function))
 
 
 def source_arguments(model: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> dict[str, Any]:
     """The same as keyword arguments of every `from_pretrained`; says on standard error when the default was taken."""
     if model is None:
         click.echo(f"using the bundled {BUNDLED}, a small model for demonstration; --model takes another", err=True)
-    return {
-        "source": model or BUNDLED,
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": offline,
-    }
+    return {"source": model or BUNDLED, **hub_arguments(revision, cache_dir, offline)}
 
 
 def texts_from(arguments: tuple[str, ...]) -> Iterable[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from xlmr_core.checkpoint.trimming import trim
+from xlmr_core.cli.options import hub_arguments, hub_options
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -16,9 +17,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--keep", type=FILE, help="Pieces to keep, one a line, as SentencePiece spells them (▁Hello).")
 @click.option("--min-count", type=click.IntRange(min=1), default=1, show_default=True, help="Drop rarer pieces.")
 @click.option("--max-pieces", type=click.IntRange(min=1), help="Keep only so many of the pieces of the corpus.")
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept.")
-@click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine.")
+@hub_options()
 def command(
     source: str,
     destination: Path,
@@ -47,8 +46,6 @@ def command(
         keep=pieces,
         min_count=min_count,
         max_pieces=max_pieces,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=offline,
+        **hub_arguments(revision, cache_dir, offline),
     )
     click.echo(str(report))

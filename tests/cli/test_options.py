@@ -1,0 +1,56 @@
+"""Options that several commands share: each command hands on what it is given."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from xlmr_core.cli import main
+from xlmr_core.tasks import FillMask
+from xlmr_core.tokenizer import XLMRobertaTokenizer
+
+# command: what it calls, and what else it must be given
+CALLS = {
+    "inspect": ("inspect_checkpoint", ["org/model"]),
+    "convert": ("convert", ["org/model", "out", "--to", "hf"]),
+    "trim": ("trim", ["org/model", "out", "--keep", __file__]),
+    "download": ("download", ["org/model"]),
+    "fill-mask": (FillMask, ["<mask>", "--model", "org/model"]),
+    "tokenize": (XLMRobertaTokenizer, ["a", "--model", "org/model"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {"revision": None, "cache_dir": None, "local_files_only": False}),
+        (
+            ["--revision", "v1", "--cache-dir", "there", "--offline"],
+            {"revision": "v1", "cache_dir": "there", "local_files_only": True},
+        ),
+    ],
+    ids=["none", "all"],
+)
+@pytest.mark.parametrize("command", CALLS)
+def test_how_the_hub_is_reached(
+    command: str, given: list[str], expected: dict[str, Any], monkeypatch: Any, tmp_path: Path
+) -> None:
+    calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def called(*arguments: Any, **options: Any) -> None:
+        calls.append(((*arguments, options.pop("source", None)), options))
+        raise ValueError("that is all")
+
+    target, others = CALLS[command]
+    if isinstance(target, str):
+        monkeypatch.setattr(importlib.import_module(f"xlmr_core.cli.{command}"), target, called)
+    else:
+        monkeypatch.setattr(target, "from_pretrained", called)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, [command, *others, *given])
+    assert result.stderr.splitlines()[-1] == "Error: that is all"
+    [(sources, options)] = calls
+    assert "org/model" in sources
+    assert {name: options[name] for name in expected} == expected
