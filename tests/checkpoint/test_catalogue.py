@@ -328,6 +328,18 @@ def test_everything_is_fetched_at_the_pinned_commit_and_verified(name: str, hub:
     XLMRobertaForMaskedLM.from_pretrained("org/tiny", cache_dir=tmp_path / "c", revision=COMMIT, local_files_only=True)
 
 
+def test_a_pin_is_for_one_path_and_not_for_each_file_of_that_name(hub: Behaviour, tmp_path: Path) -> None:
+    """The settings of a pooling are in a config.json of their own."""
+    modules = [{"type": "models.Transformer", "path": ""}, {"type": "models.Pooling", "path": "1_Pooling"}]
+    repo = hub.repos["org/tiny"]
+    (repo / "1_Pooling").mkdir()
+    (repo / "modules.json").write_text(json.dumps(modules))
+    (repo / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    verified = {(file.path.parent.name, file.path.name): file.verified for file in download("tiny", cache_dir=tmp_path)}
+    assert verified[COMMIT, "config.json"] == "size and sha256 as in the catalogue"
+    assert verified["1_Pooling", "config.json"] == "as the hub promised when it came"
+
+
 def test_a_cut_download_goes_on_where_it_stopped(hub: Behaviour, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1_000)
     hub.cuts = [10_000]

@@ -18,6 +18,7 @@ from checkpoint.test_sentence import assert_same_sentences, files_of, sentence_f
 from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError, find_tokenizer, inspect_checkpoint
+from xlmr_core.checkpoint.catalogue import download
 from xlmr_core.checkpoint.convert import convert
 from xlmr_core.checkpoint.trimming import trim
 from xlmr_core.config import XLMRobertaConfig
@@ -263,6 +264,15 @@ def test_offline_a_report_says_what_could_not_be_looked_for(hub: Behaviour, m3: 
     assert note in str(convert(REPO, tmp_path / "out", "hf", **offline))
 
 
+def test_download_fetches_these_heads(hub: Behaviour, m3: dict, tmp_path: Path) -> None:
+    (hub.repos[REPO] / "sentencepiece.bpe.model").write_bytes(b"pieces")
+    files = download(REPO, cache_dir=tmp_path / "c")
+    assert [file.path.name for file in files][-2:] == ["sparse_linear.pt", "colbert_linear.pt"]
+    assert {file.verified for file in files} == {"as the hub promised when it came"}
+    hub.requests.clear()
+    assert has(XLMRobertaForM3.from_pretrained(REPO, cache_dir=tmp_path / "c", local_files_only=True), m3)
+
+
 # ---- sentence-transformers ------------------------------------------------------------------------------------------
 
 
@@ -292,6 +302,18 @@ def test_a_sentence_transformers_repository(place: str, hub: Behaviour, toy_chec
     trim(REPO, tmp_path / "small", keep=["▁"], local_files_only=True, **cache)
     assert_same_sentences(repo, tmp_path / "small", place)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("place", ["", "0_Transformer"])
+def test_download_fetches_all_of_it(place: str, hub: Behaviour, toy_checkpoint: Path, tmp_path: Path) -> None:
+    repo = hub.repos[REPO] = sentence_folder(tmp_path / "sentence", toy_checkpoint, place)
+    files = download(REPO, cache_dir=tmp_path / "c")
+    root = next((tmp_path / "c").glob("models--*/snapshots/*"))
+    own = ("config.json", "model.safetensors", "sentencepiece.bpe.model", "sentence_bert_config.json")
+    configuration = ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+    expected = {*configuration, *((Path(place) / name).as_posix() for name in own)}
+    assert {file.path.relative_to(root).as_posix() for file in files} == expected
+    assert files_of(root).items() <= files_of(repo).items()
 
 
 def test_offline_the_rest_of_a_sentence_transformers_repository_is_not_known(

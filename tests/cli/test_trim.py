@@ -40,6 +40,10 @@ def test_pieces_from_a_file(toy_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_told(toy_checkpoint: Path, tmp_path: Path) -> None:
     assert "give --corpus or --keep" in xlmr_trim(toy_checkpoint, tmp_path / "small").stderr
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "empty.txt names no piece to keep" in " ".join(
+        xlmr_trim(toy_checkpoint, tmp_path / "small", "--keep", tmp_path / "empty.txt").stderr.split()
+    )
     (tmp_path / "corpus.txt").write_text("the cat\n")
     result = xlmr_trim(toy_checkpoint, tmp_path, "--corpus", tmp_path / "corpus.txt")
     assert result.exit_code == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from xlmr_core.checkpoint.files import read_index
+from xlmr_core.checkpoint.layouts import BESIDE, file_beside
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.config import XLMRobertaConfig
 
@@ -212,6 +213,7 @@ def download(
 ) -> list[Downloaded]:
     """Model and tokenizer of a catalogue name or a hub id, fetched to the cache or found there, and verified.
 
+    With the model come heads in files of their own (BGE-M3) and the configuration of sentence-transformers.
     Files whose size or sha256 the catalogue has are compared with that, cached or fresh, at the pinned revision, which
     is the one taken unless `revision` says otherwise. What differs leaves the cache. Every fresh file is compared with
     what the hub promised. A download that was cut goes on where it stopped. Raises CheckpointError.
@@ -231,15 +233,18 @@ def download(
     repo = entry.id if entry else name
     revision = revision or (entry.revision if entry else None)
     hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
-    model = hub.model_files()
+    model = hub.model_files([file_beside(group) for group in BESIDE], whole=True)
     commit = model.root.name  # the cache keeps a commit in a folder of its name: the rest is of the same
     tokenizer, _ = replace(hub, revision=commit).tokenizer_files()
     paths = [model.config, model.weights, tokenizer]
     if model.weights.name.endswith(".index.json"):
         paths += [model.weights.with_name(shard) for shard in sorted(set(read_index(model.weights).values()))]
     paths += replace(hub, revision=commit).other_files(entry.extra_files if entry else ())
+    paths += [path for path in model.more if path not in paths]
     pinned = entry.files if entry is not None and commit == entry.revision else {}
-    return [Downloaded(path, _verify(path, pinned.get(path.name, PinnedFile()), repo)) for path in paths]
+    names = [path.relative_to(model.root).as_posix() for path in paths]
+    known = [pinned.get(name, PinnedFile()) for name in names]
+    return [Downloaded(path, _verify(path, pin, repo)) for path, pin in zip(paths, known, strict=True)]
 
 
 def _verify(path: Path, pinned: PinnedFile, repo: str) -> str:

@@ -47,7 +47,8 @@ class Files:
     config: Path
     weights: Path
     root: Path  # the folder of the checkpoint; in a sentence-transformers folder it may be above that of the weights
-    unknown: tuple[str, ...] = ()  # names of more files that the hub may have: offline, the cache does not tell
+    more: tuple[Path, ...] = ()  # what was fetched from the hub besides
+    unknown: tuple[str, ...] = ()  # names of files that the hub may have: offline, the cache does not tell
 
 
 def bundled() -> Path:

@@ -44,11 +44,12 @@ class Hub:
         weights = pinned._weights()
         root = config.parents[pinned.within.count("/")]
         names = [pinned.within + name for name in beside]
-        unknown = pinned._fetch_what_there_is([*names, MODULES] if whole else names, or_unknown=whole)
-        if whole and (root / MODULES).is_file():
+        more, unknown = pinned._fetch_what_there_is([*names, MODULES] if whole else names, or_unknown=whole)
+        if whole and root / MODULES in more:
             with suppress(CheckpointError):  # whoever copies it will say why it is not understood
-                unknown += pinned._fetch_what_there_is(file_names(root), or_unknown=True)
-        return Files(config, weights, root, tuple(unknown))
+                of_sentences = pinned._fetch_what_there_is(file_names(root)[1:], or_unknown=True)
+                more, unknown = more + of_sentences[0], unknown + of_sentences[1]
+        return Files(config, weights, root, tuple(more), tuple(unknown))
 
     def tokenizer_files(self) -> tuple[Path, Path]:
         """sentencepiece.bpe.model and config.json, of one commit."""
@@ -103,15 +104,16 @@ class Hub:
             if self._fetch(self.within + shard) is None:
                 raise CheckpointError(f"{self.repo} has no {shard}, which {index.name} names")
 
-    def _fetch_what_there_is(self, names: Iterable[str], *, or_unknown: bool) -> list[str]:
-        """Fetches those of the files that exist. The names of those that may exist, for all that is known offline."""
+    def _fetch_what_there_is(self, names: Iterable[str], *, or_unknown: bool) -> tuple[list[Path], list[str]]:
+        """Those of the files that exist, and the names of those that may exist, for all that is known offline."""
+        found: list[Path] = []
         unknown: list[str] = []
         for name in names:
             if or_unknown and self._is_offline() and self._in_cache(name) is None:
                 unknown.append(name)
-            else:
-                self._fetch(name)
-        return unknown
+            elif path := self._fetch(name):
+                found.append(path)
+        return found, unknown
 
     def _cached(self, name: str) -> Path | None:
         path = self._in_cache(name)

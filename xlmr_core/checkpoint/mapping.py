@@ -252,18 +252,28 @@ def plan_export(
     fills = {nest(ours, "encoder", needs.nested) for ours in layout.fills}
     nameless = [ours for ours in sources if ours not in named and ours not in fills]
     if nameless:
+        groups = _groups_of(nameless, config, needs)
+        way_out = f". Leave {' and '.join(groups)} out on purpose (drop), or choose another layout" if groups else ""
         raise CheckpointError(
             f"the layout {layout.name} has no name for {', '.join(nameless[:LISTED])} of {class_name}: "
-            "writing it would lose them"
+            f"writing it would lose them{way_out}"
         )
     exports += [Export(key, (), (Constant((1,), value),)) for key, value in layout.constants.items()]
     return ExportPlan(layout, tuple(exports), {ours: sources[ours] for ours in fills if ours in sources})
 
 
+def _groups_of(names: Collection[str], config: XLMRobertaConfig, needs: Needs) -> list[str]:
+    """The groups that tensors of ours belong to."""
+    native = layout_for("native", needs, config.norm_first)
+    slots = expand(native, config, needs.nested) if native is not None else []
+    return list(dict.fromkeys(slot.group for slot in slots if set(slot.ours) & set(names)))
+
+
 def lossy(plan: ExportPlan, weights: Mapping[str, Tensor]) -> list[str]:
     """Why writing `plan` would lose something of `weights`; empty if it would not. Reads only what must be 0."""
     return [
-        f"{ours} holds numbers other than 0, and {plan.layout.name} has no place for it: writing it would lose them"
+        f"{ours} holds numbers other than 0, and {plan.layout.name} has no place for it: writing it would lose them. "
+        "The layouts hf and native have one"
         for ours, source in plan.must_be_zero.items()
         if source.read(weights).count_nonzero()
     ]

@@ -135,7 +135,7 @@ def carried_from(folder: Path, model: Path) -> Carried:
 
 
 def file_names(folder: Path) -> list[str]:
-    """The files of the configuration by their paths in `folder`, whether or not they are there."""
+    """The files of the configuration by their paths in `folder`, whether or not they are there; modules.json first."""
     names = [MODULES, PROMPTS]
     for kind, path in _steps(folder):
         own = LIMITS if kind.rpartition(".")[2] == "Transformer" else (SETTINGS,)

@@ -39,6 +39,8 @@ def command(
     if not corpus and keep is None:
         raise click.UsageError("nothing says which pieces to keep: give --corpus or --keep")
     pieces = [line for line in keep.read_text(encoding="utf-8").splitlines() if line] if keep else []
+    if keep is not None and not pieces and not corpus:
+        raise click.UsageError(f"{keep} names no piece to keep: give one a line, as SentencePiece spells it")
     report = trim(
         source,
         destination,
