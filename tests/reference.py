@@ -172,6 +172,22 @@ def build_head_pair(config: XLMRobertaConfig, kind: str, attention: AttentionKin
     return Pair(ours.eval(), theirs.eval(), config, batch)
 
 
+HEADED = {  # by the first part of a tap above an encoder: the kind of model that has it
+    "pooler": "Model",
+    "classifier": "ForSequenceClassification",
+    "tagger": "ForTokenClassification",
+    "answer": "ForQuestionAnswering",
+}
+
+
+def build_pair_with(config: XLMRobertaConfig, tap: str) -> Pair:
+    """Two models that have this tap: masked language models, if it is not one of another head."""
+    kind = HEADED.get(tap.split(".")[0])
+    if kind is None:
+        return build_pair(config)
+    return build_encoder_pair(config) if kind == "Model" else build_head_pair(config, kind)
+
+
 def build_reference(config: XLMRobertaConfig, attention: AttentionKind, kind: str) -> Any:
     """transformers' model of `kind` ("Model", "ForMaskedLM"), with weights of its own."""
     family = "XLMRobertaXL" if config.norm_first else "XLMRoberta"
@@ -305,6 +321,16 @@ def check_pooler(pair: Pair) -> None:
     assert_equal("last hidden state", ours.last_hidden_state[pair.real], theirs.last_hidden_state[pair.real])
     first_is_real = pair.real[:, 0]
     assert_equal("pooler output", ours.pooler_output[first_is_real], theirs.pooler_output[first_is_real])
+
+
+def check_head(pair: Pair) -> None:
+    """For a pair with a head other than the masked language model's: its logits, bit for bit."""
+    with torch.no_grad():
+        ours, theirs = pair.ours(**pair.batch), pair.theirs(**pair.batch)
+    for name, found in vars(ours).items():
+        if name.endswith("logits"):
+            real = pair.real if found.shape[:2] == pair.real.shape else pair.real[:, 0]
+            assert_equal(name, found[real], getattr(theirs, name)[real])
 
 
 def float64_logits(pair: Pair) -> Tensor:

@@ -19,6 +19,7 @@ from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity import FAULTS, Fault, find_fault
 
+HEADS = ("classifier", "tagger", "answer")
 TABLE = Path(__file__).parents[1] / "docs" / "what-catches-what.md"
 TABLE_INTRODUCTION = """\
 # What catches what
@@ -32,7 +33,8 @@ as it should. `.`: it does not notice, and cannot or need not. A blank: the mode
 - probs: attention probabilities against transformers
 - bfloat16: our error against float64 is no larger than transformers'
 - training: logits in train mode under the same seed; gradients: of every parameter
-- pooler: of the encoder with a pooler
+- pooler, classifier, tagger, answer: of the encoder with a pooler, and the logits of models with these heads, against
+  transformers
 
 `tests/test_faults.py` writes this page, and a test runs it again.
 
@@ -71,6 +73,7 @@ def groups(norm: str) -> dict[str, Group]:
         "training": Group(reference.check_training, eager),
         "gradients": Group(reference.check_gradients, eager),
         "pooler": Group(reference.check_pooler, reference.build_encoder_pair(config)),
+        **{name: Group(reference.check_head, reference.build_pair_with(config, name)) for name in HEADS},
     }
 
 
@@ -88,8 +91,10 @@ def notices(norm: str, name: str, fault: Fault) -> bool | None:
     return False
 
 
-def is_pooler(fault: Fault) -> bool:
-    return fault.site.startswith("pooler")
+def home(fault: Fault) -> str:
+    """The group whose model alone has the place of this fault, or "oracle" for a masked language model."""
+    first = fault.site.split(".")[0]
+    return first if first in ("pooler", *HEADS) else "oracle"
 
 
 def cases() -> list[Any]:
@@ -104,8 +109,8 @@ def cases() -> list[Any]:
 
 def expected_groups(norm: str, fault: Fault) -> set[str]:
     """The comparisons that must notice the fault; others may."""
-    if is_pooler(fault):
-        return {"pooler"}
+    if home(fault) != "oracle":
+        return {home(fault)}
     if fault.name == "feed_forward_output_dropout_missing" and norm == "pre-norm":
         return set()  # transformers' own XL is made so: the parity test leaves that dropout out
     in_train_mode = {"training", "gradients"}
@@ -121,9 +126,9 @@ def expected_groups(norm: str, fault: Fault) -> set[str]:
 
 def silent_groups(fault: Fault) -> set[str]:
     """The comparisons that must not notice the fault: it changes nothing they look at."""
-    if is_pooler(fault):
+    if home(fault) != "oracle":
         return set()
-    in_eval_mode = {"oracle", "eager", "sdpa", "packed", "packed sdpa", "probs", "bfloat16", "pooler"}
+    in_eval_mode = {"oracle", "eager", "sdpa", "packed", "packed sdpa", "probs", "bfloat16", "pooler", *HEADS}
     return {"outputs": set[str](), "training": in_eval_mode, "gradients": in_eval_mode | {"training"}}[fault.shows]
 
 
@@ -154,8 +159,8 @@ def test_the_site_of_a_fault_of_pre_norm_models() -> None:
 
 
 def check_site(norm: str, fault: Fault) -> None:
-    group = groups(norm)["pooler" if is_pooler(fault) else "oracle"]
-    measure = gradients if fault.shows == "gradients" else pooler_taps if is_pooler(fault) else taps
+    group = groups(norm)[home(fault)]
+    measure = gradients if fault.shows == "gradients" else taps if home(fault) == "oracle" else head_taps
     healthy = measure(group.pair, training=fault.shows == "training")
     with fault.applied(group.pair.ours):
         faulty = measure(group.pair, training=fault.shows == "training")
@@ -176,11 +181,10 @@ def taps(pair: Pair, training: bool) -> dict[str, Tensor]:
         pair.ours.eval()
 
 
-def pooler_taps(pair: Pair, training: bool) -> dict[str, Tensor]:
-    pooler = pair.ours.pooler
-    with torch.no_grad(), reference.recording({"pooler.dense": pooler.dense, "pooler.output": pooler}) as seen:
+def head_taps(pair: Pair, training: bool) -> dict[str, Tensor]:
+    with torch.no_grad(), pair.ours.capture("**") as seen:
         pair.ours(**pair.batch)
-    return seen
+    return dict(seen)
 
 
 def gradients(pair: Pair, training: bool) -> dict[str, Tensor]:
@@ -250,7 +254,7 @@ def assert_restored(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("norm", "fault"), cases())
 def test_lifting_a_fault_restores_everything(norm: str, fault: Fault) -> None:
-    pair = groups(norm)["pooler" if is_pooler(fault) else "eager"].pair
+    pair = groups(norm)["eager" if home(fault) == "oracle" else home(fault)].pair
     before = surroundings(pair.ours)
     with pytest.raises(ZeroDivisionError), fault.applied(pair.ours):
         1 / 0  # noqa: B018

@@ -117,6 +117,10 @@ TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
         ),
     ),
     (
+        "A classifier reads <s> through a map, tanh and a second map; it has no use for the pooler.",
+        ("classifier_mean_pooled", "classifier_tanh_missing", "classifier_dense_bias_missing"),
+    ),
+    (
         "Not all that has XLM-R's vocabulary is XLM-R (multilingual-e5-small is BERT).",
         "`xlmr inspect` tells it by the keys of the file",
     ),
@@ -176,7 +180,7 @@ def outputs() -> Iterator[tuple[str, ...]]:
 
 def runs(fault: Fault) -> tuple[Pair, dict[str, Tensor], dict[str, Tensor]]:
     """Every tap without and with the fault, in float64."""
-    pair = pair_for("pre-norm" if fault.norm == "pre" else "post-norm", fault.site.startswith("pooler"))
+    pair = pair_for("pre-norm" if fault.norm == "pre" else "post-norm", fault.site.split(".")[0])
     healthy = {site: one_mask(site, tensor) for site, tensor in dump_of(pair.ours, pair.batch).items()}
     torch.manual_seed(0)
     with fault.applied(pair.ours):
@@ -185,8 +189,8 @@ def runs(fault: Fault) -> tuple[Pair, dict[str, Tensor], dict[str, Tensor]]:
 
 
 @cache
-def pair_for(norm: str, pooler: bool = False) -> Pair:
-    pair = (reference.build_encoder_pair if pooler else reference.build_pair)(CONFIGS[norm])
+def pair_for(norm: str, part: str = "lm_head") -> Pair:
+    pair = reference.build_pair_with(CONFIGS[norm], part if part in reference.HEADED else "lm_head")
     pair.ours.double()
     return pair
 

@@ -58,9 +58,14 @@ NAMES: dict[str, Any] = {
     "lm_head.dense": "head.dense",
     "lm_head.norm": "head.ready",
     "lm_head.logits": "head.logits",
+    "classifier.dense": "verdict.dense",
+    "classifier.logits": "verdict",
+    "tagger.logits": "tags",
+    "answer.logits": "ends",
 }
 # Those of a masked language model with the norms after the sublayers: base and large.
-POST_NORM_NAMES = {tap: name for tap, name in NAMES.items() if not tap.startswith(("final_norm", "pooler"))}
+OTHERS = ("final_norm", "pooler", "classifier", "tagger", "answer")
+POST_NORM_NAMES = {tap: name for tap, name in NAMES.items() if not tap.startswith(OTHERS)}
 
 
 def forward(port: dict[str, Any], rows: Array, valid: Array, mistakes: Collection[str] = ()) -> dict[str, Array]:
@@ -131,6 +136,16 @@ def sentence(
         dump["pool.ready"] = dump["pool.dense"] if "pooler_tanh_missing" in wrong else np.tanh(dump["pool.dense"])
     if "lm_head.dense.weight" in W:
         dump |= head(x, tools)
+    if "classifier.dense.weight" in W:
+        first = x.mean(axis=0) if "classifier_mean_pooled" in wrong else x[0]
+        dump["verdict.dense"] = affine(first, "classifier.dense", tools, "classifier_dense_bias_missing")
+        bent = dump["verdict.dense"] if "classifier_tanh_missing" in wrong else np.tanh(dump["verdict.dense"])
+        dump["verdict"] = affine(bent, "classifier.out_proj", tools, "classifier_out_bias_missing")
+    if "classifier.weight" in W:
+        dump["tags"] = affine(x, "classifier", tools, "tagger_bias_missing")
+    if "qa_outputs.weight" in W:
+        ends = affine(x, "qa_outputs", tools, "answer_bias_missing")
+        dump["ends"] = ends[:, ::-1] if "answer_ends_exchanged" in wrong else ends
     return dump
 
 
@@ -329,6 +344,7 @@ ALL_MISTAKES = (
     "relu_for_gelu down_bias_missing residual_from_layer_input feed_forward_norm_bias_missing layers_off_by_one "
     "last_layer_skipped final_norm_missing lm_head_dense_bias_missing lm_head_activation_missing lm_head_gelu_tanh "
     "lm_head_norm_missing lm_head_norm_bias_missing lm_head_untied vocabulary_bias_missing pooler_last_token "
-    "pooler_bias_missing pooler_tanh_missing"
+    "pooler_bias_missing pooler_tanh_missing classifier_mean_pooled classifier_dense_bias_missing "
+    "classifier_tanh_missing classifier_out_bias_missing tagger_bias_missing answer_bias_missing answer_ends_exchanged"
 )
 MISTAKES = frozenset(ALL_MISTAKES.split())

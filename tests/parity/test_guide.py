@@ -18,7 +18,7 @@ def test_every_mistake_has_a_row() -> None:
 
 
 def test_traps_name_mistakes_of_the_catalogue() -> None:
-    assert len(guide.TRAPS) == 17
+    assert len(guide.TRAPS) == 18
     for trap, faults in guide.TRAPS:
         assert faults, trap
         assert isinstance(faults, str) or set(faults) <= set(NAMES), trap

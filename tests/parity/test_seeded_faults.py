@@ -50,12 +50,11 @@ class Foreign:
 
 
 @cache
-def foreign(implementation: str, norm: str, pooler: bool) -> Foreign:
-    config = reference.CONFIGS[norm]
-    pair = reference.build_encoder_pair(config) if pooler else reference.build_pair(config)
+def foreign(implementation: str, norm: str, head: str) -> Foreign:
+    pair = reference.build_pair_with(reference.CONFIGS[norm], head)
     if implementation == "transformers":
         return Foreign(pair, pair.theirs)
-    folder = Path(folder_for_files()) / f"{norm}-{pooler}"
+    folder = Path(folder_for_files()) / f"{norm}-{head}"
     pair.ours.save_pretrained(folder)
     return Foreign(pair, numpy_port.load(folder))
 
@@ -68,9 +67,9 @@ def folder_for_files() -> str:
 
 
 @cache
-def simulator(norm: str, pooler: bool) -> Any:
+def simulator(norm: str, head: str) -> Any:
     """One for all cases: what the model with a fault computes does not depend on the dump."""
-    pair = foreign("transformers", norm, pooler).pair
+    pair = foreign("transformers", norm, head).pair
     taps = [tap.name for tap in pair.ours.taps()]
     shared = Simulator(pair.ours, pair.batch["input_ids"], pair.batch["attention_mask"], taps, torch.float32)
     shared.run = cache(shared.run)  # pyright: ignore[reportAttributeAccessIssue]
@@ -79,8 +78,7 @@ def simulator(norm: str, pooler: bool) -> Any:
 
 def dump(implementation: str, norm: str, mistakes: Collection[str]) -> dict[str, Tensor]:
     """What the foreign implementation computes with these mistakes in it."""
-    pooler = any(name.startswith("pooler") for name in mistakes)
-    theirs = foreign(implementation, norm, pooler)
+    theirs = foreign(implementation, norm, head_of(mistakes))
     if implementation == "numpy":
         return numpy_port.as_taps(theirs.port, theirs.batch, mistakes)
     model = copy.deepcopy(theirs.port)
@@ -93,12 +91,18 @@ def dump(implementation: str, norm: str, mistakes: Collection[str]) -> dict[str,
         return dump_of(model, theirs.batch, places=places)
 
 
+def head_of(mistakes: Collection[str]) -> str:
+    """The head that a model must have for these mistakes: the masked language model's, if no other is named."""
+    parts = [find_fault(name).site.split(".")[0] for name in mistakes]
+    return next((part for part in parts if part in reference.HEADED), "lm_head")
+
+
 @cache
 def diagnosed(implementation: str, norm: str, mistakes: tuple[str, ...]) -> Diagnosis:
-    pooler = any(name.startswith("pooler") for name in mistakes)
-    ours = foreign(implementation, norm, pooler).pair.ours
+    head = head_of(mistakes)
+    ours = foreign(implementation, norm, head).pair.ours
     numbers, _ = checked_dump(ours, dump(implementation, norm, mistakes), None)
-    return search(simulator(norm, pooler), numbers, ours)
+    return search(simulator(norm, head), numbers, ours)
 
 
 def mistakes(implementation: str, norm: str) -> list[str]:

@@ -360,6 +360,21 @@ def pool_linear(model: Any, _: Patched) -> None:
     model.pooler.activation = nn.Identity()
 
 
+def classifier_by(
+    token: Callable[[Tensor], Tensor] = lambda hidden: hidden[:, 0], bend: Callable[[Tensor], Tensor] = torch.tanh
+) -> Mistake:
+    def mistake(model: Any, _: Patched) -> None:
+        head = model.classifier
+        head.forward = lambda hidden, **_options: head.out_proj(bend(head.dense(token(hidden))))
+
+    return mistake
+
+
+def ends_exchanged(model: Any, _: Patched) -> None:
+    for parameter in model.qa_outputs.parameters():
+        parameter.data = parameter.data.flip(0)
+
+
 MISTAKES: dict[str, Mistake] = {
     "ids_without_offset": shifted_ids,
     "embeddings_scaled": scaled_words,
@@ -422,4 +437,11 @@ MISTAKES: dict[str, Mistake] = {
     "pooler_last_token": pool_last,
     "pooler_bias_missing": no_model_bias(lambda model: model.pooler.dense),
     "pooler_tanh_missing": pool_linear,
+    "classifier_mean_pooled": classifier_by(token=lambda hidden: hidden.mean(dim=1)),
+    "classifier_dense_bias_missing": no_model_bias(lambda model: model.classifier.dense),
+    "classifier_tanh_missing": classifier_by(bend=lambda x: x),
+    "classifier_out_bias_missing": no_model_bias(lambda model: model.classifier.out_proj),
+    "tagger_bias_missing": no_model_bias(lambda model: model.classifier),
+    "answer_bias_missing": no_model_bias(lambda model: model.qa_outputs),
+    "answer_ends_exchanged": ends_exchanged,
 }

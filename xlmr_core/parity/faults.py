@@ -27,7 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import LMHead
+from xlmr_core.heads import (
+    ClassificationHead,
+    LMHead,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForTokenClassification,
+)
 from xlmr_core.model import (
     Embeddings,
     EncoderLayer,
@@ -470,6 +475,24 @@ def _pooler_last_token(model: PretrainedModel, undo: ExitStack) -> None:
 
 def _reversed_tokens(hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return (hidden.flip(1), None) if lengths is None else (hidden.flip(0), lengths.flip(0))
+
+
+def _classifier_mean_pooled(model: PretrainedModel, undo: ExitStack) -> None:
+    for head in _parts(model, ClassificationHead):
+        _change_input(undo, head, _mean_everywhere)
+
+
+def _mean_everywhere(hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if lengths is None:
+        return hidden.mean(dim=1, keepdim=True).expand_as(hidden), None
+    means = torch.stack([tokens.mean(dim=0) for tokens in hidden.split(lengths.tolist())])
+    return means.repeat_interleave(lengths, dim=0), lengths
+
+
+def _answer_ends_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
+    for answerer in _parts(model, XLMRobertaForQuestionAnswering):
+        for parameter in answerer.qa_outputs.parameters():
+            _overwrite(undo, parameter, parameter.flip(0))
 
 
 # ---- precision and training ------------------------------------------------------------------------------------------
@@ -935,6 +958,55 @@ FAULTS: tuple[Fault, ...] = (
         symptom="the dense map is right; outputs lie outside -1 to 1",
         site="pooler.output",
         patch=_module_replaced(Pooler, "activation", _identity),
+    ),
+    Fault(
+        "classifier_mean_pooled",
+        cause="the classifier takes the mean of all places of a row, where it was trained on <s>",
+        symptom="hidden states are right, the classifier's input is another vector",
+        site="classifier.dense",
+        patch=_classifier_mean_pooled,
+    ),
+    Fault(
+        "classifier_dense_bias_missing",
+        cause="the bias of the classifier's first map is not loaded",
+        symptom="the same vector is missing before every tanh",
+        site="classifier.dense",
+        patch=_bias_missing(ClassificationHead, "dense"),
+    ),
+    Fault(
+        "classifier_tanh_missing",
+        cause="the classifier has no tanh between its two maps",
+        symptom="the first map is right, the logits are not",
+        site="classifier.logits",
+        patch=_module_replaced(ClassificationHead, "activation", _identity),
+    ),
+    Fault(
+        "classifier_out_bias_missing",
+        cause="the bias of the classifier's last map is not loaded",
+        symptom="the same number is missing from a label's logit in every text",
+        site="classifier.logits",
+        patch=_bias_missing(ClassificationHead, "out_proj"),
+    ),
+    Fault(
+        "tagger_bias_missing",
+        cause="the bias of the tagger is not loaded",
+        symptom="the same number is missing from a label's logit at every token",
+        site="tagger.logits",
+        patch=_bias_missing(XLMRobertaForTokenClassification, "classifier"),
+    ),
+    Fault(
+        "answer_bias_missing",
+        cause="the bias of the question answerer is not loaded",
+        symptom="one number is missing from all start logits, another from all end logits: no answer changes",
+        site="answer.logits",
+        patch=_bias_missing(XLMRobertaForQuestionAnswering, "qa_outputs"),
+    ),
+    Fault(
+        "answer_ends_exchanged",
+        cause="the question answerer's two outputs are exchanged: the first is the start",
+        symptom="start logits stand where end logits should",
+        site="answer.logits",
+        patch=_answer_ends_exchanged,
     ),
     Fault(
         "embedding_dropout_missing",
