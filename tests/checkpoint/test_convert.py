@@ -1,5 +1,6 @@
 """Conversions: bit for bit, the same bytes every time, all or nothing, and nothing lost without being asked."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,6 +125,24 @@ def test_the_same_bytes_every_time(to: str, sources: dict, tmp_path: Path) -> No
         convert(sources["post-norm"], tmp_path / name, to, drop=LEAVES_OUT.get(to, []))
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]  # no temporary folder
+
+
+@pytest.mark.parametrize("to", ["hf", "fairseq"])  # a tied tensor is written once in each
+def test_the_progress_bar_counts_every_byte(to: str, sources: dict, tmp_path: Path, monkeypatch: Any) -> None:
+    told: list[Any] = []
+
+    @contextlib.contextmanager
+    def bar(total: int, progress: bool) -> Iterator[Any]:
+        told.append((total, progress))
+        yield SimpleNamespace(update=told.append)
+
+    monkeypatch.setattr("xlmr_core.checkpoint.convert._bar", bar)
+    report = convert(sources["post-norm"], tmp_path / "out", to, progress=True)
+    assert told[0] == (report.num_bytes, True)
+    assert sum(told[1:]) == report.num_bytes
+    assert len(told) > 20
+    weights = tmp_path / "out" / ("model.safetensors" if to == "hf" else "model.pt")
+    assert report.num_bytes < weights.stat().st_size < report.num_bytes + 20_000  # names, settings, and fillers
 
 
 def test_save_pretrained_writes_the_same_file(sources: dict, tmp_path: Path) -> None:

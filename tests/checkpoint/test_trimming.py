@@ -1,6 +1,9 @@
 """Vocabulary trimming: fewer rows, the same numbers, and a proof that can fail."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -354,6 +357,19 @@ def test_nothing_is_overwritten(toy_checkpoint: Path, corpus: Path, tmp_path: Pa
     with pytest.raises(CheckpointError, match="exists: nothing is overwritten"):
         trim(toy_checkpoint, tmp_path / "small", corpus=[corpus])
     assert list((tmp_path / "small").iterdir()) == []
+
+
+@pytest.mark.skipif(
+    os.name != "posix", reason="elsewhere there is no harmless way to ask for a process: run it on Linux"
+)
+def test_what_a_killed_run_left_is_cleared(toy_checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / "new" / f".small.{ended.pid}.tmp"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    trim(toy_checkpoint, tmp_path / "new" / "small", corpus=[corpus])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["small"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

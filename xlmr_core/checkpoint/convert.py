@@ -49,7 +49,7 @@ from xlmr_core.checkpoint.mapping import (
     make_plan,
 )
 from xlmr_core.checkpoint.sentence import Carried, carried_from
-from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, write_torch
+from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
 
 StrPath = str | PathLike[str]
@@ -66,7 +66,7 @@ class ConversionReport:
     layouts: tuple[str, str]  # read, written
     source_keys: Mapping[str, Fate]
     written_keys: Mapping[str, tuple[str, ...]]  # in our names; empty for a constant of the format
-    num_bytes: int  # of the tensors that were written
+    num_bytes: int  # of the tensors that were written; in a form that can share, a tied one counts once
     files: tuple[str, ...]  # in the destination
     notes: tuple[str, ...]
 
@@ -140,10 +140,12 @@ def convert(
     sentence = _sentence(files, to)
 
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with written_as(destination) as whole, _bar(sum(entry.nbytes for entry in entries), progress) as bar:
+    is_safetensors = to in ("hf", "native")
+    num_bytes = sum(entry.nbytes for entry in (entries if is_safetensors else written_once(entries).values()))
+    with written_as(destination) as whole, _bar(num_bytes, progress) as bar:
         folder = whole / sentence.place
         folder.mkdir(parents=True)
-        if to in ("hf", "native"):
+        if is_safetensors:
             apart = _write_beside(plan, entries if to == "hf" else [], folder, bar.update)
             write_safetensors([entry for entry in entries if entry not in apart], folder / WEIGHTS[0], bar.update)
         else:
@@ -161,7 +163,7 @@ def convert(
         layouts=(plan.layout.name, exports.layout.name),
         source_keys={key: dropped.get(key) or plan.fates[key] for key in weights},
         written_keys={export.key: export.ours for export in exports.exports},
-        num_bytes=sum(entry.nbytes for entry in entries),
+        num_bytes=num_bytes,
         files=names,
         notes=(
             *notes_on_config(files.config),

@@ -9,11 +9,9 @@ character's own piece was; but its score lies 10 below that of the worst piece, 
 
 import os
 import random
-import shutil
 import string
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from os import PathLike
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_core import heads
-from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, open_weights, read_config
+from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, open_weights, read_config, written_as
 from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
 from xlmr_core.checkpoint.mapping import CheckpointError
@@ -173,7 +171,11 @@ def trim(
         raise ValueError("nothing says which pieces to keep: give a corpus or a list of pieces")
     if min_count < 1 or (max_pieces is not None and max_pieces < 1):
         raise ValueError(f"min_count and max_pieces must be at least 1, not {min_count} and {max_pieces}")
-    with _new_folder(Path(destination)) as whole:
+    destination = Path(destination)
+    if os.path.lexists(destination):
+        raise CheckpointError(f"{destination} exists: nothing is overwritten. Give a new folder, or remove this one")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with written_as(destination) as whole:
         model_file, max_tokens = find_tokenizer(source, **where)
         files = find_checkpoint(source, **where)
         cls = _class_for(files)
@@ -200,7 +202,7 @@ def trim(
         coverage, texts = _coverage(model_file, folder / TOKENIZER, pieces, corpus)
         return TrimReport(
             model=cls.__name__,
-            destination=Path(destination),
+            destination=destination,
             vocab_size_before=before.config.vocab_size,
             vocab_size=after.config.vocab_size,
             parameters_before=sum(parameter.numel() for parameter in before.parameters()),
@@ -484,23 +486,6 @@ def _rounding_bound(head: heads.LMHead, hidden: Tensor) -> Tensor:  # (B, S, H) 
     eps = torch.finfo(vectors.dtype).eps
     weight, bias = head.decoder.weight.float(), head.decoder.bias.float()
     return (vectors.shape[-1] + 2) * eps * nn.functional.linear(vectors.float().abs(), weight.abs(), bias.abs())
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _new_folder(destination: Path) -> Generator[Path, None, None]:
-    """A temporary folder beside `destination` that takes its name at the end, or goes away if that is not reached."""
-    if destination.exists() or destination.is_symlink():
-        raise CheckpointError(f"{destination} exists: nothing is overwritten. Give a new folder, or remove this one")
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.rename(temporary, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _share(part: int, whole: int) -> str:

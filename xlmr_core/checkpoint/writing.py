@@ -158,9 +158,7 @@ def write_torch(
 ) -> None:
     """Writes what torch.load reads: a mapping of names to tensors, or with `settings` what fairseq keeps it in."""
     state: dict[str, Any] = OrderedDict()
-    storages: dict[Hashable, Entry] = {}  # tied tensors are written once
-    for entry in entries:
-        storages.setdefault(entry.origin or entry.key, entry)
+    storages = written_once(entries)
     numbers = {origin: str(number) for number, origin in enumerate(storages)}
     for entry in entries:
         storage = _Storage(numbers[entry.origin or entry.key], entry.dtype, prod(entry.shape))
@@ -175,6 +173,14 @@ def write_torch(
         for origin, entry in storages.items():
             with _member(archive, f"data/{numbers[origin]}", entry.nbytes) as file:
                 write_tensor(entry, file, tick)
+
+
+def written_once(entries: Sequence[Entry]) -> dict[Hashable, Entry]:
+    """By origin, the first of the entries that are one tensor: the numbers that `write_torch` writes."""
+    storages: dict[Hashable, Entry] = {}
+    for entry in entries:
+        storages.setdefault(entry.origin or entry.key, entry)
+    return storages
 
 
 def _fairseq_file(state: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
