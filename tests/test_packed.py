@@ -11,10 +11,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from xlmr_core import heads, model
+from xlmr_core import heads
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind, Layout, SelfAttention, XLMRobertaModel, _takes_varlen
+from xlmr_core.model import AttentionKind, Layout, SelfAttention, XLMRobertaModel
 from xlmr_core.pretrained import PretrainedModel
 
 norms = pytest.mark.parametrize("norm", CONFIGS)
@@ -230,7 +230,7 @@ def test_the_kernel_for_various_lengths_gets_what_it_takes(monkeypatch: pytest.M
         calls.append(1)
         return kernel_for_various_lengths(*args)
 
-    monkeypatch.setattr(model, "_takes_varlen", lambda q, head_dim: True)
+    monkeypatch.setattr(SelfAttention, "_takes_varlen", lambda self, q: not (self.training and self.dropout.p))
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     assert reference.gap(encoder(IDS, lengths=LENGTHS).last_hidden_state, expected) <= reference.ORACLE_TOLERANCE
     assert len(calls) == config.num_hidden_layers
@@ -247,36 +247,56 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
 
 
+def attention_of(hidden_size: int) -> SelfAttention:
+    with torch.device("meta"):
+        return SelfAttention(replace(POST_NORM, hidden_size=hidden_size), "sdpa").eval()
+
+
 @pytest.mark.usefixtures("ampere")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_torchs_own_kernel_takes_what_we_give_it(dtype: torch.dtype) -> None:
     """Without a GPU: on tensors that have a device and a shape, but no numbers, torch checks the call all the same."""
-    with torch.device("meta"):
-        attention = SelfAttention(replace(POST_NORM, hidden_size=64), "sdpa").eval()
+    attention = attention_of(64)
     with FakeTensorMode():
         for module in attention.children():
             for name, parameter in list(module.named_parameters()):
                 module._parameters[name] = torch.empty(parameter.shape, dtype=dtype, device="cuda")
         hidden = torch.empty(8, 64, dtype=dtype, device="cuda")
-        assert _takes_varlen(hidden, attention.head_dim)
+        assert attention._takes_varlen(hidden)
         out = attention(hidden, Layout(None, [5, 3], torch.empty(3, dtype=torch.int32, device="cuda")))
     assert (out.shape, out.dtype, out.device.type) == (hidden.shape, dtype, "cuda")
 
 
 def test_the_kernel_for_various_lengths_is_for_half_precision_on_cuda() -> None:
-    assert not _takes_varlen(torch.zeros(2, 8, dtype=torch.bfloat16), 8)
+    assert not attention_of(64)._takes_varlen(torch.zeros(2, 64, dtype=torch.bfloat16))
 
 
 @pytest.mark.usefixtures("ampere")
 def test_what_the_kernel_for_various_lengths_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode():
         cuda = {dtype: torch.empty(2, 64, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16)}
-        assert _takes_varlen(cuda[torch.bfloat16], 64)
-        assert not _takes_varlen(cuda[torch.bfloat16], 6)  # heads as narrow as a multiple of 8 features
-        assert not _takes_varlen(cuda[torch.bfloat16], 264)
-        assert not _takes_varlen(cuda[torch.float32], 64)
+        half = cuda[torch.bfloat16]
+        assert attention_of(64)._takes_varlen(half)
+        assert not attention_of(64)._takes_varlen(cuda[torch.float32])
+        assert not attention_of(24)._takes_varlen(half)  # heads of 6 features: a multiple of 8 is asked for
+        assert not attention_of(4 * 264)._takes_varlen(half)
+        assert not attention_of(64).train()._takes_varlen(half)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        assert not _takes_varlen(cuda[torch.bfloat16], 64)
+        assert not attention_of(64)._takes_varlen(half)
+
+
+def test_elsewhere_than_on_the_cpu_rows_are_made_where_there_is_no_such_kernel() -> None:
+    """One large call for all rows, with a mask, instead of a small one for each sequence."""
+    attention = attention_of(24)
+    lengths = torch.tensor([5, 3], device="meta")
+    calls: list[str] = []
+    attention._context_by_sequence = lambda *_: calls.append("by sequence")
+    fused = attention._fused_context
+    attention._fused_context = lambda q, *rest: (calls.append(f"{len(q)} rows"), fused(q, *rest))[1]
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool, device="meta")
+    out = attention(torch.empty(8, 24, device="meta"), Layout(mask, [5, 3], lengths))
+    assert out.shape == (8, 24)
+    assert calls == ["2 rows"]
 
 
 @pytest.mark.gpu

@@ -8,10 +8,11 @@ shape in it.
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,11 @@ def run_everything() -> list[Any]:
             # Of one choice each: B rows reach the encoder.
             outputs.append(chooser(**{name: tensor[:, None] for name, tensor in BATCH.items()}))
             outputs.append(chooser(**PACKED | {"lengths": PACKED["lengths"][:, None]}))
+    with pytest.MonkeyPatch.context() as patched:  # the kernel runs on CUDA alone: here is one with its shapes
+        kernel = SimpleNamespace(varlen_attn=lambda q, *_: q)
+        patched.setitem(sys.modules, "torch.nn.attention.varlen", kernel)
+        patched.setattr(model.SelfAttention, "_takes_varlen", lambda *_: True)
+        outputs.append(XLMRobertaModel(POST_NORM, attention="sdpa")(**PACKED))
     return outputs
 
 

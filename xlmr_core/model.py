@@ -97,8 +97,11 @@ class SelfAttention(nn.Module):
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:  # (*, H) -> (*, H)
         q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         if self.fused and layout.lengths is not None and layout.offsets is not None:
-            return self.out_proj(self._packed_context(q, k, v, layout.offsets, layout.lengths))
-        # Eager attention has a row for each sequence in both layouts, so that scores and probs always look the same.
+            if self._takes_varlen(q):
+                return self.out_proj(self._varlen_context(q, k, v, layout.offsets, max(layout.lengths)))
+            if q.device.type == "cpu":
+                return self.out_proj(self._context_by_sequence(q, k, v, layout.lengths))
+        # Rows for everything else: scores and probs look the same in both layouts, and a GPU likes one large call best.
         q, k, v = (self._split_heads(layout.to_rows(x)) for x in (q, k, v))
         context = self._fused_context(q, k, v, layout.mask) if self.fused else self._eager_context(q, k, v, layout.mask)
         return self.out_proj(layout.from_rows(self._merge_heads(context)))
@@ -118,21 +121,38 @@ class SelfAttention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_dim**-0.5)
 
-    def _packed_context(
-        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, lengths: list[int]
-    ) -> Tensor:  # (T, H), (T, H), (T, H), (B + 1) -> (T, H)
-        """Fused attention within each sequence: there is no padding to compute or to hide."""
-        if _takes_varlen(q, self.head_dim) and not (self.training and self.dropout.p):
-            from torch.nn.attention.varlen import varlen_attn
-
-            q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in (q, k, v))  # (T, N, D)
-            context: Any = varlen_attn(q, k, v, offsets, offsets, max(lengths), max(lengths))
-            return context.flatten(1)
+    def _context_by_sequence(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]
+    ) -> Tensor:  # (T, H), (T, H), (T, H) -> (T, H)
+        """Fused attention, one sequence after the other: there is no padding to compute or to hide."""
         contexts: list[Tensor] = []
         for sequence in zip(*(x[None].split(lengths, dim=1) for x in (q, k, v)), strict=True):  # three of (1, S, H)
             own_q, own_k, own_v = (self._split_heads(x) for x in sequence)
             contexts.append(self._merge_heads(self._fused_context(own_q, own_k, own_v, None)))
         return torch.cat(contexts, dim=1)[0]
+
+    def _varlen_context(
+        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int
+    ) -> Tensor:  # (T, H), (T, H), (T, H), (B + 1) -> (T, H)
+        """The same in one call, by the kernel for sequences of various lengths."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in (q, k, v))  # (T, N, D)
+        context: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest)
+        return context.flatten(1)
+
+    def _takes_varlen(self, q: Tensor) -> bool:  # (T, H)
+        """Whether that kernel, FlashAttention, is here and takes these queries. It has no dropout."""
+        return (
+            q.is_cuda
+            and q.dtype in (torch.float16, torch.bfloat16)
+            and self.head_dim % 8 == 0
+            and self.head_dim <= 256
+            and not (self.training and self.dropout.p)
+            and torch.backends.cuda.is_flash_attention_available()
+            and torch.cuda.get_device_capability(q.device) >= (8, 0)  # Ampere, of 2020, and later
+            and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
+        )
 
     def _split_heads(self, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -277,19 +297,6 @@ def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1
         return None  # nothing to hide: fused kernels are fastest without a mask
     real = real | ~real.any(dim=1, keepdim=True)  # softmax over nothing is NaN: an empty row attends to all of itself
     return real[:, None, None, :]
-
-
-def _takes_varlen(q: Tensor, head_dim: int) -> bool:  # (T, H)
-    """Whether torch's kernel for sequences of various lengths, FlashAttention, takes these queries here."""
-    return (
-        q.is_cuda
-        and q.dtype in (torch.float16, torch.bfloat16)
-        and head_dim % 8 == 0
-        and head_dim <= 256
-        and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(q.device) >= (8, 0)  # Ampere, of 2020, and later
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
-    )
 
 
 def _layer_norm(config: XLMRobertaConfig) -> nn.LayerNorm:
