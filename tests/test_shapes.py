@@ -135,7 +135,7 @@ def run_everything() -> list[Any]:
         kernel = SimpleNamespace(varlen_attn=lambda q, *_: q)
         patched.setitem(sys.modules, "torch.nn.attention.varlen", kernel)
         patched.setattr(model.SelfAttention, "_takes_varlen", lambda *_: True)
-        outputs.append(XLMRobertaModel(POST_NORM, attention="sdpa")(**PACKED))
+        outputs.append(XLMRobertaModel(POST_NORM, attention="sdpa", add_pooling_layer=True)(**PACKED))
     return outputs
 
 
