@@ -290,6 +290,23 @@ def test_an_index_does_not_name_other_places(name: str, tmp_path: Path) -> None:
         open_weights(path)
 
 
+# ---- config ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2**28 + 4, 2**62, 10**30])
+@pytest.mark.parametrize("name", ["vocab_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"])
+def test_a_size_that_no_tensor_can_have(name: str, size: int, folders: dict, tmp_path: Path) -> None:
+    """Found by fuzzing: torch has errors of its own for it."""
+    folder = published.rewritten(
+        folders["masked-lm"], tmp_path / "m", published.tensors_of(folders["masked-lm"]), **{name: size}
+    )
+    for read in (inspect_checkpoint, XLMRobertaForMaskedLM.from_pretrained):
+        with pytest.raises(CheckpointError, match=rf"config\.json asks for {name} {size}; at most {2**28}"):
+            read(folder)
+    with pytest.raises(CheckpointError, match=name):
+        convert(folder, tmp_path / "out", "hf")
+
+
 # ---- damage at random -----------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size")
+SIZE_LIMIT = 2**28  # the product of two such sizes is still a number of bytes that torch can count
 OTHER_VOCABULARIES = ("roberta", "camembert")  # of config.json's model_type: the same model, another tokenizer
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -244,6 +246,14 @@ def plan_for(
     new_head: bool = False,
 ) -> Plan:
     """What would become of every key of the file if `cls` were loaded from it."""
+    raise_any(
+        [
+            f"config.json asks for {name} {value}; at most {SIZE_LIMIT} can be read"
+            for name in SIZES
+            if (value := getattr(config, name)) > SIZE_LIMIT
+        ],
+        files,
+    )
     if config.num_hidden_layers > len(weights):  # before the names of a billion layers are written out
         raise_any([f"config.json asks for {config.num_hidden_layers} layers; the file has {len(weights)} keys"], files)
     return make_plan(config, weights.keys(), needs_of(cls), cls.__name__, new_head=new_head)
