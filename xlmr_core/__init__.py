@@ -1,5 +1,11 @@
 """The reference XLM-R: short enough to read, exact enough to trust. Begin with `xlmr_core/model.py`."""
 
+import warnings
+
+with warnings.catch_warnings():  # torch speaks of numpy where that is missing, and nothing here needs it
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch as _torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import (
     LMHead,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -75,11 +75,19 @@ def no_tick(count: int) -> None:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor] | Sequence[Entry], path: Path, tick: Tick = no_tick) -> None:
-    """Writes the bytes that safetensors' own save_file would write."""
+    """Writes the bytes that safetensors' own save_file would write, which needs numpy."""
+    with path.open("wb") as file:
+        write_safetensors_to(file, tensors, {"format": "pt"}, tick)
+
+
+def write_safetensors_to(
+    file: BinaryIO, tensors: Mapping[str, Tensor] | Sequence[Entry], metadata: Mapping[str, str], tick: Tick = no_tick
+) -> None:
+    """The same to an open file, with this metadata in the header."""
     entries = entries_of(tensors) if isinstance(tensors, Mapping) else tensors
     order = list(SAFETENSORS)
     entries = sorted(entries, key=lambda entry: (-order.index(entry.dtype), entry.key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for entry in entries:
         header[entry.key] = {
@@ -90,10 +98,9 @@ def write_safetensors(tensors: Mapping[str, Tensor] | Sequence[Entry], path: Pat
         position += entry.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for entry in entries:
-            write_tensor(entry, file, tick)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for entry in entries:
+        write_tensor(entry, file, tick)
 
 
 def write_tensor(entry: Entry, file: Any, tick: Tick = no_tick) -> None:

@@ -9,7 +9,9 @@ docs/trace-format.md describes the file. The same run gives the same bytes.
 """
 
 import copy
+import ctypes
 import hashlib
+import io
 import json
 import platform
 from collections.abc import Generator, Mapping, Sequence
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.checkpoint.files import local_path, written_as
 from xlmr_core.checkpoint.inspection import CLASSES
+from xlmr_core.checkpoint.writing import write_safetensors_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMultipleChoice
 from xlmr_core.model import AttentionKind, XLMRobertaModel
@@ -111,14 +114,14 @@ class Trace:
 
     def to_bytes(self) -> bytes:
         """The file: the same trace gives the same bytes."""
-        from safetensors.torch import save
-
         sites = [{"name": site, "axes": shape_of(site)} for site in self.sites]
         content = {"version": VERSION, "provenance": asdict(self.provenance), "sites": sites}
         tensors = {**self.inputs, **self.sites}
         # numpy has no bfloat16: such numbers are kept as the float32 they equal, and `dtype` tells what they were
         plain = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
-        return save({name: t.contiguous() for name, t in plain.items()}, {KEY: json.dumps(content, sort_keys=True)})
+        file = io.BytesIO()
+        write_safetensors_to(file, plain, {KEY: json.dumps(content, sort_keys=True)})
+        return file.getvalue()
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -330,8 +333,10 @@ def hash_of_inputs(inputs: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data
+def _bytes(tensor: Tensor) -> bytes:
+    """The numbers as they lie in memory, without numpy, which need not be there."""
+    plain = tensor.contiguous().cpu()
+    return bytes((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr())) if plain.nbytes else b""
 
 
 @contextmanager
