@@ -66,12 +66,13 @@ def xlmr_trace(request: pytest.FixtureRequest) -> Trace:
 
 @pytest.fixture
 def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
-    """`assert_parity(dump, names=None, taps=(), dtype=None, explain=True)`: fails with the comparison table.
+    """`assert_parity(dump, names=None, taps=(), partial=False, dtype=None, explain=True)`: fails with the table.
 
     dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file.
-    names: a name map as in xlmr_core/parity/foreign.py, or the file that holds it. taps: shell patterns of the sites
-    to compare, by default all of the trace. dtype: what the port computes in ("bfloat16"), by default as given.
-    explain: whether a failure is diagnosed, which runs the model a hundred times.
+    names: a name map as in docs/trace-format.md, or the file that holds it. taps: patterns of the sites to compare
+    ("layers.*.output", "**.probs"), by default all of the trace. partial: whether the dump may lack sites. dtype: what
+    the port computes in ("bfloat16"), by default as given. explain: whether a failure is diagnosed, which runs the
+    model a hundred times.
     """
 
     def check(
@@ -79,6 +80,7 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
         *,
         names: Mapping[str, Any] | str | PathLike[str] | None = None,
         taps: Sequence[str] = (),
+        partial: bool = False,
         dtype: str | None = None,
         explain: bool = True,
     ) -> Comparison:
@@ -88,7 +90,8 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
 
         trace = _trace(request)
         tensors = _tensors(trace, dump, names, dtype)
-        comparison = check_trace(trace, tensors, floors=_floors(request, trace, tensors), taps=taps)
+        floors = _floors(request, trace, tensors)
+        comparison = check_trace(trace, tensors, floors=floors, taps=taps, partial=partial)
         if not comparison.ok:
             report = [str(comparison)]
             if explain and comparison.first_divergence is not None:

@@ -154,6 +154,12 @@ def test_nothing_stays_after_an_error() -> None:
         ("layers.*.attention.*", 3 * 8),
         ("layers.1.attention.[qkv]", 3),
         ("layers.-1.mid", 1),
+        ("**.probs", 3),
+        ("layers.1.**", 14),
+        ("layers.-1.**.output", 3),  # of the layer, its attention and its feed-forward
+        ("**.attention.**", 3 * 8),
+        ("**", 5 + 3 * 14 + 3),
+        ("**.nothing", 0),
         ("embeddings.*", 5),
         ("final_norm", 0),
         ("layers.3.output", 0),
@@ -172,6 +178,18 @@ def test_patterns(pattern: str, count: int) -> None:
     with model.capture(pattern) as acts:
         model(ids)
     assert len(acts) == count
+
+
+def test_what_is_no_tap_or_no_function_is_told() -> None:
+    model = XLMRobertaForMaskedLM(reference.POST_NORM).eval()
+    near, no_function = model.capture("layers.0.q"), model.intervene({"layers.0.mid": torch.zeros(1)})  # pyright: ignore
+    with pytest.raises(ValueError, match=r"no tap matches 'layers\.0\.q'; .*layers\.0\."), near:
+        pass
+    with (
+        pytest.raises(TypeError, match=r"at 'layers\.0\.mid' must be a function of the tensor there, not a Tensor"),
+        no_function,
+    ):
+        pass
 
 
 def test_a_layer_counted_from_the_end_is_that_layer() -> None:

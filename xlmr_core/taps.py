@@ -14,6 +14,7 @@ knows nothing of it, and a model that nobody looks into pays nothing.
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -129,10 +130,10 @@ def _at(tap: Tap, name: str, module: str) -> Tap:
 def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tensor], None, None]:
     """A mapping that fills with the tensors at the matching taps, each time the model runs while the context is open.
 
-    A pattern is a tap's name, in which `*` stands for any one part or piece of a part and a layer may be counted from
-    the end (`layers.-1`); "**" is every tap. Tensors are those of the run itself, in its graph: gradients flow, and a
-    second run replaces them. Raises ValueError for a pattern that matches nothing, and for scores or probs of a model
-    whose attention is fused.
+    A pattern is a tap's name, in which `*` stands for any one part or piece of a part, `**` for any number of parts,
+    and a layer may be counted from the end (`layers.-1`); so "**" is every tap. Tensors are those of the run itself, in
+    its graph: gradients flow, and a second run replaces them. Raises ValueError for a pattern that matches nothing, and
+    for scores or probs of a model whose attention is fused.
     """
     seen: dict[str, Tensor] = {}
 
@@ -154,8 +155,14 @@ def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generato
     """While the context is open, each tensor at a matching tap is replaced by what its function makes of it.
 
     Patterns are as in `capture`, which sees what is put in. Raises ValueError for a pattern that matches nothing, and
-    when a function gives a tensor of another shape, dtype or device.
+    when a function gives a tensor of another shape, dtype or device; TypeError for what is no function.
     """
+    for pattern, change in changes.items():
+        if not callable(change):
+            raise TypeError(
+                f"the change at {pattern!r} must be a function of the tensor there, not a {type(change).__name__}: "
+                "lambda old: new"
+            )
 
     def checked(name: str, change: Change) -> Change:
         def replaced(tensor: Tensor) -> Tensor:
@@ -184,11 +191,10 @@ def _matching(model: PretrainedModel, *patterns: str) -> Iterator[Tap]:
     taps = taps_of(model)
     chosen: dict[str, Tap] = {}
     for pattern in patterns:
-        found = {tap.name: tap for tap in taps if _matches(tap.name, _counted_from_start(pattern, model))}
+        found = {tap.name: tap for tap in taps if matches(tap.name, pattern, model.config.num_hidden_layers)}
         if not found:
-            raise ValueError(
-                f"no tap matches {pattern!r}; model.taps() lists them: {taps[0].name}, ... {taps[-1].name}"
-            )
+            near = get_close_matches(pattern, [tap.name for tap in taps], n=3) or [taps[0].name, "...", taps[-1].name]
+            raise ValueError(f"no tap matches {pattern!r}; model.taps() lists them: {', '.join(near)}")
         chosen |= found
     fused = any(isinstance(module, SelfAttention) and module.fused for module in model.modules())
     hidden = [name for name in chosen if name.endswith(("attention.scores", "attention.probs"))]
@@ -197,18 +203,20 @@ def _matching(model: PretrainedModel, *patterns: str) -> Iterator[Tap]:
     return iter(chosen.values())
 
 
-def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
-    same_length = len(parts) == len(wanted)
-    return pattern == "**" or (same_length and all(map(fnmatchcase, parts, wanted)))
+def matches(name: str, pattern: str, num_layers: int) -> bool:
+    """Whether a tap's name fits a pattern, as in `capture`."""
+    wanted = pattern.split(".")
+    if wanted[0] == "layers" and len(wanted) > 1 and wanted[1].startswith("-") and wanted[1][1:].isdigit():
+        wanted[1] = str(num_layers + int(wanted[1]))  # counted from the end
+    return _parts_match(name.split("."), wanted)
 
 
-def _counted_from_start(pattern: str, model: PretrainedModel) -> str:
-    """`layers.-1.output` as `layers.11.output`."""
-    parts = pattern.split(".")
-    if parts[0] == "layers" and len(parts) > 1 and parts[1].startswith("-") and parts[1][1:].isdigit():
-        parts[1] = str(model.config.num_hidden_layers + int(parts[1]))
-    return ".".join(parts)
+def _parts_match(parts: list[str], wanted: list[str]) -> bool:
+    if not wanted or not parts:
+        return parts == [] and all(part == "**" for part in wanted)
+    if wanted[0] == "**":  # stands for no part, or for the first and maybe more
+        return _parts_match(parts, wanted[1:]) or _parts_match(parts[1:], wanted)
+    return fnmatchcase(parts[0], wanted[0]) and _parts_match(parts[1:], wanted[1:])
 
 
 @contextmanager

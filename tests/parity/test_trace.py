@@ -268,10 +268,41 @@ def test_transformers_in_every_dtype_is_within_the_floors(
 
 def test_sites_can_be_chosen(trace: Trace, checkpoint: Checkpoint) -> None:
     actual = rerun(trace, checkpoint, dtype=torch.float32)
-    comparison = check_trace(trace, actual, floors=None, taps=["layers.*.probs"])
+    comparison = check_trace(trace, actual, floors=None, taps=["**.probs"])
     assert [row.site for row in comparison.rows] == ["layers.0.attention.probs", "layers.1.attention.probs"]
+    last = check_trace(trace, actual, floors=None, taps=["layers.-1.attention.*"])
+    assert {row.site.split(".")[1] for row in last.rows} == {"1"}
+    everything = check_trace(trace, actual, floors=None, taps=["**"])
+    assert everything == check_trace(trace, actual, floors=None)
     with pytest.raises(ValueError, match="no site of the trace matches 'nothing'"):
         check_trace(trace, actual, floors=None, taps=["nothing"])
+
+
+@pytest.mark.parametrize("pattern", ["lm_head.logits", "lm_head.*", "lm_head.**", "**.logits"])
+def test_logits_are_looked_up_where_they_are_chosen(trace: Trace, checkpoint: Checkpoint, pattern: str) -> None:
+    """The trace keeps the largest, a dump has them all: the pattern of the tap is that of what was made of it."""
+    actual = rerun(trace, checkpoint, dtype=torch.float32)
+    comparison = check_trace(trace, actual, floors=None, taps=[pattern])
+    verdicts = {row.site: row.verdict for row in comparison.rows}
+    assert verdicts["lm_head.logits.top_values"] == verdicts["lm_head.logits.logsumexp"] == "equal"
+    assert set(verdicts.values()) == {"equal"}
+
+
+def test_a_part_of_a_dump_is_enough_if_one_says_so(trace: Trace, checkpoint: Checkpoint) -> None:
+    whole = rerun(trace, checkpoint, dtype=torch.float32)
+    part = {site: whole[site] for site in ("layers.0.mid", "lm_head.logits")}
+    assert not check_trace(trace, part, floors=None).ok
+    comparison = check_trace(trace, part, floors=None, partial=True)
+    assert comparison.ok
+    assert [row.site for row in comparison.rows] == [
+        "layers.0.mid",
+        "lm_head.logits.top_values",
+        "lm_head.logits.logsumexp",
+    ]
+    part["layers.0.mid"] = part["layers.0.mid"] + 1
+    assert not check_trace(trace, part, floors=None, partial=True).ok
+    with pytest.raises(ValueError, match="the dump has no site of the trace, but x"):
+        check_trace(trace, {"x": whole["layers.0.mid"]}, floors=None, partial=True)
 
 
 # ---- foreign dumps ---------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def command() -> None:
 @click.argument("model")
 @click.option("--text", "texts", multiple=True, required=True, help="What to run on. More than one make a batch.")
 @click.option("--pair", "pairs", multiple=True, help="The second text of each, as rerankers take them.")
-@click.option("--taps", multiple=True, help="Pattern of taps, such as 'layers.*.output'.  [default: all]")
+@click.option("--taps", multiple=True, help="Pattern of taps: 'layers.*.output', '**.probs'.  [default: all]")
 @click.option("--top-k", type=click.IntRange(min=0), default=TOP_K, show_default=True, help="Logits a token; 0: all.")
 @click.option("--grad", is_flag=True, help="Also the gradient by every parameter.")
 @click.option("--steps", type=click.IntRange(min=0), default=0, help="Also the losses of so many training steps.")
@@ -139,7 +139,8 @@ def floor_command(
 @click.option(
     "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
 )
-@click.option("--taps", multiple=True, help="Compare these sites alone: a shell pattern, such as '*.probs'.")
+@click.option("--taps", multiple=True, help="Compare these alone: 'layers.*.output', '**.probs', 'lm_head.logits'.")
+@click.option("--partial", is_flag=True, help="Compare what OTHER has, and let the rest be missing.")
 @click.option(
     "--dtype", type=click.Choice(list(DTYPES)), help="What OTHER computes in.  [default: as stored, or TRACE's]"
 )
@@ -154,6 +155,7 @@ def check_command(
     reference: str | None,
     names: Path | None,
     taps: tuple[str, ...],
+    partial: bool,
     dtype: str | None,
     device: str,
     floors_file: Path | None,
@@ -176,7 +178,7 @@ def check_command(
     trace = Trace.load(trace_file)
     floors: Floors | None = None if exact else read_floors(trace, floors_file or floors_path(trace_file))
     actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
-    comparison = check_trace(trace, actual, floors=floors, taps=taps)
+    comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial)
     if plot is not None:
         with written_as(plot) as temporary:
             temporary.write_text(error_by_depth(comparison), encoding="utf-8")

@@ -1,7 +1,6 @@
 """A trace against something else, whatever it is: another trace, a foreign dump, a checkpoint, transformers."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
-from xlmr_core.parity.compare import Comparison, Floors, compare
+from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Comparison, Floors, compare
 from xlmr_core.parity.floors import FloorTable, measure
 from xlmr_core.parity.foreign import fitted, read_dump, read_names, renamed
 from xlmr_core.parity.gradients import LOSSES, gradients, training_losses
@@ -25,6 +24,7 @@ from xlmr_core.parity.trace import (
     one_thread,
     read_safetensors,
 )
+from xlmr_core.taps import matches
 
 
 def dump_from_file(trace: Trace, path: Path, names: Path | None = None) -> dict[str, Tensor]:
@@ -76,21 +76,43 @@ def run_transformers(trace: Trace, model: Any) -> dict[str, Tensor]:
 
 
 def check_trace(
-    trace: Trace, actual: Mapping[str, Tensor], *, floors: Floors | None, taps: Sequence[str] = ()
+    trace: Trace,
+    actual: Mapping[str, Tensor],
+    *,
+    floors: Floors | None,
+    taps: Sequence[str] = (),
+    partial: bool = False,
 ) -> Comparison:
-    """Compares a dump with the trace. taps: shell patterns of the sites to compare, by default all of the trace.
+    """Compares a dump with the trace.
 
-    Raises ValueError for a pattern that matches no site of the trace.
+    taps: patterns, as for `model.capture`, of the sites to compare; by default all of the trace. partial: whether the
+    dump may lack sites; only what it has is compared then. Raises ValueError for a pattern that matches no site of the
+    trace, and for a partial dump that has none.
     """
     for pattern in taps:
-        if not any(fnmatchcase(site, pattern) for site in trace.sites):
+        if not any(_chosen(site, [pattern], trace) for site in trace.sites):
             raise ValueError(
                 f"no site of the trace matches {pattern!r}; it has {', '.join(list(trace.sites)[:5])}, ..."
             )
-    expected = {site: t for site, t in trace.sites.items() if not taps or any(fnmatchcase(site, p) for p in taps)}
+    expected = dict(trace.sites)
     if taps:
-        actual = {site: tensor for site, tensor in actual.items() if site in expected}
-    return compare(expected, actual, real=trace.real, floors=floors)
+        expected = {site: tensor for site, tensor in expected.items() if _chosen(site, taps, trace)}
+        # Whole logits are what the trace's largest are looked up in.
+        actual = {site: t for site, t in actual.items() if site in expected or (site == LOGITS and TOP in expected)}
+    comparison = compare(expected, actual, real=trace.real, floors=floors)
+    if not partial:
+        return comparison
+    present = tuple(row for row in comparison.rows if row.verdict != "missing")
+    if all(row.verdict == "extra" for row in present):
+        raise ValueError(f"the dump has no site of the trace, but {', '.join(list(actual)[:5]) or 'nothing'}")
+    return Comparison(present)
+
+
+def _chosen(site: str, patterns: Sequence[str], trace: Trace) -> bool:
+    """Whether a pattern fits the site, or the tap that it was made of."""
+    tap = LOGITS if site in (TOP_IDS, TOP, LOGSUMEXP) else site
+    layers = trace.config.num_hidden_layers
+    return any(matches(name, pattern, layers) for pattern in patterns for name in (site, tap))
 
 
 # ---- floors of a trace -----------------------------------------------------------------------------------------------

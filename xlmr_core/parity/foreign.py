@@ -7,11 +7,13 @@ number of a layer. Axes are told by letters, in their order there, where they di
     "embeddings.output" = "embed"
     "layers.{i}.attention.q" = { name = "blk.{i}.q", axes = "N S D" }   # no batch, heads first
     "layers.{i}.attention.probs" = { name = "blk.{i}.p", axes = "B Q N K" }  # query, heads, key
+    "layers.{i}.attention.k" = { name = "blk.{i}.k", axes = "T N D" }   # packed: the tokens of all texts, no padding
 """
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import TOP_IDS, shape_of, unpacked
-from xlmr_core.parity.trace import TraceError, read_safetensors
+from xlmr_core.parity.compare import LAYER_SITES, SHAPES, TOP_IDS, shape_of, unpacked
+from xlmr_core.parity.gradients import GRADIENT, LOSSES
+from xlmr_core.parity.trace import INPUTS, TraceError, read_safetensors
 
 # Our axes by their finest letters: H is all D of all N side by side; Q and K are both S, query and key.
 AXES = {"(B, S, H)": "B S N D", "(B, N, S, S)": "B N Q K", "(B, H)": "B N D", "(*, H)": "B S N D"}
@@ -59,6 +62,8 @@ def read_names(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else _toml(text)
+        if "names" not in content:
+            raise ValueError("it has no table [names]")
         names = content["names"]
         for tap, entry in names.items():
             if not isinstance(entry, str) and not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
@@ -79,35 +84,46 @@ def _toml(text: str) -> dict[str, Any]:
 def renamed(dump: Mapping[str, Tensor], names: Mapping[str, Any], config: XLMRobertaConfig) -> dict[str, Tensor]:
     """The tensors that `names` speaks of, under our names and with our axes; others keep theirs.
 
-    Raises TraceError for a name that is not in the dump, or axes that do not fit the tensor.
+    A tensor that the dump lacks in some layers is left out, for the comparison to tell. Raises TraceError for a name
+    that is not in the dump at all, a tap that does not exist, or axes that do not fit the tensor.
     """
     found: dict[str, Tensor] = {}
     used: set[str] = set()
-    for tap, theirs, axes in _expanded(names, config.num_hidden_layers):
-        if theirs not in dump:
-            some = ", ".join(list(dump)[:5])
+    for rows in _expanded(names, config.num_hidden_layers):
+        present = [row for row in rows if row[1] in dump]
+        if rows and not present:
+            tap, theirs, _ = rows[0]
             raise TraceError(
-                f"the map says that {tap} is called {theirs!r}, but the dump has no such tensor: {some}, ..."
+                f"the map says that {tap} is called {theirs!r}, but the dump has no such tensor. "
+                f"It has {', '.join(get_close_matches(theirs, dump, n=3) or list(dump)[:5])}, ..."
             )
-        used.add(theirs)
-        found[tap] = dump[theirs] if axes is None else _with_our_axes(tap, dump[theirs], axes, config)
+        for tap, theirs, axes in present:
+            used.add(theirs)
+            found[tap] = dump[theirs] if axes is None else _with_our_axes(tap, dump[theirs], axes, config)
     return found | {name: tensor for name, tensor in dump.items() if name not in used and name not in found}
 
 
-def _expanded(names: Mapping[str, Any], num_layers: int) -> list[tuple[str, str, str | None]]:
-    rows: list[tuple[str, str, str | None]] = []
+def _expanded(names: Mapping[str, Any], num_layers: int) -> Iterator[list[tuple[str, str, str | None]]]:
+    """For each entry of the map, in every layer: our name, theirs, the axes. Raises TraceError for an unknown tap."""
     for tap, entry in names.items():
         theirs, axes = (entry, None) if isinstance(entry, str) else (entry["name"], entry.get("axes"))
-        for i in range(num_layers) if "{i}" in tap else (0,):
-            rows.append((tap.replace("{i}", str(i)), theirs.replace("{i}", str(i)), axes))
-    return rows
+        first = tap.replace("{i}", "0")
+        if shape_of(first) is None and not first.startswith(GRADIENT) and first not in (*INPUTS, LOSSES):
+            near = get_close_matches(tap, [*SHAPES, *(f"layers.{{i}}.{site}" for site in LAYER_SITES)], n=2)
+            raise TraceError(
+                f"the map speaks of {tap!r}, which is no tap" + (f"; near: {', '.join(near)}" if near else "")
+            )
+        layers = range(num_layers) if "{i}" in tap else (0,)
+        yield [(tap.replace("{i}", str(i)), theirs.replace("{i}", str(i)), axes) for i in layers]
 
 
 def _with_our_axes(tap: str, tensor: Tensor, axes: str, config: XLMRobertaConfig) -> Tensor:
     letters = axes.split()
     ours = _our_letters(tap)
+    if "T" in letters and ours[:2] == ["B", "S"]:
+        ours = ["T", *ours[2:]]  # packed: `fitted` puts it in its places
     fine = [part for letter in letters for part in ("N D" if letter == "H" and "N" in ours else letter).split()]
-    if "B" not in fine:
+    if "B" not in fine and "T" not in fine:
         tensor, fine = tensor[None], ["B", *fine]
         letters = ["B", *letters]
     if tensor.dim() != len(letters) or sorted(fine) != sorted(ours):
