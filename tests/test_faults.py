@@ -279,6 +279,27 @@ def test_one_layer_cannot_be_off_by_one() -> None:
         pass
 
 
+def inside_layers() -> list[Fault]:
+    return [fault for fault in FAULTS if fault.shows == "outputs" and fault.site.startswith("layers.0.")]
+
+
+@pytest.mark.parametrize("fault", [fault for fault in inside_layers() if fault.norm != "pre"], ids=lambda f: f.name)
+def test_a_fault_in_one_layer_alone(fault: Fault) -> None:
+    """It shows first in that layer, at the same place, and lifting it restores everything."""
+    pair = groups("post-norm")["oracle"].pair
+    before, healthy = surroundings(pair.ours), reference.tapped(pair)
+    alone = fault.in_layer(1)
+    try:
+        with alone.applied(pair.ours):
+            faulty = reference.tapped(pair)
+    except ValueError:
+        assert fault.name == "layers_off_by_one"  # one layer cannot be taken for the next
+    else:
+        different = [name for name in healthy if is_far(healthy[name], faulty[name], pair.real)]
+        assert different[0] == alone.site == fault.site.replace("layers.0.", "layers.1.")
+    assert_restored(before, surroundings(pair.ours))
+
+
 def test_two_faults_at_once_come_off_in_order() -> None:
     pair = groups("post-norm")["eager"].pair
     before = surroundings(pair.ours)

@@ -4,7 +4,7 @@
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -187,4 +187,38 @@ def test_of_two_mistakes_the_first_site_is_right(implementation: str, pair: tupl
     diagnosis = diagnosed(implementation, "post-norm", pair)
     assert diagnosis.first_site == site_of(pair[0], "post-norm")
     assert diagnosis.causes == pair, str(diagnosis)
+    assert diagnosis.explained
+
+
+# What a port may have lost in a single layer, made in transformers' model by hand: layer, and how.
+IN_ONE_LAYER: dict[str, tuple[int, Callable[[Any], None]]] = {
+    "down_bias_missing": (2, lambda layer: layer.output.dense.bias.data.zero_()),
+    "k_bias_missing": (1, lambda layer: layer.attention.self.key.bias.data.zero_()),
+    "gelu_tanh": (0, lambda layer: setattr(layer.intermediate, "intermediate_act_fn", torch.nn.GELU("tanh"))),
+    "out_bias_missing": (1, lambda layer: layer.attention.output.dense.bias.data.zero_()),
+}
+
+
+@pytest.mark.parametrize("name", IN_ONE_LAYER)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_mistake_in_one_layer_alone_is_named_with_its_layer(norm: str, name: str) -> None:
+    index, make = IN_ONE_LAYER[name]
+    theirs = foreign("transformers", norm, "lm_head")
+    model = copy.deepcopy(theirs.port)
+    make(model.roberta.encoder.layer[index])
+    numbers, _ = checked_dump(theirs.pair.ours, dump_of(model, theirs.batch), None)
+    diagnosis = search(simulator(norm, "lm_head"), numbers, theirs.pair.ours)
+    assert diagnosis.causes == (f"{name} in layer {index} alone",), str(diagnosis)
+    assert diagnosis.explained
+    assert diagnosis.first_site == find_fault(name).site.replace("layers.0.", f"layers.{index}.")
+
+
+def test_mistakes_in_two_layers_are_named_one_after_the_other() -> None:
+    theirs = foreign("transformers", "post-norm", "lm_head")
+    model = copy.deepcopy(theirs.port)
+    model.roberta.encoder.layer[0].output.dense.bias.data.zero_()
+    model.roberta.encoder.layer[2].attention.self.value.bias.data.zero_()
+    numbers, _ = checked_dump(theirs.pair.ours, dump_of(model, theirs.batch), None)
+    diagnosis = search(simulator("post-norm", "lm_head"), numbers, theirs.pair.ours)
+    assert diagnosis.causes == ("down_bias_missing in layer 0 alone", "v_bias_missing in layer 2 alone"), str(diagnosis)
     assert diagnosis.explained

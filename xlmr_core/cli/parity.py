@@ -11,6 +11,7 @@ import click
 from torch import Tensor
 
 from xlmr_core.checkpoint.files import written_as
+from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.parity.check import (
     check_trace,
     dump_from_file,
@@ -56,9 +57,7 @@ def command() -> None:
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 @click.option("--attention", type=click.Choice(["eager", "sdpa"]), default="eager", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept.")
-@click.option("--offline", is_flag=True, help="Never ask the hub: use what is on this machine.")
+@hub_options()
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The trace.")
 def record_command(
     model: str,
@@ -94,9 +93,7 @@ def record_command(
         dtype=DTYPES[dtype],
         attention=attention,
         device=device,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=offline,
+        **hub_arguments(revision, cache_dir, offline),
     )
     trace.save(output)
     click.echo(f"{output}: {len(trace.sites)} sites, {output.stat().st_size:,} bytes")

@@ -122,7 +122,8 @@ class Diagnosis:
                 lines[-1] = f"unexplained from {self.site} on: no fault of the catalogue gives these numbers"
             lines += [f"  {line}" for line in self.looks_like]
         elif self.findings:
-            lines += ["", "with this the model gives the foreign numbers, up to rounding, at every site"]
+            these = "this" if len(self.findings) == 1 else "these"
+            lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every site"]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -318,7 +319,10 @@ def search(
 def _explanation(
     simulator: Simulator, dump: Dump, model: PretrainedModel, made: tuple[Cause, ...], comparison: Comparison
 ) -> Finding | None:
-    """The faults that move the first difference furthest down; best, there is none left. Likely places first."""
+    """The faults that move the first difference furthest down; best, there is none left. Likely places first.
+
+    Last comes each fault of a layer in that layer alone, where none that is made in every layer explains all.
+    """
     order = in_reading_order(dump)
     row = _first_wrong(comparison)
     assert row is not None
@@ -329,7 +333,8 @@ def _explanation(
     candidates = [fault for fault in visible if fault not in made]
     near = [fault for fault in candidates if _resolved(fault.site, model) in between]
     reached: dict[Cause, tuple[int, Comparison]] = {}
-    for group in (near, [fault for fault in candidates if fault not in near]):
+    alone = _in_its_layer(row.site, model)
+    for group in (near, [fault for fault in candidates if fault not in near], alone):
         for fault in group:
             run = simulator.run((*made, fault))
             if run is None or _first_wrong(run.compared({row.site: dump[row.site]})):
@@ -352,6 +357,15 @@ def _explanation(
         if row.site in explained and order.index(row.site) >= start
     )
     return Finding(_located(model, dump, comparison), tuple(causes), evidence)
+
+
+def _in_its_layer(site: str, model: PretrainedModel) -> list[Fault]:
+    """The faults of layers, each made in the layer of the site alone: a port may have lost a single tensor."""
+    parts = site.split(".")
+    if parts[0] != "layers" or int(parts[1]) >= model.config.num_hidden_layers:
+        return []
+    inside = [fault for fault in FAULTS if fault.shows == "outputs" and fault.site.startswith("layers.0.")]
+    return [fault.in_layer(int(parts[1])) for fault in inside]
 
 
 def _remoteness(comparison: Comparison, sites: set[str]) -> float:

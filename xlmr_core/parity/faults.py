@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,30 @@ class Fault:
         with ExitStack() as undo:
             self.patch(model, undo)
             yield
+
+    def in_layer(self, layer: int) -> Fault:
+        """The same mistake made in one layer alone, counted from 0, for a fault whose site lies in a layer."""
+
+        def patch(model: PretrainedModel, undo: ExitStack) -> None:
+            one = _OneLayer(_parts(model, EncoderLayer)[layer], model.config)
+            self.patch(cast(PretrainedModel, one), undo)
+
+        return replace(
+            self,
+            name=f"{self.name} in layer {layer} alone",
+            cause=f"in layer {layer} alone: {self.cause}",
+            site=self.site.replace("layers.0.", f"layers.{layer}."),
+            patch=patch,
+        )
+
+
+class _OneLayer:
+    """A layer with what a patch asks of a model: its modules and parameters are those of the layer."""
+
+    def __init__(self, layer: EncoderLayer, config: XLMRobertaConfig) -> None:
+        self.modules = layer.modules
+        self.parameters = layer.parameters
+        self.config = config
 
 
 def find_fault(name: str) -> Fault:
