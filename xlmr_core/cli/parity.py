@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from xlmr_core.checkpoint.files import written_as
 from xlmr_core.cli.options import hub_arguments, hub_options
@@ -22,6 +24,7 @@ from xlmr_core.parity.check import (
 )
 from xlmr_core.parity.compare import Floors
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
+from xlmr_core.parity.floors import number_of_runs
 from xlmr_core.parity.plot import error_by_depth
 from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
 
@@ -122,7 +125,9 @@ def floor_command(
     chosen = [DTYPES[name] for name in dtypes or list(DTYPES)[1:]]
     if compiled is None:
         compiled = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
-    table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled)
+    runs = number_of_runs(len(chosen), compiled=compiled) * (1 + torch.cuda.is_available())
+    with tqdm(total=runs, desc="measuring", unit="run", disable=None) as bar:
+        table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=bar.update)
     output = output or floors_path(trace_file)
     table.save(output)
     click.echo(str(table))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.foreign import fitted, read_dump, read_names, renamed
@@ -44,14 +45,16 @@ def command(
     check_same_weights(trace, checkpoint)
     dump = _dump(trace, dump_file, names)
     other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
-    found = diagnose(
-        checkpoint.model,
-        trace.inputs,
-        dump,
-        tokenizer=XLMRobertaTokenizer.from_pretrained(source) if other_ids else None,
-        dtype=DTYPES[dtype] if dtype else None,
-        most=most,
-    )
+    with tqdm(desc="trying mistakes", unit="run", disable=None) as bar:
+        found = diagnose(
+            checkpoint.model,
+            trace.inputs,
+            dump,
+            tokenizer=XLMRobertaTokenizer.from_pretrained(source) if other_ids else None,
+            dtype=DTYPES[dtype] if dtype else None,
+            most=most,
+            tick=bar.update,
+        )
     click.echo(found.to_json() if as_json else str(found))
     if not found.ok:
         raise SystemExit(1)

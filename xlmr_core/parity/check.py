@@ -124,7 +124,7 @@ def floors_path(trace: Path) -> Path:
 
 
 def measure_trace(trace: Trace, checkpoint: Checkpoint, **options: Any) -> FloorTable:
-    """The floors of the sites of a trace, on its own input. options: dtypes, devices.
+    """The floors of the sites of a trace, on its own input. options: dtypes, devices, compiled, tick.
 
     Raises TraceError if the trace was recorded from other weights.
     """

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.model import SelfAttention
 from xlmr_core.parity.compare import (
     FLOATS,
@@ -200,8 +201,13 @@ class Simulator:
         sites: Iterable[str],
         dtype: torch.dtype,
         top_ids: Tensor | None = None,
+        tick: Tick = no_tick,
     ) -> None:
-        """sites: what to keep of a run. top_ids: (B, S, K), where logits are known by their top k alone."""
+        """sites: what to keep of a run. top_ids: (B, S, K), where logits are known by their top k alone.
+
+        tick: is told 1 for each run.
+        """
+        self.tick = tick
         self.input_ids, self.attention_mask, self.dtype = input_ids.cpu(), attention_mask.cpu(), dtype
         self.sites, self.top_ids = frozenset(sites), top_ids
         self.dropout = model.config.hidden_dropout_prob
@@ -209,6 +215,7 @@ class Simulator:
 
     def run(self, causes: tuple[Cause, ...]) -> Run | None:
         """None where the model has no such part to make a fault in."""
+        self.tick(1)
         try:
             exact = self._captured(self._exact, causes)
             rounded = self._captured(self._rounded, causes)
@@ -267,13 +274,15 @@ def diagnose(
     tokenizer: XLMRobertaTokenizer | None = None,
     dtype: torch.dtype | None = None,
     most: int = 3,
+    tick: Tick = no_tick,
 ) -> Diagnosis:
     """Finds the faults that, made in `model`, give the numbers in `dump`.
 
     batch: the right input_ids and attention_mask, (B, S). dump: tap name -> foreign tensor, batch first, and the
     foreign "input_ids" and "attention_mask" where they are known; "sentence.mean" is the mean of the last hidden
     states, (B, H). tokenizer: where ids may be wrong. dtype: what the port computes in, by default the narrowest
-    in the dump; float64 counts as float32. most: how many mistakes to look for.
+    in the dump; float64 counts as float32. most: how many mistakes to look for. tick: is told 1 for each run of the
+    model, of which there are about a hundred for a mistake.
 
     Raises ValueError if the dump has no tap of the model, or a tensor of the wrong shape or type.
     """
@@ -282,7 +291,7 @@ def diagnose(
         return Diagnosis((), IDS, _ids_look_like(batch, dump), 0, 1)
     top_ids = dump[TOP_IDS] if TOP_IDS in dump and LOGITS not in dump else None
     dump, dtype = checked_dump(model, dump, dtype)
-    simulator = Simulator(model, ids, mask, dump, dtype, top_ids)
+    simulator = Simulator(model, ids, mask, dump, dtype, top_ids, tick)
     return search(simulator, dump, model, most=most, findings=findings)
 
 

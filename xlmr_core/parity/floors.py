@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.files import written_as
+from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.model import SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused
 from xlmr_core.parity.compare import (
@@ -158,13 +159,16 @@ def measure(
     dtypes: Sequence[torch.dtype] = DTYPES,
     devices: Sequence[str] | None = None,
     compiled: bool = False,
+    tick: Tick = no_tick,
 ) -> FloorTable:
     """Runs `model` in float64, and in every way that it can run here, and notes the errors.
 
     taps: patterns of the sites to measure. top_ids: measures the logits there, as a trace has them, and not all.
     grad, steps: also gradients, and the losses of some steps of training. devices: by default the CPU, and a GPU if
     there is one. compiled: also what torch.compile makes of it, which takes a C++ compiler and some 10 seconds a dtype
-    and more. A batch in which padding is attended to is measured padded alone, and gradients are. Works on copies:
+    and more. tick: is told 1 after each of `number_of_runs`.
+
+    Gradients are measured on padded batches alone, and so is everything where padding is attended to. Works on copies:
     `model`, in whatever dtype, is not touched.
     """
     batch = {name: tensor.cpu() for name, tensor in batch.items()}
@@ -187,6 +191,7 @@ def measure(
             found = run_sites(variant, batch, names, grad=grad, steps=steps)
         found = with_reduced_logits(_unreversed(found) if order == "reversed" else found, top_ids)
         errors = _errors(truth, found, real)
+        tick(1)
         return Measurement(name_of(dtype), attention, device, layout, order, compiled, errors)
 
     measurements: list[Measurement] = []
@@ -199,6 +204,11 @@ def measure(
         variant = _reversed(variant)
         measurements += [measured(variant, dtype, attention, device, layout, "reversed") for layout in layouts]
     return FloorTable(tuple(measurements))
+
+
+def number_of_runs(dtypes: int, *, compiled: bool) -> int:
+    """How many runs `measure` makes on one device, where the batch can be packed."""
+    return dtypes * 2 * (4 + compiled)
 
 
 def run_sites(
