@@ -1,12 +1,15 @@
 """Input that a model cannot take: an error that names the argument, the limit and the way out.
 
-Without it, it would be a bare IndexError far inside, or on a GPU a dead CUDA context.
+Without it, it would be a bare IndexError far inside, or on a GPU a dead CUDA context. So too with a device that is not
+there.
 """
 
 import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
+
+LONGEST_CAUSE = 120  # characters: that of a missing backend goes on for pages
 
 
 def check_shapes(
@@ -69,3 +72,27 @@ def check_values(
         raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")
     if packed and bool((input_ids == config.pad_token_id).any()):
         raise ValueError(f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}")
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device. Raises ValueError, with those that there are, if this torch on this machine cannot use it."""
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"there is no device {str(device)!r}; there is {_devices_here()}") from error
+    try:
+        torch.empty(0, device=chosen)
+    except Exception as error:  # each backend has an error of its own for not being there
+        cause = str(error).partition("\n")[0][:LONGEST_CAUSE]
+        raise ValueError(
+            f"device {str(device)!r} is not available here ({cause}); there is {_devices_here()}"
+        ) from error
+    return chosen
+
+
+def _devices_here() -> str:
+    names = ["cpu"]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        names += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
+    return ", ".join(names)

@@ -43,6 +43,7 @@ from xlmr_core.checkpoint.mapping import (
 from xlmr_core.checkpoint.sentence import transformer_folder
 from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.inputs import check_device
 from xlmr_core.model import AttentionKind, PretrainedModel
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def load_pretrained(
     source: a folder, a weights file, "xlmr-tiny", or a hub id; what exists on disk wins. dtype None keeps that of the
     file. On the CPU and in the dtype of the file the weights are mapped, not copied, so a file in use must not be
     changed in place (`save_pretrained` never does). new_head: initialise a head that the checkpoint does not have.
-    Raises CheckpointError unless every key of the file and of the model is accounted for.
+    Raises CheckpointError unless every key of the file and of the model is accounted for, and ValueError for a device
+    that is not there.
     """
+    device = check_device(device)  # before anything is fetched
     groups = needs_of(cls).beside
     files = find_model(
         source,

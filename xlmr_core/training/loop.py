@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.inputs import check_device
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.corpus import Corpus
 from xlmr_core.training.evaluation import Accuracy, evaluate
@@ -105,9 +106,9 @@ def pretrain(
     Killed and called again with the same arguments, it goes on from the last saved step and ends with the same
     weights, bit for bit on the same machine. The weights are written as `save_dtype`, and what was written is what is
     evaluated. Returns the held-out accuracy by language, also in evaluation.json.
-    Raises ValueError where `output` holds a run with other settings.
+    Raises ValueError where `output` holds a run with other settings, and for a device that is not there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run = {"settings": asdict(settings), "corpus": [path.name for path in corpus_files]}
     output.mkdir(parents=True, exist_ok=True)
     _claim(output, run)
@@ -121,7 +122,7 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = XLMRobertaForMaskedLM(settings.config(tokenizer.vocab_size))
     model.initialize()
-    model.to(device).train()
+    model.to(chosen).train()
     optimizer = torch.optim.AdamW(decay_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
     state_file = output / "training_state.pt"
@@ -138,7 +139,7 @@ def pretrain(
 
     model.to(save_dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    written = XLMRobertaForMaskedLM.from_pretrained(output, device=device)
+    written = XLMRobertaForMaskedLM.from_pretrained(output, device=chosen)
     results = evaluate(written, tokenizer, corpus, held_out_files)
     _write_json(output / "evaluation.json", {name: asdict(accuracy) for name, accuracy in results.items()})
     return results
