@@ -48,6 +48,7 @@ def test_values(folders: dict, tmp_path: Path) -> None:
     assert bad.norm == pytest.approx(norm)
     assert [key for key, value in values.items() if value is not None and value.nan] == ["lm_head.dense.weight"]
     assert "NOT FINITE: lm_head.dense.weight" in str(found)
+    assert found.not_finite == ("lm_head.dense.weight",)
     assert found.problems == ()  # it loads: what to do about NaN is the reader's choice
 
 

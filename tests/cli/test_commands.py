@@ -1,12 +1,14 @@
 """The command `xlmr`, as a person at a terminal meets it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from xlmr_core import __version__
 from xlmr_core.cli import COMMANDS, main
@@ -114,18 +116,35 @@ def test_inspect_tells_the_fate_of_every_key(toy_checkpoint: Path) -> None:
         assert expected in result.stdout
 
 
-def test_inspect_finds_what_is_not_a_number(toy_checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
+class TestASickCheckpoint:
+    @pytest.fixture
+    def sick(self, toy_checkpoint: Path, tmp_path: Path) -> Path:
+        shutil.copytree(toy_checkpoint, tmp_path / "sick")
+        tensors = load_file(tmp_path / "sick" / "model.safetensors")
+        tensors["lm_head.dense.bias"][3] = float("nan")
+        save_file(tensors, tmp_path / "sick" / "model.safetensors", metadata={"format": "pt"})
+        return tmp_path / "sick"
 
-    from safetensors.torch import load_file, save_file
+    def test_inspect_finds_what_is_not_a_number(self, sick: Path) -> None:
+        result = xlmr("inspect", sick, "--values")
+        assert result.exit_code == 1
+        assert [line for line in result.stdout.splitlines() if "lm_head.dense.bias" in line and "nan" in line.lower()]
+        assert xlmr("inspect", sick).exit_code == 0  # nobody looked
 
-    shutil.copytree(toy_checkpoint, tmp_path / "sick")
-    tensors = load_file(tmp_path / "sick" / "model.safetensors")
-    tensors["lm_head.dense.bias"][3] = float("nan")
-    save_file(tensors, tmp_path / "sick" / "model.safetensors", metadata={"format": "pt"})
-    result = xlmr("inspect", tmp_path / "sick", "--values")
-    assert result.exit_code == 0
-    assert [line for line in result.stdout.splitlines() if "lm_head.dense.bias" in line and "nan" in line.lower()]
+    def test_inspect_fails_where_loading_would(self, sick: Path) -> None:
+        tensors = load_file(sick / "model.safetensors")
+        tensors["lm_head.bais"] = tensors.pop("lm_head.bias")
+        save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
+        result = xlmr("inspect", sick)
+        assert result.exit_code == 1
+        assert "PROBLEM" in result.stdout
+
+    @pytest.mark.parametrize("options", [[], ["--json"]])
+    def test_fill_mask_answers_nothing(self, sick: Path, options: list[str]) -> None:
+        result = xlmr("fill-mask", "<mask> cat", "--model", sick, *options)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert f"the model's logits are not finite: `xlmr inspect --values {sick}" in result.stderr
 
 
 class TestPretrain:

@@ -94,3 +94,13 @@ def test_it_agrees_with_the_reference(fill: FillMask, toy_checkpoint: Path) -> N
     [fillings] = fill("the cat <mask> the dog")
     assert [filling.token for filling in fillings] == best.indices[0].tolist()
     assert [filling.score for filling in fillings] == pytest.approx(best.values[0].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(number: float, fill: FillMask) -> None:
+    sick = XLMRobertaForMaskedLM(fill.model.config)
+    sick.initialize()
+    with torch.no_grad():
+        sick.lm_head.decoder.bias[5] = number
+    with pytest.raises(ValueError, match=r"logits are not finite: `xlmr inspect --values SOURCE` tells where"):
+        FillMask(sick.eval(), fill.tokenizer)("the <mask>")

@@ -84,6 +84,11 @@ class Inspection:
         """Bytes of all tensors together; a tensor under two keys counts twice."""
         return sum(info.num_bytes for info in self.keys)
 
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """The keys that hold NaN or Inf. Empty, too, where nobody asked for the values."""
+        return tuple(info.key for info in self.keys if info.values is not None and info.values.nan + info.values.inf)
+
     def __str__(self) -> str:
         tied = {None: "no LM head", True: "decoder tied to the word table", False: "decoder not tied"}[self.tied]
         lines = [
@@ -102,9 +107,8 @@ class Inspection:
             if info.values is not None:
                 line += f"  norm {info.values.norm:<10.4g}  nan {info.values.nan}  inf {info.values.inf}"
             lines.append(f"{line}  {info.fate or 'UNKNOWN'}")
-        bad = [info.key for info in self.keys if info.values is not None and info.values.nan + info.values.inf]
-        if bad:
-            lines.append(f"NOT FINITE: {', '.join(bad)}")
+        if self.not_finite:
+            lines.append(f"NOT FINITE: {', '.join(self.not_finite)}")
         return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in self.problems)])
 
 

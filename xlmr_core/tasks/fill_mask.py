@@ -69,7 +69,8 @@ class FillMask:
         """The `top_k` likeliest fillings of each mask in `text`: a list for every mask, in reading order, best first.
 
         Several masks are filled independently of each other. Raises ValueError for a text with no <mask>, a text
-        longer than the model takes (unless `truncation`), and a `top_k` beyond the vocabulary.
+        longer than the model takes (unless `truncation`), a `top_k` beyond the vocabulary, and a model whose logits
+        are not finite.
         """
         return self.batch([text], top_k=top_k, truncation=truncation)[0]
 
@@ -91,6 +92,9 @@ class FillMask:
 
         packed = batch.to(self.model.lm_head.dense.weight.device).packed()  # no time is spent on padding
         logits = self.model(**packed, positions=packed["input_ids"] == self.tokenizer.mask_token_id).logits
+        if not logits.isfinite().all():
+            source = self.model.load_report.source if self.model.load_report else "SOURCE"
+            raise ValueError(f"the model's logits are not finite: `xlmr inspect --values {source}` tells where")
         best = logits.float().softmax(dim=-1).topk(top_k)  # (K, top_k) for the K masks of all texts
 
         fillings: list[list[list[Filling]]] = [[] for _ in texts]
