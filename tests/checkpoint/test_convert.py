@@ -241,6 +241,45 @@ def test_token_types_that_fairseq_would_lose(sources: dict, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["typed"]
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("to", ["fairseq", "hf"])
+def test_token_types_can_be_folded_into_the_positions(kind: str, to: str, sources: dict, tmp_path: Path) -> None:
+    key = "roberta.embeddings.token_type_embeddings.weight"
+    folder = changed(sources[kind], tmp_path / "typed", {key: torch.randn(1, 24)})
+    report = convert(folder, tmp_path / "out", to, dtype=torch.float64, fold_token_types=True)
+    assert any("added to every position row, as asked" in note for note in report.notes)
+    before, after = (XLMRobertaForMaskedLM.from_pretrained(f, dtype=torch.float64) for f in (folder, tmp_path / "out"))
+    assert not after.encoder.embeddings.token_type_embeddings.weight.any()
+    assert before.encoder.embeddings.token_type_embeddings.weight.all()
+    batch = reference.awkward_batch(before.config)
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        gap = reference.gap(before(**batch).logits[real], after(**batch).logits[real])
+    assert 0 < gap <= reference.ORACLE_TOLERANCE
+
+
+def test_folding_rounds_once_and_only_where_there_is_something(sources: dict, tmp_path: Path) -> None:
+    source = sources["post-norm"]
+    report = convert(source, tmp_path / "zeros", "hf", fold_token_types=True)
+    assert not any("position row" in note for note in report.notes)
+    assert (tmp_path / "zeros" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+    types, positions = (f"roberta.embeddings.{name}_embeddings.weight" for name in ("token_type", "position"))
+    halves = {key: tensor.half() for key, tensor in load_file(source / "model.safetensors").items()}
+    halves[types] = torch.full((1, 24), 1e-4).half()
+    folder = changed(source, tmp_path / "halves", halves)
+    convert(folder, tmp_path / "out", "fairseq", dtype=torch.float32, fold_token_types=True)
+    found = open_weights(tmp_path / "out" / "model.pt")["decoder.sentence_encoder.embed_positions.weight"]
+    assert torch.equal(found, (halves[positions].double() + halves[types].double()).float())
+
+
+def test_two_token_types_cannot_be_folded(sources: dict, tmp_path: Path) -> None:
+    key = "roberta.embeddings.token_type_embeddings.weight"
+    folder = changed(sources["post-norm"], tmp_path / "two", {key: torch.ones(2, 24)}, type_vocab_size=2)
+    with pytest.raises(CheckpointError, match="has 2 rows: only a single token type can be folded"):
+        convert(folder, tmp_path / "out", "fairseq", fold_token_types=True)
+
+
 def test_a_part_without_a_place_must_be_dropped_by_name(folders: dict, sources: dict, tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"has no name for .*lm_head.*would lose them\. Leave lm_head out on purpose"

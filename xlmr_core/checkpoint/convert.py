@@ -28,7 +28,7 @@ from xlmr_core.checkpoint.files import (
     written_as,
 )
 from xlmr_core.checkpoint.inspection import best_class
-from xlmr_core.checkpoint.layouts import BESIDE, HEADS, file_beside, needs_of
+from xlmr_core.checkpoint.layouts import BESIDE, HEADS, POSITIONS, TOKEN_TYPES, file_beside, needs_of, nest
 from xlmr_core.checkpoint.loading import (
     build_on_meta,
     find_checkpoint,
@@ -53,6 +53,7 @@ from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, wri
 from xlmr_core.config import XLMRobertaConfig
 
 StrPath = str | PathLike[str]
+FOLDED = "note: the token type was added to every position row, as asked: the same model up to rounding"
 ALL_GROUPS = ("pooler", "lm_head", *HEADS)
 TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -98,6 +99,7 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     drop: Collection[str] = (),
+    fold_token_types: bool = False,
     progress: bool = False,
     revision: str | None = None,
     cache_dir: StrPath | None = None,
@@ -108,6 +110,8 @@ def convert(
 
     dtype None keeps that of each tensor; a narrower one rounds, and is refused where a finite number would become
     infinite. drop: groups to leave out on purpose ("pooler", "lm_head", ...); any other tensor must have a place.
+    fold_token_types: adds the one token-type vector, which fairseq and torchtext have no place for, to every position
+    row instead, and leaves zeros: the same model up to rounding.
     The folder appears whole or not at all, and the same source gives the same bytes. The configuration of a
     sentence-transformers folder goes along unchanged to "hf" and "native", which makes another such folder; a note in
     the report says what of it does not.
@@ -130,6 +134,8 @@ def convert(
     weights = open_weights(files.weights) | open_beside(files.weights)
     plan, dropped = _plan(read_config(files.config), weights, files, drop)
     kept = {key: tensor for key, tensor in weights.items() if key not in dropped}
+    folded = _folded(plan, kept, dtype, files) if fold_token_types else {}
+    kept |= folded
     exports = export_plan(plan, to)
     losses = lossy(exports, kept)
     if losses:
@@ -170,6 +176,7 @@ def convert(
             *notes_on(plan, plan.config),
             *notes_on_files(files),
             *_rounding(kept, entries),
+            *((FOLDED,) if folded else ()),
             *no_tokenizer,
             *sentence.notes,
         ),
@@ -199,6 +206,19 @@ def _whole_plan(config: XLMRobertaConfig, weights: dict[str, Tensor], files: Fil
     whole = make_plan(config, weights.keys(), replace(needs, optional=others), cls.__name__)
     raise_any(list(dict.fromkeys(problems + whole.problems + value_problems(whole, weights))), files)
     return whole
+
+
+def _folded(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype | None, files: Files) -> dict[str, Tensor]:
+    """The position table with the token type in every row, and zeros for the token types; nothing where they are 0."""
+    positions, types = (plan.sources.get(nest(name, "encoder", plan.needs.nested)) for name in (POSITIONS, TOKEN_TYPES))
+    if positions is None or types is None or not types.read(weights).any():
+        return {}
+    rows = types.read(weights)
+    if len(rows) != 1:
+        raise_any([f"{types.key} has {len(rows)} rows: only a single token type can be folded"], files)
+    table = positions.read(weights)
+    total = table.double() + rows.double()  # rounded once, when it is cast
+    return {positions.key: total.to(dtype or table.dtype), types.key: torch.zeros_like(rows)}
 
 
 def _entries(exports: ExportPlan, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[Entry]:

@@ -273,7 +273,8 @@ def lossy(plan: ExportPlan, weights: Mapping[str, Tensor]) -> list[str]:
     """Why writing `plan` would lose something of `weights`; empty if it would not. Reads only what must be 0."""
     return [
         f"{ours} holds numbers other than 0, and {plan.layout.name} has no place for it: writing it would lose them. "
-        "The layouts hf and native have one"
+        "The layouts hf and native have one; or add it to the position rows (--fold-token-types), which gives the same "
+        "model up to rounding"
         for ours, source in plan.must_be_zero.items()
         if source.read(weights).count_nonzero()
     ]

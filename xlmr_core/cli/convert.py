@@ -18,6 +18,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.option("--to", type=click.Choice(TARGETS), required=True, help="The form to write.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Cast to this; by default nothing is cast.")
 @click.option("--drop", type=click.Choice(ALL_GROUPS), multiple=True, help="Leave this part out. May be repeated.")
+@click.option("--fold-token-types", is_flag=True, help="Add the token type to the positions: fairseq has none.")
 @click.option("--verbose", is_flag=True, help="Tell the fate of every key.")
 @hub_options()
 def command(
@@ -26,6 +27,7 @@ def command(
     to: str,
     dtype: str | None,
     drop: tuple[str, ...],
+    fold_token_types: bool,
     verbose: bool,
     revision: str | None,
     cache_dir: str | None,
@@ -44,6 +46,7 @@ def command(
         to,
         dtype=DTYPES[dtype] if dtype else None,
         drop=drop,
+        fold_token_types=fold_token_types,
         progress=True,
         **hub_arguments(revision, cache_dir, offline),
     )
