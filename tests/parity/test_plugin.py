@@ -57,6 +57,15 @@ def drop_batch(name):
     return name if isinstance(name, str) else {{**name, "axes": name["axes"][2:]}}
 
 
+@pytest.mark.xlmr(texts=["a cat"], pairs=["the dog"])
+def test_a_part_of_what_a_pair_gives(xlmr_trace, assert_parity):
+    assert xlmr_trace.provenance.pairs == ("the dog",)
+    part = {{name: array for name, array in dump(xlmr_trace, FOLDER).items() if name.startswith("b0.")}}
+    names = {{tap: name for tap, name in numpy_port.POST_NORM_NAMES.items() if tap.startswith("layers.")}}
+    comparison = assert_parity(part, names=names, partial=True)
+    assert len(comparison.rows) == 14
+
+
 @pytest.mark.xlmr(text="a bird")
 def test_bad_marker(xlmr_trace):
     pass
@@ -78,7 +87,7 @@ def test_a_port_is_driven_through_the_plugin(
     )
     pytester.makepyfile(PORT_TESTS.format(tests=str(ROOT / "tests"), checkpoint=str(toy_checkpoint)))
     run = pytester.runpytest_subprocess(*LOADED, "-p", "no:cacheprovider", "-rA")
-    run.assert_outcomes(passed=3, failed=1, errors=1)
+    run.assert_outcomes(passed=4, failed=1, errors=1)
     output = run.stdout.str()
     assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent site marked
     assert "gelu_tanh: GELU is the tanh approximation" in output  # the diagnosis
