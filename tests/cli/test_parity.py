@@ -123,6 +123,19 @@ def test_mistakes_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: 
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["record", "check"])
+def test_a_device_that_is_not_here(command: str, recorded: Path, toy_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = {
+        "record": [toy_checkpoint, "--text", "a cat", "-o", tmp_path / "t.safetensors"],
+        "check": [recorded, toy_checkpoint],
+    }
+    result = xlmr(command, *arguments[command], "--device", "foo")
+    assert result.exit_code == 1
+    assert "device 'foo'" in result.stderr
+    assert "there is cpu" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_mistakes_are_listed() -> None:
     listed = xlmr("faults")
     assert listed.exit_code == 0

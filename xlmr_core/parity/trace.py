@@ -30,6 +30,7 @@ from xlmr_core.checkpoint.inspection import CLASSES
 from xlmr_core.checkpoint.writing import write_safetensors_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMultipleChoice
+from xlmr_core.inputs import check_device
 from xlmr_core.model import AttentionKind, XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
@@ -281,6 +282,7 @@ def record_model(
 
 def _moved(model: PretrainedModel, device: str, dtype: torch.dtype) -> PretrainedModel:
     """The model, or a copy of it there and so: `to` would change the one that was given."""
+    check_device(device)
     there = all(p.dtype == dtype and p.device == torch.device(device) for p in model.parameters())
     return model if there else copy.deepcopy(model).to(device, dtype)
 
