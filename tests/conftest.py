@@ -34,7 +34,7 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy-checkpoint")
     text = folder / "lines.txt"
     text.write_text("\n".join(LINES * 20), encoding="utf-8")
-    train_vocabulary([text], folder / "sentencepiece.bpe.model", size=40)
+    (folder / "sentencepiece.bpe.model").write_bytes(train_vocabulary([text], size=40))
     tokenizer = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model", max_tokens=20)
     config = XLMRobertaConfig(
         vocab_size=tokenizer.vocab_size,

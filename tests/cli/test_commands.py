@@ -180,6 +180,30 @@ class TestPretrain:
         assert "unigram baseline" in result.stdout
         assert xlmr("fill-mask", "кіт <mask> пес", "--model", tmp_path / "model").exit_code == 0
 
+    def test_settings_that_cannot_work_leave_nothing_behind(self, tmp_path: Path) -> None:
+        (tmp_path / "en.txt").write_text("a cat and a dog\n" * 20)
+        run = ("pretrain", tmp_path / "en.txt", "-o", tmp_path / "model")
+        small = ("--hidden-size", 8, "--layers", 1, "--heads", 2, "--intermediate-size", 8, "--device", "cpu")
+        for wrong, message in (
+            (("--heads", 3), "hidden_size must be a multiple of heads (3), not 256"),
+            (("--warmup-steps", 9, "--steps", 8), "warmup_steps must lie between 0 and steps (8), not 9"),
+            ((), "cannot train a vocabulary of 12000 pieces on this text: it is enough for"),
+        ):
+            result = xlmr(*run, *wrong)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert result.stderr.startswith(f"Error: {message}")
+            assert not (tmp_path / "model").exists()
+        result = xlmr(*run, *small, "--vocabulary-size", 12, "--steps", 8)  # fewer than the warm-up of a long run
+        assert result.exit_code == 0, result.output
+
+    def test_a_diverging_loss_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "en.txt").write_text("a cat and a dog\n" * 20)
+        small = ("--hidden-size", 8, "--layers", 1, "--heads", 2, "--intermediate-size", 8, "--device", "cpu")
+        wild = ("--vocabulary-size", 12, "--steps", 30, "--learning-rate", 1e30)
+        result = xlmr("pretrain", tmp_path / "en.txt", "-o", tmp_path / "model", *small, *wild)
+        assert result.exit_code == 1
+        assert "try a lower learning rate" in result.stderr.splitlines()[-1]
+
     def test_a_missing_held_out_file_is_named_before_anything_is_trained(self, tmp_path: Path) -> None:
         (tmp_path / "unseen").mkdir()
         (tmp_path / "en.txt").write_text("text\n")

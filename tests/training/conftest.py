@@ -28,5 +28,5 @@ def held_out_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def tokenizer(corpus_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> XLMRobertaTokenizer:
     model_file = tmp_path_factory.mktemp("vocabulary") / "sentencepiece.bpe.model"
-    train_vocabulary(corpus_files, model_file, size=55)
+    model_file.write_bytes(train_vocabulary(corpus_files, size=55))
     return XLMRobertaTokenizer(model_file, max_tokens=24)

@@ -151,7 +151,14 @@ def test_a_diverging_loss_stops_the_run(corpus_files: list[Path], tmp_path: Path
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"warmup_steps": 13}, r"between 0 and steps \(12\), not 13"),
         ({"mask_probability": 1.0}, "mask_probability must lie between 0 and 1"),
-        ({"short_tokens": 25}, "short_tokens must lie between 1 and max_tokens, not 25"),
+        ({"short_tokens": 25}, r"short_tokens must lie between 3 and max_tokens \(24\), not 25"),
+        ({"short_tokens": 2}, "short_tokens must lie between 3 and"),
+        ({"heads": 5}, r"hidden_size must be a multiple of heads \(5\), not 24"),
+        ({"layers": 0}, "layers must be at least 1, not 0"),
+        ({"dropout": 1.0}, "dropout must lie between 0 and 1, not 1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite and not negative, not nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be finite and not negative"),
+        ({"seed": -1}, "seed must lie between 0 and 4294967295, not -1"),
         ({"short_share": -0.1}, "short_share must lie between 0 and 1"),
         ({"precision": "int8"}, "'int8' is neither"),
     ],
@@ -159,6 +166,74 @@ def test_a_diverging_loss_stops_the_run(corpus_files: list[Path], tmp_path: Path
 def test_settings_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0), (12, 0), (400, 20), (2_000, 100), (10_000, 500), (14_000, 500), (100_000, 500)]
+)
+def test_the_default_warm_up_goes_by_the_steps(steps: int, warmup: int) -> None:
+    """14,000 steps are those that the bundled checkpoint was trained with, and 500 its warm-up."""
+    settings = replace(SMALL, steps=steps, warmup_steps=None)
+    assert settings.warmup == warmup
+    assert settings == PretrainSettings(**{**asdict(SMALL), "steps": steps, "warmup_steps": None})
+    assert replace(SMALL, steps=20_000, warmup_steps=1000).warmup == 1000
+
+
+def test_the_record_tells_the_warm_up_there_was(corpus_files: list[Path], tmp_path: Path) -> None:
+    """So that a run goes on when the number is given, and not when another version has another default."""
+    settings = replace(SMALL, steps=40, warmup_steps=None)
+    pretrain(corpus_files, tmp_path, settings)
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["warmup_steps"] == 2
+    pretrain(corpus_files, tmp_path, replace(settings, warmup_steps=2))
+
+
+def test_a_run_that_never_began_leaves_nothing(corpus_files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot train a vocabulary of 5000 pieces"):
+        pretrain(corpus_files, tmp_path / "out", replace(SMALL, vocabulary_size=5000))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_saved_step_stands_in_nobodys_way(
+    corpus_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = loop._write
+
+    def die(*arguments: Any) -> None:
+        if arguments[0] != tmp_path / "out" / "run.json":
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    other = replace(SMALL, vocabulary_size=50, seed=2)
+    for died_at, settings in (("_write", SMALL), ("train_step", SMALL), ("_write", other)):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, died_at, die)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(corpus_files, tmp_path / "out", settings)
+        assert (tmp_path / "out" / "run.json").exists()
+        assert (tmp_path / "out" / "sentencepiece.bpe.model").exists() == (died_at == "train_step")
+
+    pretrain(corpus_files, tmp_path / "out", other)
+    pretrain(corpus_files, tmp_path / "fresh", other)
+    for name in ("run.json", "sentencepiece.bpe.model", "model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", '{"project": "another tool\'s"}', "run.json is not the record of a run"),
+        ("run.json", "precious", "run.json is not the record of a run"),
+        ("sentencepiece.bpe.model", "precious", "already holds a model or a vocabulary"),
+        ("training_state.pt", "precious", "already holds a model or a vocabulary"),
+    ],
+)
+def test_what_is_not_ours_is_left_alone(
+    name: str, content: str, message: str, corpus_files: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        pretrain(corpus_files, tmp_path, SMALL)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
 
 @pytest.mark.gpu

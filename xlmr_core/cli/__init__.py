@@ -41,7 +41,7 @@ class LazyCommands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(str(error)) from error

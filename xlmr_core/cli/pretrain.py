@@ -34,7 +34,13 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--short-share", default=DEFAULTS.short_share, help="Share of the steps with short sequences.")
 @click.option("--batch-size", default=DEFAULTS.batch_size, help="Sequences a step; of short ones, more.")
 @click.option("--steps", default=DEFAULTS.steps)
-@click.option("--warmup-steps", default=DEFAULTS.warmup_steps)
+@click.option(
+    "--warmup-steps",
+    type=int,
+    default=DEFAULTS.warmup_steps,
+    show_default="a twentieth of the steps, at most 500",
+    help="Steps over which the learning rate rises.",
+)
 @click.option("--learning-rate", default=DEFAULTS.learning_rate)
 @click.option("--weight-decay", default=DEFAULTS.weight_decay)
 @click.option("--mask-probability", default=DEFAULTS.mask_probability)

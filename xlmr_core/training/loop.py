@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.masking import mask_tokens
 from xlmr_core.training.vocabulary import train_vocabulary
 
+SHORTEST = 3  # tokens: <s>, one to learn from, </s>
+LARGEST_SEED = 2**32 - 1
+RECORD, STATE, VOCABULARY = "run.json", "training_state.pt", "sentencepiece.bpe.model"
+
 
 @dataclass(frozen=True)
 class PretrainSettings:
@@ -37,7 +42,7 @@ class PretrainSettings:
     short_share: float = 0.8  # of all steps
     batch_size: int = 16  # sequences of max_tokens a step, or as many more as are shorter
     steps: int = 10_000
-    warmup_steps: int = 500
+    warmup_steps: int | None = None  # None: a twentieth of the steps, and at most 500
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     mask_probability: float = 0.15
@@ -46,19 +51,35 @@ class PretrainSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary_size", "max_tokens", "batch_size", "steps"):
+        for name in ("vocabulary_size", "hidden_size", "layers", "heads", "intermediate_size", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not {self.warmup_steps}")
-        if not 1 <= self.short_tokens <= self.max_tokens:
-            raise ValueError(f"short_tokens must lie between 1 and max_tokens, not {self.short_tokens}")
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size must be a multiple of heads ({self.heads}), not {self.hidden_size}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie between 0 and 1, not {self.dropout}")
+        if not 0 <= self.warmup <= self.steps:
+            raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not {self.warmup}")
+        if not SHORTEST <= self.short_tokens <= self.max_tokens:
+            raise ValueError(
+                f"short_tokens must lie between {SHORTEST} and max_tokens ({self.max_tokens}), not {self.short_tokens}"
+            )
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"short_share must lie between 0 and 1, not {self.short_share}")
+        for name in ("learning_rate", "weight_decay", "language_exponent"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         if not 0 < self.mask_probability < 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision {self.precision!r} is neither 'float32' nor 'bfloat16'")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must lie between 0 and {LARGEST_SEED}, not {self.seed}")
+
+    @property
+    def warmup(self) -> int:
+        """How many steps the learning rate rises for."""
+        return min(self.steps // 20, 500) if self.warmup_steps is None else self.warmup_steps
 
     def config(self, vocab_size: int) -> XLMRobertaConfig:
         """The config of the model to train."""
@@ -85,9 +106,9 @@ class PretrainSettings:
 
     def learning_rate_at(self, step: int) -> float:
         """Linear from 0 over the warm-up, then linear to 0 at the last step."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup)
 
 
 def pretrain(
@@ -106,16 +127,21 @@ def pretrain(
     Killed and called again with the same arguments, it goes on from the last saved step and ends with the same
     weights, bit for bit on the same machine. The weights are written as `save_dtype`, and what was written is what is
     evaluated. Returns the held-out accuracy by language, also in evaluation.json.
-    Raises ValueError where `output` holds a run with other settings, and for a device that is not there.
+    Raises ValueError where `output` holds a run with other settings, for a device that is not there, and for text that
+    is too little; nothing is written before the vocabulary is made.
     """
     chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run = {"settings": asdict(settings), "corpus": [path.name for path in corpus_files]}
-    output.mkdir(parents=True, exist_ok=True)
-    _claim(output, run)
-
-    vocabulary = output / "sentencepiece.bpe.model"
-    if not vocabulary.exists():
-        train_vocabulary(corpus_files, vocabulary, settings.vocabulary_size)
+    run = {
+        "settings": {**asdict(settings), "warmup_steps": settings.warmup},
+        "corpus": [path.name for path in corpus_files],
+    }
+    vocabulary = output / VOCABULARY
+    if _is_new(output, run):
+        pieces = train_vocabulary(corpus_files, settings.vocabulary_size)
+        output.mkdir(parents=True, exist_ok=True)
+        vocabulary.unlink(missing_ok=True)
+        _write_json(output / RECORD, run)
+        _write(vocabulary, pieces)
     tokenizer = XLMRobertaTokenizer(vocabulary, max_tokens=settings.max_tokens)
     corpus = Corpus(corpus_files, tokenizer, exponent=settings.language_exponent)
 
@@ -125,7 +151,7 @@ def pretrain(
     model.to(chosen).train()
     optimizer = torch.optim.AdamW(decay_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
-    state_file = output / "training_state.pt"
+    state_file = output / STATE
     first_step = _restore(state_file, model, optimizer) if state_file.exists() else 0
     with tqdm(total=settings.steps, initial=first_step, unit="step", smoothing=0.05) as progress:
         for step in range(first_step, settings.steps):
@@ -186,19 +212,33 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _claim(output: Path, run: dict[str, Any]) -> None:
-    """Makes `output` the folder of this run, or raises ValueError if it is another run's."""
-    record = output / "run.json"
+def _is_new(output: Path, run: dict[str, Any]) -> bool:
+    """Whether the run has yet to begin in `output`. Raises ValueError if there is a model, or another run's steps."""
+    record = output / RECORD
+    begun = (output / STATE).exists() or (output / "model.safetensors").exists()
     if not record.exists():
-        if (output / "model.safetensors").exists():
-            raise ValueError(f"{output} already holds a model: choose an empty folder")
-        _write_json(record, run)
-    elif (earlier := json.loads(record.read_text(encoding="utf-8"))) != run:
+        if begun or (output / VOCABULARY).exists():
+            raise ValueError(f"{output} already holds a model or a vocabulary: choose an empty folder")
+        return True
+    earlier = _read_record(record)
+    if earlier == run:
+        return not (output / VOCABULARY).exists()
+    if begun:
         differing = [name for name in run["settings"] if run["settings"][name] != earlier["settings"].get(name)]
         raise ValueError(
             f"{output} holds a run with other {', '.join(differing) or 'corpus files'}: "
             "give the same settings to go on with it, or choose an empty folder"
         )
+    return True  # no step of the other run was saved: nothing is lost
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        dict(run["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{record} is not the record of a run: choose an empty folder") from error
+    return run
 
 
 def _save(state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -215,6 +255,10 @@ def _restore(state_file: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
+    _write(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -1,17 +1,20 @@
 """A new vocabulary: a SentencePiece model trained with the settings XLM-R's was (Conneau et al. 2020, section 3)."""
 
 import io
-import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+TOO_MANY = re.compile(r"Vocabulary size too high .* value <= (\d+)")  # SentencePiece, trainer_interface.cc
+TOO_FEW = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
 
-def train_vocabulary(corpus: Sequence[Path], model_file: Path, size: int, *, lines_per_file: int = 20_000) -> None:
-    """Trains a unigram SentencePiece model of `size` pieces and writes it to `model_file`.
+
+def train_vocabulary(corpus: Sequence[Path], size: int, *, lines_per_file: int = 20_000) -> bytes:
+    """Trains a unigram SentencePiece model of `size` pieces: the content of its file.
 
     Each corpus file gives at most its first `lines_per_file` lines, so that a language with much text does not take
     the pieces of the others. The model's vocabulary is two longer than `size`: <pad> and <mask> are added by the ids.
-    Raises ValueError where the text is too small for the size.
+    Raises ValueError, with the limit, where the text has too few words or too many characters for the size.
     """
     import sentencepiece
 
@@ -38,8 +41,14 @@ def train_vocabulary(corpus: Sequence[Path], model_file: Path, size: int, *, lin
             minloglevel=1,
         )
     except RuntimeError as error:
-        raise ValueError(f"cannot train a vocabulary of {size} pieces on this text: {error}") from error
-    model_file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = model_file.with_suffix(".tmp")
-    temporary.write_bytes(model.getvalue())
-    os.replace(temporary, model_file)
+        raise ValueError(f"cannot train a vocabulary of {size} pieces on this text: {_cause(error)}") from error
+    return model.getvalue()
+
+
+def _cause(error: RuntimeError) -> str:
+    """What SentencePiece complains of, in our words where it is the size."""
+    if limit := TOO_MANY.search(str(error)):
+        return f"it is enough for {limit[1]} at most. Lower vocabulary_size, or give more text"
+    if limit := TOO_FEW.search(str(error)):
+        return f"its characters alone take {limit[1]}. Raise vocabulary_size"
+    return str(error)
