@@ -61,7 +61,7 @@ def test_a_reversed_pooler_too() -> None:
 
 def test_every_way_to_run_is_measured(measured: tuple[reference.Pair, FloorTable]) -> None:
     pair, table = measured
-    ways = [f"{m.dtype} {m.way}" for m in table.measurements if m.device == "cpu"]
+    ways = [f"{m.dtype} {m.name}" for m in table.measurements if m.device == "cpu"]
     assert sorted(ways) == sorted(
         f"{dtype} {attention} cpu{layout}{order}"
         for dtype in DTYPES
@@ -99,11 +99,11 @@ def test_a_compiled_model_is_measured_too(norm: str) -> None:
     pair = reference.build_pair(CONFIGS[norm])
     table = measure(pair.ours, pair.batch, dtypes=[torch.float32, torch.bfloat16], compiled=True)
     compiled = [m for m in table.measurements if m.compiled]
-    assert [f"{m.dtype} {m.way}" for m in compiled] == [
+    assert [f"{m.dtype} {m.name}" for m in compiled] == [
         f"{dtype} {attention} cpu compiled" for dtype in ("float32", "bfloat16") for attention in ("eager", "sdpa")
     ]
     assert compiled[0].errors.keys() == {tap.name for tap in pair.ours.taps()}
-    eager = next(m for m in table.measurements if (m.dtype, m.way) == ("float32", "eager cpu"))
+    eager = next(m for m in table.measurements if (m.dtype, m.name) == ("float32", "eager cpu"))
     assert compiled[0].errors != eager.errors  # it really ran another way
     assert 1 < table.surprise < FACTOR
 

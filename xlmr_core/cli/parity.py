@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import click
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from xlmr_core.parity.check import (
 )
 from xlmr_core.parity.compare import Floors
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
-from xlmr_core.parity.floors import number_of_runs
+from xlmr_core.parity.floors import devices_here, ways
 from xlmr_core.parity.plot import error_by_depth
 from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
 
@@ -125,8 +124,8 @@ def floor_command(
     chosen = [DTYPES[name] for name in dtypes or list(DTYPES)[1:]]
     if compiled is None:
         compiled = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
-    runs = number_of_runs(len(chosen), compiled=compiled) * (1 + torch.cuda.is_available())
-    with tqdm(total=runs, desc="measuring", unit="run", disable=None) as bar:
+    runs = ways(chosen, devices_here(), packed=True, compiled=compiled)
+    with tqdm(total=len(runs), desc="measuring", unit="run", disable=None) as bar:
         table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=bar.update)
     output = output or floors_path(trace_file)
     table.save(output)

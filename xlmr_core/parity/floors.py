@@ -52,22 +52,28 @@ FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps 
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One way to run the model, and its largest error at each site over real tokens."""
+class Way:
+    """One way to run the model."""
 
     dtype: str
-    attention: str
+    attention: str  # "eager" or "sdpa"
     device: str
     layout: str  # "padded" or "packed"
     order: str  # "given" or "reversed": of the features
     compiled: bool
-    errors: Mapping[str, float]
 
     @property
-    def way(self) -> str:
-        """How it ran, in words, without what is usual."""
+    def name(self) -> str:
+        """It in words, without the dtype and without what is usual."""
         unusual = ("packed" * (self.layout == "packed"), "reversed" * (self.order == "reversed"))
         return " ".join(filter(None, (self.attention, self.device, *unusual, "compiled" * self.compiled)))
+
+
+@dataclass(frozen=True)
+class Measurement(Way):
+    """One way to run the model, and its largest error at each site over real tokens."""
+
+    errors: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class FloorTable:
 
     def __str__(self) -> str:
         dtypes = list(dict.fromkeys(measurement.dtype for measurement in self.measurements))
-        ways = list(dict.fromkeys(measurement.way for measurement in self.measurements))
+        ways = list(dict.fromkeys(measurement.name for measurement in self.measurements))
         sites = list(dict.fromkeys(site for measurement in self.measurements for site in measurement.errors))
         rows = [("site", *dtypes), *((site, *(self._range(site, dtype) for dtype in dtypes)) for site in sites)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -166,7 +172,7 @@ def measure(
     taps: patterns of the sites to measure. top_ids: measures the logits there, as a trace has them, and not all.
     grad, steps: also gradients, and the losses of some steps of training. devices: by default the CPU, and a GPU if
     there is one. compiled: also what torch.compile makes of it, which takes a C++ compiler and some 10 seconds a dtype
-    and more. tick: is told 1 after each of `number_of_runs`.
+    and more. tick: is told 1 after each of the `ways`.
 
     Gradients are measured on padded batches alone, and so is everything where padding is attended to. Works on copies:
     `model`, in whatever dtype, is not touched.
@@ -174,41 +180,42 @@ def measure(
     batch = {name: tensor.cpu() for name, tensor in batch.items()}
     real = batch["attention_mask"].bool()
     names = list(dump_of(_variant(model, torch.float64, "eager", "cpu"), batch, taps=taps)) if taps else []
-    if devices is None:
-        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-    can_pack = not (real & (batch["input_ids"] == model.config.pad_token_id)).any()
+    devices = devices_here() if devices is None else devices
+    attended = batch["input_ids"][real]
+    can_pack = bool(names) and not (attended == model.config.pad_token_id).any()
     truth = run_sites(_variant(model, torch.float64, "eager", "cpu"), batch, names, grad=grad, steps=steps)
     truth = with_reduced_logits(truth, top_ids)
-
-    def measured(variant: PretrainedModel, dtype: torch.dtype, *way: str, compiled: bool = False) -> Measurement:
-        attention, device, layout, order = way
-        if compiled:
+    measurements: list[Measurement] = []
+    for way in ways(dtypes, devices, packed=can_pack, compiled=compiled and bool(names)):
+        variant = _variant(model, getattr(torch, way.dtype), way.attention, way.device)
+        if way.order == "reversed":
+            variant = _reversed(variant)
+        if way.compiled:
             found = _compiled_sites(variant, batch, names)
-        elif layout == "packed":
+        elif way.layout == "packed":
             found = _packed_sites(variant, batch, names)
         else:
             found = run_sites(variant, batch, names, grad=grad, steps=steps)
-        found = with_reduced_logits(_unreversed(found) if order == "reversed" else found, top_ids)
-        errors = _errors(truth, found, real)
+        found = with_reduced_logits(_unreversed(found) if way.order == "reversed" else found, top_ids)
+        measurements.append(Measurement(**vars(way), errors=_errors(truth, found, real)))
         tick(1)
-        return Measurement(name_of(dtype), attention, device, layout, order, compiled, errors)
-
-    measurements: list[Measurement] = []
-    for dtype, device, attention in product(dtypes, devices, ("eager", "sdpa")):
-        layouts = ("padded", "packed") if can_pack and names else ("padded",)
-        variant = _variant(model, dtype, attention, device)
-        measurements += [measured(variant, dtype, attention, device, layout, "given") for layout in layouts]
-        if compiled and names:
-            measurements.append(measured(variant, dtype, attention, device, "padded", "given", compiled=True))
-        variant = _reversed(variant)
-        measurements += [measured(variant, dtype, attention, device, layout, "reversed") for layout in layouts]
     return FloorTable(tuple(measurements))
 
 
-def number_of_runs(dtypes: int, *, compiled: bool) -> int:
-    """How many runs `measure` makes on one device, where the batch can be packed."""
-    return dtypes * 2 * (4 + compiled)
+def ways(dtypes: Sequence[torch.dtype], devices: Sequence[str], *, packed: bool, compiled: bool) -> list[Way]:
+    """The ways in which `measure` runs a model."""
+    found: list[Way] = []
+    for dtype, device, attention in product(map(name_of, dtypes), devices, ("eager", "sdpa")):
+        for layout in ("padded", "packed") if packed else ("padded",):
+            found += [Way(dtype, attention, device, layout, order, False) for order in ("given", "reversed")]
+        if compiled:
+            found.append(Way(dtype, attention, device, "padded", "given", True))
+    return found
+
+
+def devices_here() -> tuple[str, ...]:
+    """The CPU, and a GPU if there is one."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def run_sites(
@@ -243,7 +250,7 @@ def _compiled_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -
             torch.compile(model)(**_beside(model, batch))
     except Exception as error:  # torch has an exception of its own for every stage of its compiler
         raise ValueError(
-            f"the model cannot be compiled here ({type(error).__name__}: {error}): leave that out"
+            f"the model cannot be compiled here ({type(error).__name__}: {error}): leave that out (--no-compiled)"
         ) from error
     return dict(seen)
 
