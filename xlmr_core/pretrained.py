@@ -14,7 +14,7 @@ from typing_extensions import Self  # typing's own is from Python 3.11
 from xlmr_core.config import XLMRobertaConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -40,6 +40,7 @@ class PretrainedModel(nn.Module):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
         new_head: bool = False,
+        labels: Sequence[str] | None = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -49,7 +50,8 @@ class PretrainedModel(nn.Module):
 
         `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
         is ever left random, and a checkpoint without this class's head is refused, unless `new_head` asks for a fresh
-        one to train (the report says so). A head of another class is dropped, and the report says that, too.
+        one to train (the report says so), with a class for each of `labels`, if given. A head of another class is
+        dropped, and the report says that, too.
         """
         from xlmr_core.checkpoint import load_pretrained
 
@@ -60,6 +62,7 @@ class PretrainedModel(nn.Module):
             dtype=dtype,
             device=device,
             new_head=new_head,
+            labels=labels,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,

@@ -227,6 +227,57 @@ def test_a_new_head_has_the_dtype_and_place_of_the_rest(folders: dict) -> None:
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize("labels", [["score"], ["LABEL_0", "LABEL_1"], ["O", "B-ПЕР", "I-ПЕР", "B-LOC"]])
+@pytest.mark.parametrize("kind", ["masked-lm", "masked-lm-xl"])
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+def test_a_new_head_has_the_classes_that_are_asked_for(
+    head: str, kind: str, labels: list[str], folders: dict, tmp_path: Path
+) -> None:
+    model = our_class(head).from_pretrained(folders[kind], new_head=True, labels=labels)
+    assert model.config.labels == tuple(labels)
+    assert model.config == replace(published.config_of(kind), labels=tuple(labels))
+    assert model(**BATCH).logits.shape[-1] == len(labels)
+
+    model.save_pretrained(tmp_path)
+    again = our_class(head).from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    architecture = f"XLMRoberta{'XL' if model.config.norm_first else ''}{head}"
+    cls = getattr(transformers, architecture)
+    theirs, info = published.quietly(
+        cls.from_pretrained, tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info.values()), info
+    assert theirs.config.id2label == dict(enumerate(labels))
+    assert_same_answers(again, theirs, head)
+
+
+def test_labels_of_a_head_that_is_there_are_refused(head_folders: dict, folders: dict) -> None:
+    folder = head_folders["post-norm", "ForTokenClassification"]
+    message = "it has the head of XLMRobertaForTokenClassification already, with the classes A, B, C, D, E, F, G: leave"
+    for labels in (["x", "y"], list(LABELS)):
+        with pytest.raises(CheckpointError, match=message) as raised:
+            XLMRobertaForTokenClassification.from_pretrained(folder, new_head=True, labels=labels)
+        assert len(str(raised.value).splitlines()) == 2
+    # of another kind: that head is dropped, and its labels with it
+    fresh = XLMRobertaForSequenceClassification.from_pretrained(folder, new_head=True, labels=["x"])
+    assert fresh.config.labels == ("x",)
+
+
+def test_labels_that_cannot_be_are_refused(folders: dict) -> None:
+    def load(cls: Any, labels: Any, new_head: bool = True) -> None:
+        cls.from_pretrained(folders["masked-lm"], new_head=new_head, labels=labels)
+
+    with pytest.raises(ValueError, match="labels are the classes of a new head: pass new_head=True"):
+        load(XLMRobertaForSequenceClassification, ["a"], new_head=False)
+    for labels in ("ab", [], ["a", "a"], [1, 2]):
+        with pytest.raises(ValueError, match="labels must be "):
+            load(XLMRobertaForSequenceClassification, labels)
+    for cls in (XLMRobertaForMaskedLM, XLMRobertaForQuestionAnswering, XLMRobertaForMultipleChoice, XLMRobertaModel):
+        with pytest.raises(ValueError, match=f"{cls.__name__} has no classes to name with labels"):
+            load(cls, ["a"])
+
+
 @pytest.mark.parametrize(("norms", "kind"), KINDS)
 def test_the_bare_encoder_drops_a_head_and_says_so(norms: str, kind: str, head_folders: dict) -> None:
     model = XLMRobertaModel.from_pretrained(head_folders[norms, kind])

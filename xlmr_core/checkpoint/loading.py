@@ -42,7 +42,8 @@ from xlmr_core.checkpoint.mapping import (
 )
 from xlmr_core.checkpoint.sentence import transformer_folder
 from xlmr_core.checkpoint.writing import write_safetensors
-from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.config import LONGEST_MESSAGE, XLMRobertaConfig
+from xlmr_core.heads import XLMRobertaForSequenceClassification, XLMRobertaForTokenClassification
 from xlmr_core.inputs import check_device
 from xlmr_core.model import AttentionKind, PretrainedModel
 
@@ -53,6 +54,7 @@ StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size")
 SIZE_LIMIT = 2**28  # the product of two such sizes is still a number of bytes that torch can count
+LISTED = 12  # labels named in one message
 OTHER_VOCABULARIES = ("roberta", "camembert")  # of config.json's model_type: the same model, another tokenizer
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -65,6 +67,7 @@ def load_pretrained(
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     new_head: bool = False,
+    labels: Sequence[str] | None = None,
     revision: str | None = None,
     cache_dir: StrPath | None = None,
     local_files_only: bool = False,
@@ -75,9 +78,12 @@ def load_pretrained(
     source: a folder, a weights file, "xlmr-tiny", or a hub id; what exists on disk wins. dtype None keeps that of the
     file. On the CPU and in the dtype of the file the weights are mapped, not copied, so a file in use must not be
     changed in place (`save_pretrained` never does). new_head: initialise a head that the checkpoint does not have.
+    labels: the names of its classes, in the order of its logits; they become `config.labels`.
     Raises CheckpointError unless every key of the file and of the model is accounted for, and ValueError for a device
-    that is not there.
+    that is not there and for labels without a new head to have them.
     """
+    if labels is not None:
+        check_labels(cls, labels, new_head)
     device = check_device(device)  # before anything is fetched
     groups = needs_of(cls).beside
     files = find_model(
@@ -89,8 +95,12 @@ def load_pretrained(
         token=token,
     )
     config = read_config(files.config)
+    new_config = config if labels is None else replace(config, labels=tuple(labels))
     weights = open_weights(files.weights) | open_beside(files.weights, groups)
-    plan = plan_for(cls, config, weights, files, new_head=new_head)
+    plan = plan_for(cls, new_config, weights, files, new_head=new_head)
+    if labels is not None and not plan.absent:
+        had = ", ".join(config.labels[:LISTED]) + ", ..." * (config.num_labels > LISTED)
+        raise_any([f"it has the head of {cls.__name__} already, with the classes {had}: leave labels out"], files)
     model = build_on_meta(cls, plan, attention)
     raise_any(plan.problems + header_problems(plan, model, weights), files)
     raise_any(value_problems(plan, weights) + (dtype_problems(plan, weights) if dtype is None else []), files)
@@ -117,6 +127,18 @@ def load_pretrained(
         notes=notes_on(plan, config),
     )
     return model.eval()
+
+
+def check_labels(cls: type[PretrainedModel], labels: Sequence[str], new_head: bool) -> None:
+    """Raises ValueError for labels that no new head of `cls` can have."""
+    if not issubclass(cls, XLMRobertaForSequenceClassification | XLMRobertaForTokenClassification):
+        raise ValueError(f"{cls.__name__} has no classes to name with labels")
+    if not new_head:
+        raise ValueError("labels are the classes of a new head: pass new_head=True with them")
+    if isinstance(labels, str) or not labels or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"labels must be a sequence of different names, at least one, not {labels!r}"[:LONGEST_MESSAGE]
+        )
 
 
 def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
