@@ -249,7 +249,7 @@ def test_a_new_head_has_the_classes_that_are_asked_for(
     )
     assert not any(info.values()), info
     assert theirs.config.id2label == dict(enumerate(labels))
-    assert_same_answers(again, theirs, head)
+    assert torch.allclose(theirs(**BATCH).logits, again(**BATCH).logits, atol=1e-6)  # one label's sum has any order
 
 
 def test_labels_of_a_head_that_is_there_are_refused(head_folders: dict, folders: dict) -> None:
