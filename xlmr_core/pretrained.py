@@ -46,7 +46,7 @@ class PretrainedModel(nn.Module):
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> Self:
-        """The model in `source`, in eval mode: a hub id, a folder, a weights file, or "xlmr-tiny".
+        """The model in `source`, in eval mode: a hub id, a folder, a weights file, "xlmr-tiny", or a catalogue's name.
 
         `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
         is ever left random, and a checkpoint without this class's head is refused, unless `new_head` asks for a fresh

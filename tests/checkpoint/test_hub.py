@@ -429,6 +429,81 @@ def test_a_hub_that_cannot_be_reached(hub: Behaviour, tmp_path: Path, monkeypatc
         load(tmp_path)
 
 
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_in_the_catalogue_is_its_hub_id(hub: Behaviour, models: dict, tmp_path: Path, monkeypatch: Any) -> None:
+    hub.repos["FacebookAI/xlm-roberta-base"] = hub.repos[REPO]
+    where = {"cache_dir": tmp_path / "c"}
+    assert is_the_model(XLMRobertaForMaskedLM.from_pretrained("xlm-roberta-base", **where), models)
+    assert find_tokenizer("xlm-roberta-base", **where)[0].read_bytes() == b"pieces"
+    assert inspect_checkpoint("xlm-roberta-base", **where).problems == ()
+    convert("xlm-roberta-base", tmp_path / "native", "native", **where)
+    assert {path.name for path in (tmp_path / "c").glob("models--*")} == {"models--FacebookAI--xlm-roberta-base"}
+
+    hub.requests.clear()
+    shutil.copytree(hub.repos[REPO], tmp_path / "xlm-roberta-base")  # what is on disk goes first
+    monkeypatch.chdir(tmp_path)
+    assert is_the_model(XLMRobertaForMaskedLM.from_pretrained("xlm-roberta-base", cache_dir=tmp_path / "d"), models)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("multilingual-e5-small", "intfloat/multilingual-e5-small cannot be used here: it is BERT"),
+        ("xlmr.base", r"xlmr.base is not on the hub: fetch https://.*xlmr\.base\.tar\.gz yourself"),
+    ],
+)
+def test_a_name_that_the_catalogue_refuses(name: str, message: str, hub: Behaviour, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        XLMRobertaModel.from_pretrained(name, cache_dir=tmp_path)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("state", ["answers", "off", "gone"])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("xlm-roberta-bsae", "; near: xlm-roberta-base"),
+        ("xlmr-tny", "; near: xlmr-tiny"),
+        ("qqqqqq", r" \(`xlmr models` lists the known ones\)$"),
+    ],
+)
+def test_a_name_that_is_nowhere(
+    name: str, near: str, state: str, hub: Behaviour, tmp_path: Path, monkeypatch: Any
+) -> None:
+    if state == "gone":
+        turn_to("http://127.0.0.1:9", monkeypatch)
+    told = {"answers": "there is no such repository", "off": "not in the cache", "gone": "cannot be reached"}[state]
+    message = f"{told}.* There is no file or folder '{name}' here, nor is it a name in the catalogue{near}"
+    with pytest.raises(CheckpointError, match=message):
+        XLMRobertaModel.from_pretrained(name, cache_dir=tmp_path, local_files_only=state == "off")
+
+
+def test_nothing_is_near_a_hub_id(hub: Behaviour, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        XLMRobertaModel.from_pretrained("org/tny", cache_dir=tmp_path)
+    assert "catalogue" not in str(raised.value)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_attempts_are_not_told_on_the_command_line(debug: bool, tmp_path: Path) -> None:
+    """In a process of its own: huggingface_hub decides at import."""
+    script = "import sys, time; time.sleep = lambda seconds: None; from xlmr_core.cli import main; main(sys.argv[1:])"
+    command = [*["--debug"] * debug, "fill-mask", "<mask>", "--model", "org/tiny", "--cache-dir", str(tmp_path)]
+    environment = published.child_env(HF_ENDPOINT="http://127.0.0.1:9")
+    environment.pop("HF_HUB_VERBOSITY", None)  # another test's command may have set it
+    run = subprocess.run(
+        [sys.executable, "-c", script, *command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert run.returncode == 1
+    assert ("Retrying" in run.stderr) == debug
+    if not debug:
+        assert len(run.stderr.splitlines()) == 1
+        assert "cannot be reached" in run.stderr
+
+
 def test_a_server_that_is_no_hub(tmp_path: Path, hub: Behaviour, monkeypatch: Any) -> None:
     monkeypatch.setattr("checkpoint.hub_server._Handler.send", lambda self, path, large: self.error(200))
     with pytest.raises(CheckpointError, match=r"X-Repo-Commit"):

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from xlmr_core.checkpoint.files import read_index
+from xlmr_core.checkpoint.files import BUNDLED, read_index
 from xlmr_core.checkpoint.layouts import BESIDE, file_beside
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.config import XLMRobertaConfig
@@ -146,6 +146,30 @@ def find_published(name: str) -> Published | None:
     return entries.get(name) or by_name.get(name)
 
 
+def hub_id(name: str) -> str:
+    """The hub id of a short name in the catalogue; any other name is taken for a hub id.
+
+    Raises CheckpointError for a short name of a checkpoint that is refused, or that is not on the hub.
+    """
+    entry = None if "/" in name else find_published(name)
+    if entry is None:
+        return name
+    _check_on_hub(entry)
+    return entry.id
+
+
+def near_names(name: str) -> list[str]:
+    """Short names that `name` may have been meant for."""
+    return get_close_matches(name, [BUNDLED, *(entry.name for entry in read_catalogue().values())], n=3)
+
+
+def _check_on_hub(entry: Published) -> None:
+    if not entry.supported:
+        raise CheckpointError(f"{entry.id} cannot be used here: {entry.reason}")
+    if entry.url is not None:
+        raise CheckpointError(f"{entry.id} is not on the hub: fetch {entry.url} yourself and give the path of the file")
+
+
 def _entry(table: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any]]) -> Published:
     """The entry in a table of the file. Raises ValueError that names the field."""
     hints = get_type_hints(Published)
@@ -222,14 +246,11 @@ def download(
 
     entry = find_published(name)
     if entry is None and "/" not in name:
-        near = get_close_matches(name, [known.name for known in read_catalogue().values()], n=3)
+        near = near_names(name)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise CheckpointError(f"{name!r} is neither in the catalogue (see `xlmr models`) nor a hub id{hint}")
-    if entry is not None and not entry.supported:
-        raise CheckpointError(f"{entry.id} cannot be used here: {entry.reason}")
-    if entry is not None and entry.url is not None:
-        raise CheckpointError(f"{entry.id} is not on the hub: fetch {entry.url} yourself and give the path of the file")
-
+    if entry is not None:
+        _check_on_hub(entry)
     repo = entry.id if entry else name
     revision = revision or (entry.revision if entry else None)
     hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)

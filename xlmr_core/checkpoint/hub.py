@@ -185,6 +185,16 @@ class Hub:
                 f"({told.size} bytes, sha256 {told.etag}). They were thrown away; run it again"
             )
 
+    def _near(self) -> str:
+        """More for a name without a slash, which may have been meant for something else than a hub id."""
+        from xlmr_core.checkpoint.catalogue import near_names
+
+        if "/" in self.repo:
+            return ""
+        near = near_names(self.repo)
+        hint = f"; near: {', '.join(near)}" if near else " (`xlmr models` lists the known ones)"
+        return f". There is no file or folder {self.repo!r} here, nor is it a name in the catalogue{hint}"
+
     def _cause(self, error: Exception) -> str:
         """What went wrong, and what to do about it."""
         from huggingface_hub import constants, errors
@@ -194,13 +204,17 @@ class Hub:
         if isinstance(error, errors.GatedRepoError):
             return f"the repository is gated: accept its conditions on its page, then {LOG_IN}"
         if isinstance(error, errors.RepositoryNotFoundError):
-            return f"there is no such repository at {constants.ENDPOINT}, or it is private: check the name, or {LOG_IN}"
+            return (
+                f"there is no such repository at {constants.ENDPOINT}, or it is private: "
+                f"check the name, or {LOG_IN}{self._near()}"
+            )
         if isinstance(error, errors.RevisionNotFoundError):
             return f"the repository has no revision {self.revision!r}"
         if self._is_offline():
             return (
                 f"not in the cache ({self.cache_dir or constants.HF_HUB_CACHE}), and the network is switched off "
                 "(local_files_only or HF_HUB_OFFLINE). Load it once with the network on, or give the path of a folder"
+                + self._near()
             )
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -210,7 +224,7 @@ class Hub:
             return f"the hub answered with an error ({status}): try again later"
         return (
             f"the hub at {constants.ENDPOINT} cannot be reached, or the download was cut "
-            f"({type(cause).__name__}: {cause}). Run it again, or give the path of a folder"
+            f"({type(cause).__name__}: {cause}). Run it again, or give the path of a folder{self._near()}"
         )
 
 

@@ -75,7 +75,8 @@ def load_pretrained(
 ) -> Model:
     """A `cls` in eval mode with the weights of `source`, and its `load_report`.
 
-    source: a folder, a weights file, "xlmr-tiny", or a hub id; what exists on disk wins. dtype None keeps that of the
+    source: a folder, a weights file, "xlmr-tiny", a hub id, or its last part if the catalogue has it (`xlmr models`);
+    what exists on disk wins. dtype None keeps that of the
     file. On the CPU and in the dtype of the file the weights are mapped, not copied, so a file in use must not be
     changed in place (`save_pretrained` never does). new_head: initialise a head that the checkpoint does not have.
     labels: the names of its classes, in the order of its logits; they become `config.labels`.
@@ -257,9 +258,12 @@ def notes_on_files(files: Files) -> tuple[str, ...]:
 def _hub(
     source: StrPath, revision: str | None, cache_dir: StrPath | None, local_files_only: bool, token: str | bool | None
 ) -> Hub:
+    from xlmr_core.checkpoint.catalogue import hub_id
     from xlmr_core.checkpoint.hub import Hub  # here: a local model needs no network library
 
-    return Hub(str(source), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
+    return Hub(
+        hub_id(str(source)), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token
+    )
 
 
 def plan_for(

@@ -1,6 +1,7 @@
 """The command `xlmr`. Each subcommand is a module of its own, imported when it is called."""
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -52,3 +53,5 @@ class LazyCommands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """The reference XLM-R: run it, look inside it, train it."""
+    if not debug:  # it would tell of each of its attempts; the error at the end says what came of them
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")

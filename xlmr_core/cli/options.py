@@ -36,7 +36,10 @@ def hub_arguments(revision: str | None, cache_dir: str | None, offline: bool) ->
 
 def source_options(function: Function) -> Function:
     """A decorator: where a checkpoint comes from, as --model and `hub_options`."""
-    model = click.option("--model", help="A hub id, a folder or a weights file.  [default: the bundled xlmr-tiny]")
+    model = click.option(
+        "--model",
+        help="A hub id, a name in `xlmr models`, a folder or a weights file.  [default: the bundled xlmr-tiny]",
+    )
     return model(hub_options()(function))
 
 
