@@ -13,9 +13,10 @@ import xlmr_core
 
 PACKAGE = Path(xlmr_core.__file__).parent
 
-# config -> pretrained, inputs -> tokenizer, model -> heads -> taps, checkpoint -> tasks, parity, training -> cli
+# config, lines -> pretrained, inputs -> tokenizer, model -> heads -> taps, checkpoint -> tasks, parity, training -> cli
 RANK = {
     "config": 0,
+    "lines": 0,
     "pretrained": 1,
     "inputs": 1,
     "tokenizer": 2,

@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there(device: str) -> None:
 def test_an_accelerator_is_among_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="there is cpu, cuda:0, cuda:1$"):
+    with pytest.raises(ValueError, match=r"there is cpu, cuda:0, cuda:1$"):
         check_device("foo")
 
 

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from xlmr_core import __version__
+from xlmr_core import XLMRobertaForSequenceClassification, __version__
 from xlmr_core.cli import COMMANDS, main
 
 
-def xlmr(*arguments: object, stdin: str | None = None) -> Result:
+def xlmr(*arguments: object, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
@@ -79,17 +79,46 @@ class TestFillMask:
         assert result.exit_code == 1
         assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == [texts[0], texts[4]]
         errors = result.stderr.splitlines()
-        assert [error[:14] for error in errors] == ["Error: text 2:", "Error: text 3:", "Error: text 4:"]
-        assert "at most 20 fit" in errors[2]
+        places = [f"Error: line {number} of standard input" for number in (2, 3, 4)]
+        assert [error[: len(places[0])] for error in errors] == places
+        too_long = "it has 183 tokens, <s> and </s> included; at most 20 fit: cut it with --truncate, or split it"
+        assert errors[2] == f"{places[2]}: {too_long}"
 
     def test_a_long_text_can_be_cut(self, toy_checkpoint: Path) -> None:
         result = xlmr("fill-mask", "<mask> " + "the " * 60, "--model", toy_checkpoint, "--truncate")
         assert result.exit_code == 0
 
-    def test_bytes_that_are_no_text_are_an_error(self, toy_checkpoint: Path) -> None:
-        result = xlmr("fill-mask", "<mask> \udcff", "--model", toy_checkpoint)
+        lost = xlmr("fill-mask", "the " * 60 + "<mask>", "--model", toy_checkpoint, "--truncate")
+        assert lost.exit_code == 1
+        assert "the <mask> of 'the the" in lost.stderr
+        assert "was cut off" in lost.stderr
+
+    def test_bytes_that_are_not_utf_8_are_an_error(self, toy_checkpoint: Path) -> None:
+        as_argument = xlmr("fill-mask", "<mask> \udcff", "--model", toy_checkpoint)  # as Python gives it
+        assert as_argument.exit_code == 1
+        assert as_argument.stderr.startswith("Error: text 1: byte 0xff is not UTF-8; convert it to UTF-8, for example")
+        lines = "<mask> cat\nle chat a mang\xe9 <mask>\n<mask> кіт\r\n".encode().replace(b"\xc3\xa9", b"\xe9")
+        result = xlmr("fill-mask", "--model", toy_checkpoint, "--json", stdin=lines)
         assert result.exit_code == 1
-        assert "Error: text 1" in result.stderr
+        assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["<mask> cat", "<mask> кіт"]
+        [error] = result.stderr.splitlines()
+        assert error.startswith("Error: line 2 of standard input: byte 0xe9 is not UTF-8; convert it")
+
+    @pytest.mark.parametrize("command", ["fill-mask", "tokenize"])
+    def test_no_text_is_said(self, command: str, toy_checkpoint: Path) -> None:
+        result = xlmr(command, "--model", toy_checkpoint, stdin="")
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no text was given\n")
+
+    def test_a_checkpoint_of_another_kind_is_told_without_what_the_command_lacks(
+        self, toy_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        XLMRobertaForSequenceClassification.from_pretrained(toy_checkpoint, new_head=True).save_pretrained(tmp_path)
+        shutil.copy(toy_checkpoint / "sentencepiece.bpe.model", tmp_path)
+        result = xlmr("fill-mask", "<mask>", "--model", tmp_path)
+        assert result.exit_code == 1
+        assert "needs the group lm_head" in result.stderr
+        assert "`xlmr inspect` tells what is" in result.stderr
+        assert "in Python, new_head=True" in result.stderr
 
     def test_a_missing_model_is_one_line_and_debug_shows_where(self, tmp_path: Path) -> None:
         result = xlmr("fill-mask", "<mask>", "--model", tmp_path / "nothing")
@@ -105,6 +134,9 @@ def test_tokenize_shows_each_step(toy_checkpoint: Path) -> None:
     assert result.exit_code == 0
     for expected in ("normalised", "▁", "<mask>", "кіт", "</s>"):
         assert expected in result.stdout
+    bad = xlmr("tokenize", "--model", toy_checkpoint, stdin=b"the cat\n\xff\n")
+    assert bad.exit_code == 1
+    assert "Error: line 2 of standard input: byte 0xff is not UTF-8" in bad.stderr
     plain = xlmr("tokenize", "<mask>", "--plain", "--model", toy_checkpoint)
     assert "41" not in plain.stdout.split()  # the id of <mask>
 
@@ -195,6 +227,18 @@ class TestPretrain:
             assert not (tmp_path / "model").exists()
         result = xlmr(*run, *small, "--vocabulary-size", 12, "--steps", 8)  # fewer than the warm-up of a long run
         assert result.exit_code == 0, result.output
+
+    @pytest.mark.parametrize("bad", ["text", "unseen"])
+    def test_a_file_that_is_not_utf_8_is_named_before_anything_is_trained(self, bad: str, tmp_path: Path) -> None:
+        for folder in ("text", "unseen"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "fr.txt").write_bytes(b"un chat\nmang\xe9\n" if folder == bad else b"un chat\n")
+        result = xlmr(
+            *("pretrain", tmp_path / "text" / "fr.txt", "-o", tmp_path / "model", "--held-out", tmp_path / "unseen")
+        )
+        assert result.exit_code == 1
+        assert f"{tmp_path / bad / 'fr.txt'}, line 2: byte 0xe9 is not UTF-8; convert it" in result.stderr
+        assert not (tmp_path / "model").exists()
 
     def test_a_diverging_loss_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "en.txt").write_text("a cat and a dog\n" * 20)

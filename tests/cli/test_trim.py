@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from xlmr_core import FillMask, XLMRobertaTokenizer
@@ -48,3 +49,15 @@ def test_what_is_wrong_is_told(toy_checkpoint: Path, tmp_path: Path) -> None:
     result = xlmr_trim(toy_checkpoint, tmp_path, "--corpus", tmp_path / "corpus.txt")
     assert result.exit_code == 1
     assert "nothing is overwritten" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--corpus", "--keep"])
+def test_a_file_that_is_not_utf_8_is_named(option: str, toy_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"the cat\n" * 3000 + b"mang\xe9\n" if option == "--corpus" else b"the\n\xff\n")
+    result = xlmr_trim(toy_checkpoint, tmp_path / "small", option, tmp_path / "bad.txt")
+    assert result.exit_code == 1
+    line = 3001 if option == "--corpus" else 2
+    assert (
+        f"bad.txt, line {line}: byte 0x{'e9' if option == '--corpus' else 'ff'} is not UTF-8; convert" in result.stderr
+    )
+    assert not (tmp_path / "small").exists()

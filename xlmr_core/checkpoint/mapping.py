@@ -175,8 +175,9 @@ def _no_group(plan: Plan, group: str) -> str:
     if group in BESIDE:
         example += f"; published as {file_beside(group)} beside the weights"
     return (
-        f"{plan.class_name} needs the group {group} ({example}), which is not in this checkpoint. "
-        "It may fit XLMRobertaModel, the bare encoder; or ask for a fresh one to train with new_head=True"
+        f"{plan.class_name} needs the group {group} ({example}), which is not in this checkpoint; "
+        "`xlmr inspect` tells what is. It may fit XLMRobertaModel, the bare encoder; in Python, new_head=True makes "
+        "a fresh one to train"
     )
 
 

@@ -27,6 +27,7 @@ from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.sentence import carried_from
+from xlmr_core.lines import read_lines
 from xlmr_core.model import Embeddings, PretrainedModel
 from xlmr_core.tokenizer import LEADING_SPECIALS, MASK, SPACE, XLMRobertaTokenizer
 
@@ -157,8 +158,8 @@ def trim(
     of every kept piece and those of ASCII, so that a new word or a number does not become `<unk>`.
 
     The result is compared with the source before it takes its place; the report says on how much. Raises
-    CheckpointError for a `destination` that exists, ValueError for pieces that are not in the vocabulary and for
-    nothing to keep.
+    CheckpointError for a `destination` that exists, ValueError for pieces that are not in the vocabulary, for a corpus
+    that is not UTF-8 and for nothing to keep.
     """
     where: dict[str, Any] = {
         "revision": revision,
@@ -259,10 +260,9 @@ def _chosen(
 def _batches(corpus: Iterable[StrPath]) -> Iterator[list[str]]:
     """The lines of the files, some at a time, without their line ends and without empty ones."""
     for path in corpus:
-        with open(path, encoding="utf-8") as file:
-            lines = (line.rstrip("\r\n") for line in file)
-            while batch := list(islice((line for line in lines if line), LINES)):
-                yield batch
+        lines = (line for line in read_lines(path) if line)
+        while batch := list(islice(lines, LINES)):
+            yield batch
 
 
 def _open(model_file: Path) -> "SentencePieceProcessor":

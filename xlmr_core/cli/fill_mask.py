@@ -1,14 +1,15 @@
 """`xlmr fill-mask`"""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 
 import click
 
-from xlmr_core.cli.options import source_arguments, source_options, texts_from
+from xlmr_core.cli.options import Given, source_arguments, source_options, texts_from
 from xlmr_core.tasks import Filling, FillMask
+from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 
 @click.command("fill-mask")
@@ -38,9 +39,9 @@ def command(
     """
     fill = FillMask.from_pretrained(device=device, **source_arguments(model, revision, cache_dir, offline))
     failed = False
-    for number, text, result in _answers(fill, texts_from(texts), top_k, truncate, batch_size):
+    for (text, place), result in _answers(fill, texts_from(texts), top_k, truncate, batch_size):
         if isinstance(result, ValueError):
-            click.echo(f"Error: text {number}: {result}", err=True)
+            click.echo(f"Error: {place}: {result}", err=True)
             failed = True
         elif as_json:
             fillings = [[asdict(filling) for filling in mask] for mask in result]
@@ -52,20 +53,32 @@ def command(
 
 
 def _answers(
-    fill: FillMask, texts: Iterable[str], top_k: int, truncate: bool, batch_size: int
-) -> Iterator[tuple[int, str, list[list[Filling]] | ValueError]]:
-    """Each text's number, itself, and its fillings or what is wrong with it. One bad text does not lose the others."""
-    numbered = enumerate(texts, start=1)
-    while batch := list(islice(numbered, batch_size)):
+    fill: FillMask, texts: Iterator[Given], top_k: int, truncate: bool, batch_size: int
+) -> Iterator[tuple[Given, list[list[Filling]] | ValueError]]:
+    """Each text, and its fillings or what is wrong with it. One bad text does not lose the others."""
+    while batch := list(islice(texts, batch_size)):
         try:
-            results = fill.batch([text for _, text in batch], top_k=top_k, truncation=truncate)
-            yield from ((number, text, result) for (number, text), result in zip(batch, results, strict=True))
+            results = fill.batch([given.text for given in batch], top_k=top_k, truncation=truncate)
+            yield from zip(batch, results, strict=True)
         except ValueError:
-            for number, text in batch:
+            for given in batch:
                 try:
-                    yield number, text, fill(text, top_k=top_k, truncation=truncate)
+                    _check(given, fill.tokenizer, truncate)
+                    yield given, fill(given.text, top_k=top_k, truncation=truncate)
                 except ValueError as error:
-                    yield number, text, error
+                    yield given, error
+
+
+def _check(given: Given, tokenizer: XLMRobertaTokenizer, truncate: bool) -> None:
+    """Raises ValueError for what has another way out here than in Python."""
+    if given.fault:
+        raise ValueError(given.fault)
+    count = len(tokenizer.tokenize(given.text)) + 2  # <s> and </s>
+    if count > tokenizer.max_tokens and not truncate:
+        raise ValueError(
+            f"it has {count} tokens, <s> and </s> included; at most {tokenizer.max_tokens} fit: "
+            "cut it with --truncate, or split it"
+        )
 
 
 def _show(text: str, masks: list[list[Filling]]) -> None:

@@ -1,10 +1,12 @@
 """Options that several commands share."""
 
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import click
+
+from xlmr_core.lines import WAY_OUT
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,10 +52,32 @@ def source_arguments(model: str | None, revision: str | None, cache_dir: str | N
     return {"source": model or BUNDLED, **hub_arguments(revision, cache_dir, offline)}
 
 
-def texts_from(arguments: tuple[str, ...]) -> Iterable[str]:
+class Given(NamedTuple):
+    """A text that was given, and what an error calls it."""
+
+    text: str  # bytes that are not UTF-8 stand in it as half surrogate pairs, as Python has it for arguments
+    place: str
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with it, if it is not UTF-8."""
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            return f"byte {ord(self.text[error.start]) & 0xFF:#04x} is not UTF-8; {WAY_OUT}"
+        return None
+
+
+def texts_from(arguments: tuple[str, ...]) -> Iterator[Given]:
     """The texts given as arguments, else the lines of standard input without their line ends."""
     if arguments:
-        return arguments
+        yield from (Given(text, f"text {number}") for number, text in enumerate(arguments, start=1))
+        return
     if sys.stdin.isatty():
         click.echo("reading from standard input, one text a line; end with Ctrl-D", err=True)
-    return (line.rstrip("\r\n") for line in sys.stdin)
+    number = 0
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        text = line.decode("utf-8", errors="surrogateescape")  # one bad line must not lose the others
+        yield Given(text.rstrip("\r\n"), f"line {number} of standard input")
+    if number == 0:
+        click.echo("no text was given", err=True)

@@ -20,5 +20,7 @@ def command(
 ) -> None:
     """Show each step from TEXT, or from each line of standard input, to token ids."""
     tokenizer = XLMRobertaTokenizer.from_pretrained(**source_arguments(model, revision, cache_dir, offline))
-    for number, text in enumerate(texts_from(texts)):
-        click.echo("\n" * (number > 0) + str(tokenizer.explain(text, specials_in_text=not plain)))
+    for number, given in enumerate(texts_from(texts)):
+        if given.fault:
+            raise ValueError(f"{given.place}: {given.fault}")
+        click.echo("\n" * (number > 0) + str(tokenizer.explain(given.text, specials_in_text=not plain)))

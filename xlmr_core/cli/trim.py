@@ -6,6 +6,7 @@ import click
 
 from xlmr_core.checkpoint.trimming import trim
 from xlmr_core.cli.options import hub_arguments, hub_options
+from xlmr_core.lines import read_lines
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -38,7 +39,7 @@ def command(
     """
     if not corpus and keep is None:
         raise click.UsageError("nothing says which pieces to keep: give --corpus or --keep")
-    pieces = [line for line in keep.read_text(encoding="utf-8").splitlines() if line] if keep else []
+    pieces = [line for line in read_lines(keep) if line] if keep else []
     if keep is not None and not pieces and not corpus:
         raise click.UsageError(f"{keep} names no piece to keep: give one a line, as SentencePiece spells it")
     report = trim(

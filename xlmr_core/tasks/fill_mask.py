@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import AttentionKind
-from xlmr_core.tokenizer import XLMRobertaTokenizer
+from xlmr_core.tokenizer import MASK, XLMRobertaTokenizer
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,13 @@ class FillMask:
         batch = self.tokenizer(texts, truncation=truncation)
         is_mask = batch.input_ids == self.tokenizer.mask_token_id
         for text, count in zip(texts, is_mask.sum(dim=1).tolist(), strict=True):
+            if count == 0 and MASK in text:
+                raise ValueError(
+                    f"the <mask> of {_shorten(text)!r} was cut off: truncation keeps {self.tokenizer.max_tokens} "
+                    "tokens, <s> and </s> included. Split the text instead"
+                )
             if count == 0:
-                lost = " within the length the model takes" if truncation else ""
-                raise ValueError(f"no <mask>{lost} in {_shorten(text)!r}: write <mask> where a word is wanted")
+                raise ValueError(f"no <mask> in {_shorten(text)!r}: write <mask> where a word is wanted")
 
         packed = batch.to(self.model.lm_head.dense.weight.device).packed()  # no time is spent on padding
         logits = self.model(**packed, positions=packed["input_ids"] == self.tokenizer.mask_token_id).logits

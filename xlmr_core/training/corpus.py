@@ -6,7 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from xlmr_core.lines import read_lines
 from xlmr_core.tokenizer import XLMRobertaTokenizer
+
+
+def sentences_in(path: Path) -> list[str]:
+    """The lines of a file that are not blank. Raises ValueError if there is none, or one that is not UTF-8."""
+    # splitlines: Unicode has line ends of its own
+    sentences = [part for line in read_lines(path) for part in line.splitlines() if part.strip()]
+    if not sentences:
+        raise ValueError(f"{path} holds no sentence")
+    return sentences
 
 
 class Corpus:
@@ -17,16 +27,13 @@ class Corpus:
 
         A language with n of all the sentences is drawn with probability proportional to n ** `exponent`: below 1,
         small languages are seen more often than their share (Conneau et al. 2020, section 3).
-        Raises ValueError for a file without a sentence.
+        Raises ValueError for a file without a sentence, or that is not UTF-8.
         """
         self.tokenizer = tokenizer
         self.languages = [path.stem for path in files]
         self.sentences: list[list[list[int]]] = []  # language, sentence, ids without <s>
         for path in files:
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if not lines:
-                raise ValueError(f"{path} holds no sentence")
-            self.sentences.append([self._ids(line) for line in lines])
+            self.sentences.append([self._ids(sentence) for sentence in sentences_in(path)])
         counts = torch.tensor([float(len(sentences)) for sentences in self.sentences])
         self.probabilities = counts**exponent / (counts**exponent).sum()
 

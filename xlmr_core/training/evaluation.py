@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tokenizer import XLMRobertaTokenizer
-from xlmr_core.training.corpus import Corpus
+from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.masking import mask_tokens
 
 
@@ -45,7 +45,7 @@ def evaluate(
         if path.stem not in corpus.languages:
             continue
         commonest = corpus.unigrams(path.stem).index_fill(0, torch.tensor([0, 1, 2, 3]), 0).argmax()
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:max_sentences]
+        lines = sentences_in(path)[:max_sentences]
         generator = torch.Generator().manual_seed(0)
         ranks: list[Tensor] = []
         losses: list[Tensor] = []

@@ -17,7 +17,7 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.inputs import check_device
 from xlmr_core.tokenizer import XLMRobertaTokenizer
-from xlmr_core.training.corpus import Corpus
+from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.masking import mask_tokens
 from xlmr_core.training.vocabulary import train_vocabulary
@@ -127,14 +127,16 @@ def pretrain(
     Killed and called again with the same arguments, it goes on from the last saved step and ends with the same
     weights, bit for bit on the same machine. The weights are written as `save_dtype`, and what was written is what is
     evaluated. Returns the held-out accuracy by language, also in evaluation.json.
-    Raises ValueError where `output` holds a run with other settings, for a device that is not there, and for text that
-    is too little; nothing is written before the vocabulary is made.
+    Raises ValueError where `output` holds a run with other settings, for a device that is not there, for files
+    without a sentence or not in UTF-8, and for too little text; nothing is written before the vocabulary is made.
     """
     chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run = {
         "settings": {**asdict(settings), "warmup_steps": settings.warmup},
         "corpus": [path.name for path in corpus_files],
     }
+    for path in (*corpus_files, *held_out_files):
+        sentences_in(path)  # what is wrong with a file is told before hours of work
     vocabulary = output / VOCABULARY
     if _is_new(output, run):
         pieces = train_vocabulary(corpus_files, settings.vocabulary_size)

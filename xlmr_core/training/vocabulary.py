@@ -3,7 +3,10 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+
+from xlmr_core.lines import read_lines
 
 TOO_MANY = re.compile(r"Vocabulary size too high .* value <= (\d+)")  # SentencePiece, trainer_interface.cc
 TOO_FEW = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
@@ -20,9 +23,7 @@ def train_vocabulary(corpus: Sequence[Path], size: int, *, lines_per_file: int =
 
     def sentences() -> Iterator[str]:
         for path in corpus:
-            with path.open(encoding="utf-8") as lines:
-                for line, _ in zip(lines, range(lines_per_file), strict=False):
-                    yield line.rstrip("\n")
+            yield from islice(read_lines(path), lines_per_file)
 
     model = io.BytesIO()  # not a file of the trainer's: it would write its name into the model
     try:
