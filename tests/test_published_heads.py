@@ -1,8 +1,8 @@
 """Published checkpoints with other heads, and of the same architecture under other names, give their published numbers.
 
-They download weights (0.4 to 2.3 GB each, XL 14 GB and so marked slow, too), where the hub answers:
+They download weights (0.4 to 2.3 GB each, XL 14 GB), where the hub answers:
 
-    pytest -m "hub and not slow" tests/test_published_heads.py
+    pytest -m hub tests/test_published_heads.py -k "not of_xl"
 
 Each number carries its source. Rerankers and BGE-M3 were published as computed in float16 on a GPU. A number of size x
 has float16's spacing of x / 1024 there and was summed in that precision through 24 layers, so 1 % of the largest is
@@ -76,7 +76,6 @@ GARDEN = "The dog is cute and lives in the garden house"
 XL_LAST_FEATURE = [0.0110, 0.0605, 0.0354, 0.0689, 0.0066, 0.0691, 0.0302, 0.0412, 0.0860, 0.0036, 0.0405, 0.0170]
 
 
-@pytest.mark.slow
 def test_last_feature_of_every_token_of_xl() -> None:
     name = "facebook/xlm-roberta-xl"
     with torch.inference_mode():
