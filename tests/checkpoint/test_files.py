@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoint import published
 
-from xlmr_core.checkpoint import CheckpointError, bundled
+from xlmr_core.checkpoint import CheckpointError, bundled, find_tokenizer, inspect_checkpoint
 from xlmr_core.checkpoint.files import BUNDLED, files_in, local_path, open_weights, written_as
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
@@ -107,8 +107,25 @@ def test_a_folder_without_weights_says_what_it_holds(folder: Path) -> None:
 
 def test_a_folder_without_a_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"copy has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"there is no config\.json beside .*copy.model\.safetensors"):
         load(folder)
+
+
+def test_a_weights_file_without_a_config_beside_it(folder: Path, monkeypatch: Any) -> None:
+    (folder / "config.json").unlink()
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match=r"there is no config\.json beside model\.safetensors"):
+        load(Path("model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "weights.h5", "no-suffix"])
+def test_a_file_that_is_no_checkpoint(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / name).write_text("to do: train\n")
+    monkeypatch.chdir(tmp_path)
+    message = rf"^{name} is no weights file \(one that ends in \.safetensors, \.index\.json, \.bin, \.pt, \.tar\.gz"
+    for read in (XLMRobertaForMaskedLM.from_pretrained, find_tokenizer, inspect_checkpoint):
+        with pytest.raises(CheckpointError, match=message):
+            read(name)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +287,7 @@ def test_an_index_does_not_reach_out_of_its_folder(name: Any, shards: Path) -> N
 def test_a_shard_is_missing(shards: Path) -> None:
     lost = next(shards.glob("model-00002*"))
     lost.unlink()
-    with pytest.raises(CheckpointError, match=f"has no {lost.name}"):
+    with pytest.raises(CheckpointError, match=f"there is no {lost.name} beside .*index.json"):
         load(shards)
 
 

@@ -42,9 +42,13 @@ def test_version() -> None:
 
 
 def test_an_unknown_command_is_named() -> None:
-    result = xlmr("fil-mask")
+    result = xlmr("fil-mask", "<mask>")
     assert result.exit_code == 2
-    assert "fil-mask" in result.stderr
+    assert "Error: there is no command 'fil-mask': did you mean fill-mask?" in result.stderr
+    nothing_near = xlmr("qqq")
+    assert nothing_near.exit_code == 2
+    assert nothing_near.stderr.endswith("Error: there is no command 'qqq'\n")
+    assert "No such option" in xlmr("--qqq").stderr
 
 
 class TestFillMask:

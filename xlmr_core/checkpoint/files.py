@@ -31,6 +31,7 @@ TOKENIZER = "sentencepiece.bpe.model"
 BUNDLED = "xlmr-tiny"
 # In order of preference: safetensors before pickles, one file before shards.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SUFFIXES = (".safetensors", ".index.json", ".bin", ".pt", *TARS)  # of files of weights
 FAIRSEQ = "model.pt"  # what fairseq publishes; it needs no config.json
 DICTIONARY = "dict.txt"
 INDEX_LIMIT = 32 * 2**20  # bytes of an index; that of XXL has 100 kB
@@ -75,8 +76,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
         return bundled()
     name = str(source)
     looks_like_path = name.startswith((".", "~")) or "\\" in name or path.is_absolute() or name.count("/") > 1
-    suffixes = (".safetensors", ".bin", ".pt", ".json", *TARS)
-    if not isinstance(source, str) or looks_like_path or name.endswith(suffixes):
+    if not isinstance(source, str) or looks_like_path or name.endswith((*SUFFIXES, ".json")):
         raise CheckpointError(f"there is no file or folder {name!r}")
     return None
 
@@ -104,9 +104,13 @@ def config_for(path: Path) -> Path:
 def sibling(path: Path, name: str) -> Path:
     """The file `name` in the folder of `path`, or in `path` if that is a folder. Raises CheckpointError without it."""
     folder = path if path.is_dir() else path.parent
-    if not (folder / name).is_file():
-        raise CheckpointError(f"{folder} has no {name}")
-    return folder / name
+    if (folder / name).is_file():
+        return folder / name
+    if path.is_dir():
+        raise CheckpointError(f"{path} has no {name}")
+    if not path.name.endswith((*SUFFIXES, TOKENIZER)):
+        raise CheckpointError(f"{path} is no weights file (one that ends in {', '.join(SUFFIXES)})")
+    raise CheckpointError(f"there is no {name} beside {path}")
 
 
 def read_config(path: Path) -> XLMRobertaConfig:

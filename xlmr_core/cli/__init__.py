@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -21,7 +22,20 @@ COMMANDS = {
 }
 
 
-class LazyCommands(click.Group):
+class Commands(click.Group):
+    """Names the nearest command where there is none of that name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            near = get_close_matches(args[0], known, n=1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f": did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+class LazyCommands(Commands):
     """Finds `xlmr some-name` in the module `xlmr_core.cli.some_name`, as its function `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
