@@ -4,12 +4,12 @@ Without it, it would be a bare IndexError far inside, or on a GPU a dead CUDA co
 there.
 """
 
+import re
+
 import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-
-LONGEST_CAUSE = 120  # characters: that of a missing backend goes on for pages
 
 
 def check_shapes(
@@ -83,7 +83,7 @@ def check_device(device: torch.device | str) -> torch.device:
     try:
         torch.empty(0, device=chosen)
     except Exception as error:  # each backend has an error of its own for not being there
-        cause = str(error).partition("\n")[0][:LONGEST_CAUSE]
+        cause = re.split(r"\n|\. ", str(error))[0]  # the first sentence: some go on for pages
         raise ValueError(
             f"device {str(device)!r} is not available here ({cause}); there is {_devices_here()}"
         ) from error

@@ -213,8 +213,8 @@ class Hub:
         if self._is_offline():
             return (
                 f"not in the cache ({self.cache_dir or constants.HF_HUB_CACHE}), and the network is switched off "
-                "(local_files_only or HF_HUB_OFFLINE). Load it once with the network on, or give the path of a folder"
-                + self._near()
+                "(--offline, local_files_only or HF_HUB_OFFLINE). Load it once with the network on, or give the path "
+                f"of a folder{self._near()}"
             )
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
