@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xlmr_core.checkpoint.files import written_as
+from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.parity.check import (
     check_trace,
@@ -31,7 +32,7 @@ OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules
 TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
-class ParityCommands(click.Group):
+class ParityCommands(Commands):
     """The subcommands below, and those of OTHERS, which are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
