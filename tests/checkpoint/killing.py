@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -192,6 +194,9 @@ def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # tqdm's own lock is shared with the children: one that is killed while it holds it would stop all others for good.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     kind, source, folder, kills, seed = sys.argv[1:]
     kill = {"convert": kill_conversions, "save": kill_saves, "download": kill_downloads}[kind]
     print(json.dumps(kill(Path(source), Path(folder), int(kills), random.Random(int(seed)))))

@@ -8,7 +8,6 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +126,15 @@ def test_the_same_bytes_every_time(to: str, sources: dict, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]  # no temporary folder
 
 
+def test_without_a_bar_nothing_is_asked_of_tqdm(sources: dict, tmp_path: Path, monkeypatch: Any) -> None:
+    """Its lock is shared by forked processes: one that was killed with it would stop the others for good."""
+    monkeypatch.setattr("tqdm.tqdm", None)
+    convert(sources["post-norm"], tmp_path / "out", "hf")
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        convert(sources["post-norm"], tmp_path / "other", "hf", progress=True)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("to", ["hf", "fairseq"])  # a tied tensor is written once in each
 def test_the_progress_bar_counts_every_byte(to: str, sources: dict, tmp_path: Path, monkeypatch: Any) -> None:
     told: list[Any] = []
@@ -134,9 +142,9 @@ def test_the_progress_bar_counts_every_byte(to: str, sources: dict, tmp_path: Pa
     @contextlib.contextmanager
     def bar(total: int, progress: bool) -> Iterator[Any]:
         told.append((total, progress))
-        yield SimpleNamespace(update=told.append)
+        yield told.append
 
-    monkeypatch.setattr("xlmr_core.checkpoint.convert._bar", bar)
+    monkeypatch.setattr("xlmr_core.checkpoint.convert._ticking", bar)
     report = convert(sources["post-norm"], tmp_path / "out", to, progress=True)
     assert told[0] == (report.num_bytes, True)
     assert sum(told[1:]) == report.num_bytes

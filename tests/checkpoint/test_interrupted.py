@@ -36,7 +36,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random(kind: str, run_time: str, source: Path, tmp_path: Path) -> None:
     kills = KILLS[run_time][kind]
     command = [sys.executable, str(SCRIPT), kind, str(source), str(tmp_path), str(kills), "1"]
-    run = subprocess.run(command, capture_output=True, text=True, env=published.child_env())
+    # One that waits for ever fails, too: 150 kills take about a minute.
+    run = subprocess.run(command, capture_output=True, text=True, env=published.child_env(), timeout=600)
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout.splitlines()[-1])
     print(f"\n{kind}: {seen}")

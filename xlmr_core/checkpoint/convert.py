@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -49,7 +50,7 @@ from xlmr_core.checkpoint.mapping import (
     make_plan,
 )
 from xlmr_core.checkpoint.sentence import Carried, carried_from
-from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, write_torch, written_once
+from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
 
 StrPath = str | PathLike[str]
@@ -148,14 +149,14 @@ def convert(
     destination.parent.mkdir(parents=True, exist_ok=True)
     is_safetensors = to in ("hf", "native")
     num_bytes = sum(entry.nbytes for entry in (entries if is_safetensors else written_once(entries).values()))
-    with written_as(destination) as whole, _bar(num_bytes, progress) as bar:
+    with written_as(destination) as whole, _ticking(num_bytes, progress) as tick:
         folder = whole / sentence.place
         folder.mkdir(parents=True)
         if is_safetensors:
-            apart = _write_beside(plan, entries if to == "hf" else [], folder, bar.update)
-            write_safetensors([entry for entry in entries if entry not in apart], folder / WEIGHTS[0], bar.update)
+            apart = _write_beside(plan, entries if to == "hf" else [], folder, tick)
+            write_safetensors([entry for entry in entries if entry not in apart], folder / WEIGHTS[0], tick)
         else:
-            write_torch(entries, folder / FAIRSEQ, settings, bar.update)
+            write_torch(entries, folder / FAIRSEQ, settings, tick)
         (folder / CONFIG).write_text(_config(plan, files, entries), encoding="utf-8")
         for path in tokenizer:
             shutil.copyfile(path, folder / path.name)
@@ -284,7 +285,16 @@ def _rounding(weights: Mapping[str, Tensor], entries: list[Entry]) -> tuple[str,
     return (f"note: numbers were rounded from {wider[0]} to {entries[0].dtype}, as asked",) if wider else ()
 
 
-def _bar(total: int, progress: bool) -> Any:
+@contextmanager
+def _ticking(total: int, progress: bool) -> Generator[Tick, None, None]:
+    """What is told the bytes written: a progress bar where one is wanted and there is a terminal, else nobody.
+
+    tqdm holds a lock that forked processes share, so it is left alone where no bar is wanted.
+    """
+    if not progress:
+        yield no_tick
+        return
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None if progress else True)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
+        yield bar.update
