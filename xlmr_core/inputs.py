@@ -45,10 +45,11 @@ def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Te
             f"input_ids of a packed batch must have shape (tokens,) and lengths (sequences,), not "
             f"{tuple(input_ids.shape)} and {tuple(lengths.shape)}"
         )
-    if int(lengths.min()) < 1 or int(lengths.sum()) != len(input_ids):
+    counts: list[int] = lengths.tolist()  # once: each look at a GPU's numbers waits for it
+    if min(counts) < 1 or sum(counts) != len(input_ids):
         raise ValueError(
             f"lengths must be at least 1 each and add up to the {len(input_ids)} tokens of input_ids, "
-            f"but the least is {int(lengths.min())} and the sum {int(lengths.sum())}"
+            f"but the least is {min(counts)} and the sum {sum(counts)}"
         )
 
 

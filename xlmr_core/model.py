@@ -286,9 +286,10 @@ def first_places(lengths: Tensor | None) -> Any:  # (B)
 def _layout_of(attention_mask: Tensor, lengths: Tensor | None) -> Layout:  # (*), (B)
     if lengths is None:
         return Layout(_broadcast_mask(attention_mask))
-    places = torch.arange(int(lengths.max()), device=lengths.device)
+    counts: list[int] = lengths.tolist()
+    places = torch.arange(max(counts), device=lengths.device)
     offsets = F.pad(lengths.cumsum(0), (1, 0)).int()
-    return Layout(_broadcast_mask(places < lengths[:, None]), lengths.tolist(), offsets)
+    return Layout(_broadcast_mask(places < lengths[:, None]), counts, offsets)
 
 
 def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)
