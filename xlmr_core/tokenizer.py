@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self  # typing's own is from Python 3.11
 
+from xlmr_core.atomic import written_together
+
 SPACE = "▁"  # U+2581: how SentencePiece spells a space
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
 MASK = "<mask>"  # the last id
@@ -145,18 +147,19 @@ class XLMRobertaTokenizer:
         return cls(model_file, max_tokens=max_tokens)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes sentencepiece.bpe.model and tokenizer_config.json, which is what transformers reads, too."""
+        """Writes sentencepiece.bpe.model and tokenizer_config.json, which transformers reads too.
+
+        A process that is killed leaves both old files, both new ones, or a folder without sentencepiece.bpe.model.
+
+        Args:
+            folder: where to write; it is made if it does not exist. Files of the same names are replaced.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": self.max_tokens}
-        files = {
-            "sentencepiece.bpe.model": self._spm.serialized_model_proto(),
-            "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
-        }
-        for name, content in files.items():
-            temporary = folder / f"{name}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+        with written_together(folder, "tokenizer_config.json", "sentencepiece.bpe.model") as (config, pieces):
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            pieces.write_bytes(self._spm.serialized_model_proto())
 
     def __call__(
         self,

@@ -12,8 +12,6 @@ import reference
 from checkpoint import fairseq_files, published
 from safetensors.torch import save_file
 
-from xlmr_core.checkpoint.files import clear_leftovers, written_as
-
 CONFIG = replace(reference.POST_NORM, num_hidden_layers=2, layer_norm_eps=1e-5)
 SCRIPT = Path(__file__).with_name("killing.py")
 KILLS = {"by default": {"convert": 8, "save": 6, "download": 6}, "slow": {"convert": 50, "save": 50, "download": 50}}
@@ -43,30 +41,3 @@ def test_killed_at_random(kind: str, run_time: str, source: Path, tmp_path: Path
     print(f"\n{kind}: {seen}")
     assert seen["kills"] == kills
     assert seen["left something temporary"] >= kills // 10  # so many at least landed in the middle
-
-
-def test_only_leftovers_of_the_dead_are_cleared(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead, folder = tmp_path / f".out.{ended.pid}.tmp", tmp_path / f".out[1].{ended.pid}.tmp"
-    alive, other = tmp_path / f".out.{os.getppid()}.tmp", tmp_path / f".outer.{ended.pid}.tmp"
-    for path in (dead, alive, other, tmp_path / ".out.notes.tmp"):
-        path.touch()
-    folder.mkdir()
-    (folder / "half").touch()
-    clear_leftovers(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {folder.name, alive.name, other.name, ".out.notes.tmp"}
-    clear_leftovers(tmp_path / "out[1]")
-    assert not folder.exists()
-
-
-def test_an_interrupted_folder_goes_away(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with written_as(tmp_path / "out") as folder:
-            folder.mkdir()
-            (folder / "half").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []

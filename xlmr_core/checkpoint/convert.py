@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlmr_core.atomic import folder_written_as
 from xlmr_core.checkpoint.fairseq import dictionary_of, pieces_of, settings_for
 from xlmr_core.checkpoint.files import (
     CONFIG,
@@ -26,7 +27,6 @@ from xlmr_core.checkpoint.files import (
     open_beside,
     open_weights,
     read_config,
-    written_as,
 )
 from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.layouts import BESIDE, HEADS, POSITIONS, TOKEN_TYPES, file_beside, needs_of, nest
@@ -149,9 +149,9 @@ def convert(
     destination.parent.mkdir(parents=True, exist_ok=True)
     is_safetensors = to in ("hf", "native")
     num_bytes = sum(entry.nbytes for entry in (entries if is_safetensors else written_once(entries).values()))
-    with written_as(destination) as whole, _ticking(num_bytes, progress) as tick:
+    with folder_written_as(destination) as whole, _ticking(num_bytes, progress) as tick:
         folder = whole / sentence.place
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if is_safetensors:
             apart = _write_beside(plan, entries if to == "hf" else [], folder, tick)
             write_safetensors([entry for entry in entries if entry not in apart], folder / WEIGHTS[0], tick)

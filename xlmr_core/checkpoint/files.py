@@ -1,17 +1,14 @@
-"""Files of weights: where they lie in a folder, how they are opened, how they are written.
+"""Files of weights: where they lie in a folder and how they are opened.
 
 Reading maps a file into memory: a tensor costs no memory until it is used, and then only what the system's file cache
 already holds. Overwriting a mapped file in place would change the model under its user, so writing never does that:
-it writes a new file and renames it.
+it writes a new file and renames it (`xlmr_core.atomic`).
 """
 
-import glob
 import json
 import os
-import shutil
 import struct
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -37,7 +34,6 @@ DICTIONARY = "dict.txt"
 INDEX_LIMIT = 32 * 2**20  # bytes of an index; that of XXL has 100 kB
 HEADER_LIMIT = 16 * 2**20  # bytes of a header of safetensors; that of XXL has 100 kB
 LISTED = 20  # entries of a folder named in one message
-TEMPORARY = ".tmp"
 Result = TypeVar("Result")
 
 
@@ -232,47 +228,3 @@ def _cause(start: bytes) -> str:
     if start.startswith((b"{", b"[")):
         return "it looks like JSON text"
     return "it is truncated, corrupt, or of another format; fetch it again"
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def written_as(path: Path) -> Generator[Path, None, None]:
-    """A temporary file or folder beside `path` to write to: it becomes `path` at the end, or goes away if that is not
-    reached. What a killed process left behind for the same `path` goes away too.
-    """
-    clear_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        _remove(temporary)
-
-
-def clear_leftovers(path: Path) -> None:
-    """Removes temporary files and folders for `path` whose process is no more."""
-    if os.name != "posix":  # elsewhere there is no harmless way to ask for a process
-        return
-    for entry in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
-        number = entry.name[len(path.name) + 2 : -len(TEMPORARY)]
-        if number.isdecimal() and not _is_running(int(number)):
-            _remove(entry)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from xlmr_core.atomic import written_together
 from xlmr_core.checkpoint.files import (
     CONFIG,
     TOKENIZER,
@@ -26,7 +27,6 @@ from xlmr_core.checkpoint.files import (
     open_weights,
     read_config,
     sibling,
-    written_as,
 )
 from xlmr_core.checkpoint.layouts import BESIDE, file_beside, needs_of
 from xlmr_core.checkpoint.mapping import (
@@ -145,9 +145,16 @@ def check_labels(cls: type[PretrainedModel], labels: Sequence[str], new_head: bo
 def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     """Writes config.json and model.safetensors under the published names, for `load_pretrained` and transformers.
 
-    Tied tensors are written once. The same weights give the same bytes. Each file appears whole or not at all, and the
-    weights before the config, so a folder without config.json is one that was never finished.
-    Raises CheckpointError, before it writes anything, for a model with tensors that the layout has no name for.
+    Tied tensors are written once. The same weights give the same bytes. All files are written under temporary names
+    first. A process that is killed leaves the old files, the new ones, or a folder without config.json, which nothing
+    loads: never the weights of one model with the config of another.
+
+    Args:
+        model: the model to write.
+        folder: where to write; it is made if it does not exist. Files of the same names are replaced.
+
+    Raises:
+        CheckpointError: the model has tensors that the layout has no name for. Nothing was written.
     """
     folder = Path(folder)
     needs = needs_of(type(model))
@@ -164,13 +171,12 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
         config["dtype"] = dtypes.pop()
 
     folder.mkdir(parents=True, exist_ok=True)
-    with written_as(folder / WEIGHTS[0]) as path:
-        write_safetensors(tensors, path)
-    for group, parts in apart.items():
-        with written_as(folder / file_beside(group)) as path:
-            torch.save({key.removeprefix(f"{group}."): tensor.clone() for key, tensor in parts.items()}, path)
-    with written_as(folder / CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with written_together(folder, WEIGHTS[0], *map(file_beside, apart), CONFIG) as (weights, *beside, settings):
+        write_safetensors(tensors, weights)
+        for (group, parts), path in zip(apart.items(), beside, strict=True):
+            with path.open("wb") as file:  # given a path, torch would write the temporary name into the file
+                torch.save({key.removeprefix(f"{group}."): tensor.clone() for key, tensor in parts.items()}, file)
+        settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def find_tokenizer(

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_core import heads
-from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, open_weights, read_config, written_as
+from xlmr_core.atomic import folder_written_as
+from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, open_weights, read_config
 from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
 from xlmr_core.checkpoint.mapping import CheckpointError
@@ -176,7 +177,7 @@ def trim(
     if os.path.lexists(destination):
         raise CheckpointError(f"{destination} exists: nothing is overwritten. Give a new folder, or remove this one")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with written_as(destination) as whole:
+    with folder_written_as(destination) as whole:
         model_file, max_tokens = find_tokenizer(source, **where)
         files = find_checkpoint(source, **where)
         cls = _class_for(files)

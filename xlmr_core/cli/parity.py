@@ -11,7 +11,7 @@ import click
 from torch import Tensor
 from tqdm import tqdm
 
-from xlmr_core.checkpoint.files import written_as
+from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.parity.check import (

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlmr_core.checkpoint.files import written_as
+from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.model import SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused

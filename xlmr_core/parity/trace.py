@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint import inspect_checkpoint
-from xlmr_core.checkpoint.files import local_path, written_as
+from xlmr_core.checkpoint.files import local_path
 from xlmr_core.checkpoint.inspection import CLASSES
 from xlmr_core.checkpoint.writing import write_safetensors_to
 from xlmr_core.config import XLMRobertaConfig
