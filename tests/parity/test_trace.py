@@ -342,8 +342,6 @@ def one_text(toy_checkpoint: Path) -> Trace:
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 @pytest.mark.parametrize("names", ["toml", "json"])
 def test_a_foreign_dump_through_a_map_of_names(one_text: Trace, tmp_path: Path, kind: str, names: str) -> None:
-    if names == "toml":
-        pytest.importorskip("tomllib", reason="TOML needs Python 3.11")
     (tmp_path / "names.toml").write_text(NAMES)
     (tmp_path / "names.json").write_text(json.dumps(AS_JSON))
     arrays = foreign_arrays(one_text)

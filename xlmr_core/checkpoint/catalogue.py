@@ -1,8 +1,6 @@
 """The catalogue of published checkpoints: weights/catalogue.toml, read, checked and typed; and downloads by name."""
 
-import importlib
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -14,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 from xlmr_core.checkpoint.files import BUNDLED, read_index
 from xlmr_core.checkpoint.layouts import BESIDE, file_beside
 from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
 
 StrPath = str | PathLike[str]
@@ -119,9 +118,8 @@ def catalogue_file() -> Path:
 def read_catalogue(path: StrPath | None = None) -> dict[str, Published]:
     """Every published checkpoint by its hub id. Raises CheckpointError that names the file, the entry and the fault."""
     path = catalogue_file() if path is None else Path(path)
-    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        content: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        content = parse_toml(path.read_text(encoding="utf-8"))
         geometries, tables = content.pop("geometries"), content.pop("checkpoints")
         _demand(not content, f"unknown: {', '.join(content)}")
         entries: dict[str, Published] = {}

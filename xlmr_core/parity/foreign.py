@@ -10,7 +10,6 @@ number of a layer. Axes are told by letters, in their order there, where they di
     "layers.{i}.attention.k" = { name = "blk.{i}.k", axes = "T N D" }   # packed: the tokens of all texts, no padding
 """
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.compare import LAYER_SITES, SHAPES, TOP_IDS, shape_of, unpacked
 from xlmr_core.parity.gradients import GRADIENT, LOSSES
@@ -61,7 +61,7 @@ def read_names(path: Path) -> dict[str, Any]:
     """The table `names` of a TOML or JSON file. Raises TraceError, naming the file, if it is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _toml(text)
+        content = json.loads(text) if path.suffix == ".json" else parse_toml(text)
         if "names" not in content:
             raise ValueError("it has no table [names]")
         names = content["names"]
@@ -71,14 +71,6 @@ def read_names(path: Path) -> dict[str, Any]:
         return dict(names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{path} is not a map of names ({type(error).__name__}: {error})") from error
-
-
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        toml = importlib.import_module("tomllib")
-    except ImportError as error:
-        raise ValueError("reading TOML needs Python 3.11: write the map as JSON") from error
-    return toml.loads(text)
 
 
 def renamed(dump: Mapping[str, Tensor], names: Mapping[str, Any], config: XLMRobertaConfig) -> dict[str, Tensor]:
