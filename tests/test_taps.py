@@ -192,6 +192,20 @@ def test_what_is_no_tap_or_no_function_is_told() -> None:
         pass
 
 
+def test_a_tap_whose_module_is_absent_is_skipped_if_one_says_so() -> None:
+    model = XLMRobertaForMaskedLM(reference.POST_NORM).eval()
+    model.encoder.layers[1].attention.softmax = None  # pyright: ignore[reportAttributeAccessIssue]
+    message = r"layers\.1\.attention\.scores is the input of the module encoder\.layers\.1\.attention\.softmax.*partial"
+    with pytest.raises(ValueError, match=message), model.capture("**"):
+        pass
+    with model.capture("**", partial=True) as acts:
+        pass
+    assert acts.skipped == ("layers.1.attention.scores", "layers.1.attention.probs")
+    with model.capture("layers.0.**", partial=True) as acts:
+        pass
+    assert acts.skipped == ()
+
+
 def test_a_layer_counted_from_the_end_is_that_layer() -> None:
     model = XLMRobertaForMaskedLM(reference.POST_NORM).eval()
     with model.capture("layers.-1.mid") as acts:

@@ -11,6 +11,7 @@ knows nothing of it, and a model that nobody looks into pays nothing.
         ablated = model(**batch)
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -132,8 +133,9 @@ def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tenso
 
     A pattern is a tap's name, in which `*` stands for any one part or piece of a part, `**` for any number of parts,
     and a layer may be counted from the end (`layers.-1`); so "**" is every tap. Tensors are those of the run itself, in
-    its graph: gradients flow, and a second run replaces them. Raises ValueError for a pattern that matches nothing, and
-    for scores or probs of a model whose attention is fused.
+    its graph: gradients flow, and a second run replaces them. Only runs of this model in the thread that opened the
+    context are captured: other threads, and copies of the model, run as if it were closed. Raises ValueError for a
+    pattern that matches nothing, and for scores or probs of a model whose attention is fused.
     """
     seen: dict[str, Tensor] = {}
 
@@ -154,8 +156,9 @@ def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tenso
 def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generator[None, None, None]:
     """While the context is open, each tensor at a matching tap is replaced by what its function makes of it.
 
-    Patterns are as in `capture`, which sees what is put in. Raises ValueError for a pattern that matches nothing, and
-    when a function gives a tensor of another shape, dtype or device; TypeError for what is no function.
+    Patterns are as in `capture`, which sees what is put in; so are threads and copies. Raises ValueError for a pattern
+    that matches nothing, and when a function gives a tensor of another shape, dtype or device; TypeError for what is
+    no function.
     """
     for pattern, change in changes.items():
         if not callable(change):
@@ -223,12 +226,17 @@ def _parts_match(parts: list[str], wanted: list[str]) -> bool:
 def _hook(model: PretrainedModel, tap: Tap, change: Change, *, first: bool) -> Generator[None, None, None]:
     """While the context is open, the tensor at `tap` goes through `change`; `first`: before the hooks already there."""
     module: nn.Module = model.get_submodule(tap.module)
+    thread = threading.get_ident()
 
-    def on_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:])
+    def is_ours(called: nn.Module) -> bool:
+        """Whether this call is one to act on: a deepcopy of the model keeps the hook, and other threads meet it."""
+        return called is module and threading.get_ident() == thread
 
-    def on_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return change(output)
+    def on_input(called: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:]) if is_ours(called) else args
+
+    def on_output(called: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        return change(output) if is_ours(called) else output
 
     if tap.side == "input":
         handle = module.register_forward_pre_hook(on_input, prepend=first)

@@ -1,8 +1,10 @@
 """The comparison: only real tokens count, only floors excuse a difference, and what is wrong is said."""
 
+import copy
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import reference
@@ -301,6 +303,40 @@ def test_a_function_may_stand_for_a_model() -> None:
     comparison = compare_models(pair.ours, lambda batch: {"embeddings.word": whole["embeddings.word"]}, pair.batch)
     assert comparison.rows[0].verdict == "equal"
     assert {row.verdict for row in comparison.rows[1:]} == {"missing"}
+
+
+class OwnAttention(nn.Module):
+    """Takes what ours takes and loads its weights, but has no module for the softmax."""
+
+    def __init__(self, ours: nn.Module) -> None:
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            self.add_module(name, getattr(ours, name))
+
+    def forward(self, hidden: Tensor, layout: Any) -> Tensor:
+        q, k, v = (getattr(self, name)(hidden).unflatten(-1, (4, 6)) for name in ("q_proj", "k_proj", "v_proj"))
+        scores = torch.einsum("bqnd,bknd->bnqk", q, k) * 6**-0.5
+        probs = scores.masked_fill(~layout.mask, -math.inf).softmax(dim=-1)
+        return self.get_submodule("out_proj")(torch.einsum("bnqk,bknd->bqnd", probs, v).flatten(2))
+
+
+def test_a_model_with_a_class_of_ones_own_is_compared_where_it_has_our_modules() -> None:
+    pair = reference.build_pair(CONFIGS["post-norm"], dtype=torch.float64)
+    mine = copy.deepcopy(pair.ours)
+    mine.encoder.layers[1].attention = OwnAttention(mine.encoder.layers[1].attention)
+    with pytest.raises(ValueError, match=r"layers\.1\.attention\.scores is the input of .*partial=True"):
+        compare_models(pair.ours, mine, pair.batch)
+    floors = Floors({"float64": dict.fromkeys(dump_of(pair.ours, pair.batch), reference.ORACLE_TOLERANCE)})
+    comparison = compare_models(pair.ours, mine, pair.batch, floors=floors, partial=True)
+    assert comparison.ok, str(comparison)
+    assert comparison.skipped == ("layers.1.attention.scores", "layers.1.attention.probs")
+    assert "skipped, because the other model lacks their modules: layers.1.attention.scores" in str(comparison)
+    assert json.loads(comparison.to_json())["skipped"] == list(comparison.skipped)
+    with torch.no_grad():
+        mine.encoder.layers[1].attention.k_proj.weight *= 1.01
+    wrong = compare_models(pair.ours, mine, pair.batch, floors=floors, partial=True).first_divergence
+    assert wrong is not None
+    assert wrong.site == "layers.1.attention.k"
 
 
 def test_hooks_are_gone_after_an_error() -> None:

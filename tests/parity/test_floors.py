@@ -9,8 +9,9 @@ import reference
 import torch
 from reference import CONFIGS, no_cuda
 
+from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from xlmr_core.parity import find_fault
-from xlmr_core.parity.adapters import dump_of
+from xlmr_core.parity.adapters import compare_models, dump_of
 from xlmr_core.parity.check import floors_path, measure_trace, read_floors
 from xlmr_core.parity.compare import FACTOR, compare
 from xlmr_core.parity.floors import (
@@ -79,6 +80,14 @@ def test_padding_that_is_attended_to_is_not_packed() -> None:
     pair = reference.build_pair(CONFIGS["post-norm"])
     table = measure(pair.ours, pair.batch, dtypes=[torch.float32])
     assert {m.layout for m in table.measurements} == {"padded"}
+
+
+def test_what_a_tokenizer_returns_is_measured(toy_checkpoint: Path) -> None:
+    model = XLMRobertaForMaskedLM.from_pretrained(toy_checkpoint)
+    batch = XLMRobertaTokenizer.from_pretrained(toy_checkpoint)(["the cat sees the dog", "a bird"])
+    floors = measure_floors(model, batch, dtypes=[torch.float32])
+    assert floors == measure_floors(model, dict(batch), dtypes=[torch.float32])
+    assert compare_models(model, model, batch, floors=floors).ok
 
 
 @NORMS
