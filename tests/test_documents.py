@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from xlmr_core.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "internals.md", ROOT / "weights" / "README.md"]
+DOCS = [ROOT / "docs" / name for name in ("checkpoints.md", "command-line.md", "index.md", "internals.md", "python.md")]
+PAGES = [ROOT / "README.md", *DOCS, ROOT / "weights" / "README.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -104,7 +104,7 @@ def test_a_port_that_computed_in_bfloat16_and_stored_float32(recorded: Path, tmp
     ("arguments", "told"),
     [
         (["check", "{trace}"], "name what to compare"),
-        (["check", "{trace}", "{folder}", "--plot", "a.png"], "the picture is an .svg"),
+        (["check", "{trace}", "{folder}", "--plot", "a.bmp"], "--plot writes .svg, .png, .pdf, not a.bmp"),
         (["check", "{trace}", "{folder}", "--taps", "nothing.*"], "no site of the trace matches"),
         (["check", "{trace}", "{folder}", "--floors", "none.json"], "there is no none.json"),
         (["check", "{trace}", "{folder}/config.json"], "neither .npz nor .safetensors"),

@@ -3,12 +3,16 @@
 import copy
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import torch
+from matplotlib.figure import Figure
 from reference import CONFIGS, Pair
 from torch import Tensor, nn
 
@@ -16,7 +20,7 @@ from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.parity import FAULTS, Fault, find_fault
 from xlmr_core.parity.adapters import Place, compare_models, dump_of
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Floors, compare, in_reading_order, logsumexp
-from xlmr_core.parity.plot import error_by_depth
+from xlmr_core.parity.plot import plot_error_by_depth
 
 NORMS = pytest.mark.parametrize("norm", CONFIGS)
 REAL = torch.tensor([[True, True, True, False], [False, True, True, True]])
@@ -349,18 +353,25 @@ def test_hooks_are_gone_after_an_error() -> None:
 # ---- the picture -----------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_has_a_dot_for_every_site_and_a_ring_for_the_first() -> None:
-    import xml.etree.ElementTree as ET
-
+def test_the_plot_has_a_mark_for_every_tap_and_names_the_first_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = reference.build_pair(CONFIGS["post-norm"])
     expected = dump_of(pair.ours, pair.batch)
     with find_fault("q_k_swapped").applied(pair.ours):
         actual = dump_of(pair.ours, pair.batch)
     actual["layers.2.mid"] = actual["layers.2.mid"] * math.nan
-    svg = ET.fromstring(error_by_depth(compare(expected, actual, real=pair.real)))
-    circles = svg.findall("{http://www.w3.org/2000/svg}circle")
-    assert len(circles) == len(expected) + 1
-    assert [circle.get("r") for circle in circles].count("7") == 1
-    for circle in circles:
-        assert 0 <= float(circle.attrib["cx"]) <= 900
-        assert 0 <= float(circle.attrib["cy"]) <= 420
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot_error_by_depth(compare(expected, actual, real=pair.real), tmp_path / "error.svg", format="svg")
+    [axes] = figures[0].axes
+    marks = [point for collection in axes.collections for point in np.asarray(collection.get_offsets())]
+    assert sorted(x for x, _ in marks) == list(range(len(expected)))
+    assert [text.get_text() for text in axes.texts] == ["layers.0.attention.q"]
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    comparison = compare({SITE: hidden()}, {SITE: hidden()}, real=REAL)
+    with pytest.raises(ValueError, match=r"pip install 'xlmr-core\[plot\]'"):
+        plot_error_by_depth(comparison, tmp_path / "error.svg", format="svg")

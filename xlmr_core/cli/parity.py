@@ -25,7 +25,7 @@ from xlmr_core.parity.check import (
 from xlmr_core.parity.compare import Floors
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, ways
-from xlmr_core.parity.plot import error_by_depth
+from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
 from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
 
 OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules of their own
@@ -150,7 +150,11 @@ def floor_command(
 @click.option("--floors", "floors_file", type=click.Path(path_type=Path), help="[default: TRACE's own, beside it]")
 @click.option("--exact", is_flag=True, help="Let only equal values pass.")
 @click.option("--json", "as_json", is_flag=True, help="The comparison as JSON.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="An SVG: the error by depth.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A picture of the error by depth: .svg, .png or .pdf.",
+)
 def check_command(
     trace_file: Path,
     other: str | None,
@@ -173,8 +177,8 @@ def check_command(
     xlmr parity check trace.safetensors port.npz --names names.toml
     xlmr parity check trace.safetensors --reference transformers
     """
-    if plot is not None and plot.suffix != ".svg":
-        raise click.UsageError(f"the picture is an .svg, not {plot.name}")
+    if plot is not None and plot.suffix not in FORMATS:
+        raise click.UsageError(f"--plot writes {', '.join(FORMATS)}, not {plot.name}")
     if other is None and reference is None:
         raise click.UsageError("name what to compare: OTHER, or --reference transformers")
     trace = Trace.load(trace_file)
@@ -183,7 +187,7 @@ def check_command(
     comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial)
     if plot is not None:
         with written_as(plot) as temporary:
-            temporary.write_text(error_by_depth(comparison), encoding="utf-8")
+            plot_error_by_depth(comparison, temporary, format=plot.suffix[1:])
     click.echo(comparison.to_json() if as_json else str(comparison))
     if not comparison.ok:
         raise SystemExit(1)

@@ -1,98 +1,85 @@
-"""A picture of the error by depth: plain SVG, written by hand, so that no drawing library is needed."""
+"""A picture of a comparison: the largest error at each tap, in reading order. Needs matplotlib (the extra `plot`)."""
 
 import math
-from html import escape
+from collections.abc import Sequence
+from pathlib import Path
 
 from xlmr_core.parity.compare import Comparison, Row
 from xlmr_core.parity.gradients import LOSS
 
-WIDTH, HEIGHT = 900, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 90  # margins
-LABEL_ROOM = 14
-COLOURS = {True: "#1f6feb", False: "#c62828"}  # right, wrong
+AGREES, DIFFERS, ALLOWED = "#1f6feb", "#c62828", "#777777"
+FORMATS = (".svg", ".png", ".pdf")
 
 
-def error_by_depth(comparison: Comparison) -> str:
-    """An SVG: a dot for the largest error at each site, in reading order, on a logarithmic scale.
+def plot_error_by_depth(comparison: Comparison, path: Path, *, format: str) -> None:
+    """Draws the largest error at each tap on a logarithmic scale, beside what rounding explains, and writes it.
 
-    The grey line is what rounding explains. A dot at the lower edge is an error of zero, one at the upper edge a tensor
-    that is missing, misshapen or not finite.
+    An error of zero is a hollow dot at the lower edge. A tensor that is missing, misshapen or not finite is a cross at
+    the upper edge. The first divergent tap is named.
+
+    Args:
+        comparison: What `compare` found.
+        path: The file to write.
+        format: "svg", "png" or "pdf".
+
+    Raises:
+        ValueError: matplotlib is not installed.
     """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("a plot needs matplotlib: pip install 'xlmr-core[plot]'") from error
+
     rows = [row for row in comparison.rows if row.verdict != "extra"]
-    low, high = _decades(rows)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
-        ' font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="20">{escape(comparison.summary)}</text>',
-    ]
-    for decade in range(low, high + 1):
-        y = _y(10.0**decade, low, high)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">1e{decade}</text>')
-    parts += _section_marks(rows)
-    floor = [f"{_x(i, rows):.1f},{_y(row.allowed, low, high):.1f}" for i, row in enumerate(rows) if row.allowed]
-    parts.append(f'<polyline points="{" ".join(floor)}" fill="none" stroke="#888" stroke-width="1.5"/>')
-    for i, row in enumerate(rows):
-        title = escape(f"{row.site}: {row.max_abs:.3g} ({row.verdict})")
-        x, y = _x(i, rows), _y(row.max_abs, low, high)
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[row.ok]}"><title>{title}</title></circle>'
-        )
+    bottom, top = _limits(rows)
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.add_subplot(yscale="log", ylim=(bottom, top), xlim=(-1, len(rows)), ylabel="largest absolute error")
+    for ok, colour, label in ((True, AGREES, "agrees to rounding"), (False, DIFFERS, "differs")):
+        chosen = [(i, row.max_abs) for i, row in enumerate(rows) if row.ok == ok]
+        finite = [(i, error) for i, error in chosen if 0 < error < math.inf]
+        axes.scatter(*_columns(finite), s=14, color=colour, label=label, zorder=3)
+        zero, other = [(i, bottom) for i, e in chosen if e == 0], [(i, top) for i, e in chosen if not e < math.inf]
+        axes.scatter(*_columns(zero), s=18, facecolors="white", edgecolors=colour, clip_on=False, zorder=3)
+        axes.scatter(*_columns(other), s=24, color=colour, marker="x", clip_on=False, zorder=3)
+    allowed = [(i, row.allowed) for i, row in enumerate(rows) if row.allowed]
+    axes.plot(*_columns(allowed), color=ALLOWED, linewidth=1, drawstyle="steps-mid", label="explained by rounding")
     first = comparison.first_divergence
     if first is not None:
-        x, y = _x(rows.index(first), rows), _y(first.max_abs, low, high)
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="none" stroke="{COLOURS[False]}" stroke-width="2"/>'
+        height = first.max_abs if 0 < first.max_abs < math.inf else top
+        place = (rows.index(first), height)
+        axes.annotate(
+            first.site,
+            place,
+            xytext=(0, 28 if height < top / 10 else -28),
+            textcoords="offset points",
+            color=DIFFERS,
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": DIFFERS},
         )
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">largest error</text>')
-    legend = "blue: within rounding; red: not; grey line: what rounding explains; ring: the first to differ"
-    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 12}" fill="#555">{legend}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+    starts = [i for i, row in enumerate(rows) if not i or _section(row.site) != _section(rows[i - 1].site)]
+    for start in starts:
+        axes.axvline(start - 0.5, color="#dddddd", linewidth=0.8, zorder=0)
+    axes.set_xticks(starts, [_section(rows[i].site) for i in starts], rotation=35, ha="right", fontsize=8)
+    axes.set_title(comparison.summary, loc="left", fontsize=10)
+    axes.legend(loc="best", fontsize=8, frameon=False)
+    figure.savefig(path, format=format, dpi=150)
 
 
-def _section_marks(rows: list[Row]) -> list[str]:
-    """A line where each layer, or what stands around the layers, begins, and a label where there is room."""
-    parts: list[str] = []
-    sections = [_section(row.site) for row in rows]
-    last_label = -math.inf
-    for i, section in enumerate(sections):
-        x = _x(i, rows)
-        if i and section == sections[i - 1]:
-            continue
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#e5e5e5"/>')
-        if x - last_label >= LABEL_ROOM:
-            last_label = x
-            turn = f"translate({x + 4:.1f} {HEIGHT - BOTTOM + 14}) rotate(-35)"
-            parts.append(f'<text transform="{turn}" text-anchor="end">{escape(section)}</text>')
-    return parts
+def _columns(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float | None]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
-def _section(site: str) -> str:
-    """ "layer 3", or what stands around the layers."""
-    parts = site.split(".")
+def _section(tap: str) -> str:
+    """ "layer 3", or the part of the model below or above the layers."""
+    parts = tap.split(".")
     if parts[0] == "layers" and len(parts) > 1:
         return f"layer {parts[1]}"
-    return "lm_head" if site == LOSS else parts[0]
+    return "lm_head" if tap == LOSS else parts[0]
 
 
-def _decades(rows: list[Row]) -> tuple[int, int]:
-    """The powers of ten that hold every error and every floor."""
+def _limits(rows: Sequence[Row]) -> tuple[float, float]:
+    """Powers of ten below and above every error and every allowance."""
     values = [value for row in rows for value in (row.max_abs, row.allowed or 0.0) if 0 < value < math.inf]
     if not values:
-        return -9, 0
-    return math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1
-
-
-def _x(index: int, rows: list[Row]) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * (index + 0.5) / len(rows)
-
-
-def _y(value: float, low: int, high: int) -> float:
-    bottom = HEIGHT - BOTTOM
-    if value == 0:
-        return bottom
-    if not math.isfinite(value):
-        return TOP
-    return bottom - (bottom - TOP) * (math.log10(value) - low) / (high - low)
+        return 1e-9, 1.0
+    return 10.0 ** (math.floor(math.log10(min(values))) - 1), 10.0 ** (math.ceil(math.log10(max(values))) + 1)
