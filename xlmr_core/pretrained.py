@@ -5,14 +5,13 @@ The methods that reach outside import what they need when they are called: a mod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from typing_extensions import Self  # typing's own is from Python 3.11
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.inputs import check_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from xlmr_core.checkpoint import LoadReport
     from xlmr_core.model import AttentionKind
-    from xlmr_core.taps import Tap
+    from xlmr_core.taps import Captured, Tap
 
 
 class PretrainedModel(nn.Module):
@@ -31,11 +30,6 @@ class PretrainedModel(nn.Module):
 
     config: XLMRobertaConfig
     load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `forward`. Raises TypeError for an argument that only transformers takes, and names what to do instead."""
-        check_call(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -87,11 +81,11 @@ class PretrainedModel(nn.Module):
 
         return taps_of(self)
 
-    def capture(self, *patterns: str) -> AbstractContextManager[dict[str, Tensor]]:
+    def capture(self, *patterns: str, partial: bool = False) -> AbstractContextManager[Captured]:
         """`with model.capture("layers.*.attention.probs") as acts: ...`; see `xlmr_core.taps.capture`."""
         from xlmr_core.taps import capture
 
-        return capture(self, *patterns)
+        return capture(self, *patterns, partial=partial)
 
     def intervene(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
         """`with model.intervene({"layers.3.mid": function}): ...`; see `xlmr_core.taps.intervene`."""

@@ -11,8 +11,7 @@ knows nothing of it, and a model that nobody looks into pays nothing.
         ablated = model(**batch)
 """
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -127,17 +126,29 @@ def _at(tap: Tap, name: str, module: str) -> Tap:
     return Tap(name + tap.name, tap.shape, tap.meaning, (module + tap.module).rstrip("."), tap.side)
 
 
+class Captured(dict[str, Tensor]):
+    """Tap name -> tensor. `skipped`: with `partial`, the matching taps whose module the model lacks."""
+
+    def __init__(self, skipped: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.skipped = tuple(skipped)
+
+
 @contextmanager
-def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tensor], None, None]:
+def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Generator[Captured, None, None]:
     """A mapping that fills with the tensors at the matching taps, each time the model runs while the context is open.
 
     A pattern is a tap's name, in which `*` stands for any one part or piece of a part, `**` for any number of parts,
     and a layer may be counted from the end (`layers.-1`); so "**" is every tap. Tensors are those of the run itself, in
-    its graph: gradients flow, and a second run replaces them. Only runs of this model in the thread that opened the
-    context are captured: other threads, and copies of the model, run as if it were closed. Raises ValueError for a
-    pattern that matches nothing, and for scores or probs of a model whose attention is fused.
+    its graph: gradients flow, and a second run replaces them.
+
+    partial: whether taps whose module the model lacks are skipped, and listed in `skipped`: a class of somebody's own
+    may stand in place of ours. Raises ValueError for such a tap without `partial`, for a pattern that matches nothing,
+    and for scores or probs of a model whose attention is fused.
     """
-    seen: dict[str, Tensor] = {}
+    taps = list(_matching(model, *patterns))
+    absent = [tap for tap in taps if partial and _module_of(model, tap) is None]
+    seen = Captured(tap.name for tap in absent)
 
     def keep(name: str) -> Change:
         def change(tensor: Tensor) -> Tensor:
@@ -147,8 +158,9 @@ def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tenso
         return change
 
     with ExitStack() as hooks:
-        for tap in _matching(model, *patterns):
-            hooks.enter_context(_hook(model, tap, keep(tap.name), first=False))
+        for tap in taps:
+            if tap not in absent:
+                hooks.enter_context(_hook(model, tap, keep(tap.name), first=False))
         yield seen
 
 
@@ -156,9 +168,8 @@ def capture(model: PretrainedModel, *patterns: str) -> Generator[dict[str, Tenso
 def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generator[None, None, None]:
     """While the context is open, each tensor at a matching tap is replaced by what its function makes of it.
 
-    Patterns are as in `capture`, which sees what is put in; so are threads and copies. Raises ValueError for a pattern
-    that matches nothing, and when a function gives a tensor of another shape, dtype or device; TypeError for what is
-    no function.
+    Patterns are as in `capture`, which sees what is put in. Raises ValueError for a pattern that matches nothing, and
+    when a function gives a tensor of another shape, dtype or device; TypeError for what is no function.
     """
     for pattern, change in changes.items():
         if not callable(change):
@@ -222,21 +233,28 @@ def _parts_match(parts: list[str], wanted: list[str]) -> bool:
     return fnmatchcase(parts[0], wanted[0]) and _parts_match(parts[1:], wanted[1:])
 
 
+def _module_of(model: PretrainedModel, tap: Tap) -> nn.Module | None:
+    try:
+        return model.get_submodule(tap.module)
+    except AttributeError:
+        return None
+
+
 @contextmanager
 def _hook(model: PretrainedModel, tap: Tap, change: Change, *, first: bool) -> Generator[None, None, None]:
     """While the context is open, the tensor at `tap` goes through `change`; `first`: before the hooks already there."""
-    module: nn.Module = model.get_submodule(tap.module)
-    thread = threading.get_ident()
+    module = _module_of(model, tap)
+    if module is None:
+        raise ValueError(
+            f"{tap.name} is the {tap.side} of the module {tap.module}, which this model lacks. "
+            "capture(..., partial=True) skips such taps"
+        )
 
-    def is_ours(called: nn.Module) -> bool:
-        """Whether this call is one to act on: a deepcopy of the model keeps the hook, and other threads meet it."""
-        return called is module and threading.get_ident() == thread
+    def on_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
 
-    def on_input(called: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:]) if is_ours(called) else args
-
-    def on_output(called: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return change(output) if is_ours(called) else output
+    def on_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        return change(output)
 
     if tap.side == "input":
         handle = module.register_forward_pre_hook(on_input, prepend=first)

@@ -8,10 +8,10 @@ comparison = compare_models(ours, theirs, batch, places={
 })
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,15 @@ from xlmr_core.model import SelfAttention
 from xlmr_core.parity.compare import Comparison, Dump, Floors, compare, in_reading_order
 from xlmr_core.pretrained import PretrainedModel
 
-Batch = Mapping[str, Tensor]  # input_ids and attention_mask, both (B, S)
 NEEDS_EAGER = ("attention.scores", "attention.probs")
+
+
+class Batch(Protocol):
+    """input_ids and attention_mask, both (B, S): a mapping, or what a tokenizer returns."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def __getitem__(self, key: str, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -56,30 +63,51 @@ def compare_models(
     places: Places | None = None,
     taps: Sequence[str] = ("**",),
     floors: Floors | None = None,
+    partial: bool = False,
 ) -> Comparison:
     """Runs both on the batch and compares the sites that `theirs` is known to have.
 
-    ours, theirs: a model of this package, a model of transformers, any module with `places`, or a function from the
-    batch to a dump. places: of `theirs`. taps: patterns, as for `model.capture`, of sites of `ours` to compare.
-    floors: from `measure_floors(ours, batch)`; without them only equal values pass.
+    Args:
+        ours: a model of this package, a model of transformers, or a function from the batch to a dump.
+        theirs: the same, or any module with `places`.
+        batch: input_ids and attention_mask, both (B, S): a mapping, or what a tokenizer returns.
+        places: where the taps are in `theirs`.
+        taps: patterns, as for `model.capture`, of sites of `ours` to compare.
+        floors: from `measure_floors(ours, batch)`; without them only equal values pass.
+        partial: whether taps are skipped whose module a model of this package lacks, because a class of somebody's
+            own stands in place of ours. `Comparison.skipped` lists the sites of `ours` that `theirs` lacks.
+
+    Returns:
+        The comparison, in reading order.
+
+    Raises:
+        ValueError: a pattern matches nothing, a module is absent, or a foreign model has no `places`.
     """
-    expected = dump_of(ours, batch, taps=taps)
-    actual = dump_of(theirs, batch, places=places)
+    expected = dump_of(ours, batch, taps=taps, partial=partial)
+    actual = dump_of(theirs, batch, places=places, partial=partial)
     known = expected if callable(theirs) and not isinstance(theirs, nn.Module) else actual
+    skipped = tuple(site for site in expected if site not in known) if partial else ()
     expected = {site: tensor for site, tensor in expected.items() if site in known}
     actual = {site: tensor for site, tensor in actual.items() if site in expected}
-    return compare(expected, actual, real=batch["attention_mask"].bool(), floors=floors)
+    comparison = compare(expected, actual, real=batch["attention_mask"].bool(), floors=floors)
+    return replace(comparison, skipped=skipped)
 
 
 def dump_of(
-    model: Runnable, batch: Batch, *, taps: Sequence[str] = ("**",), places: Places | None = None
+    model: Runnable,
+    batch: Batch,
+    *,
+    taps: Sequence[str] = ("**",),
+    places: Places | None = None,
+    partial: bool = False,
 ) -> dict[str, Tensor]:
     """What `model` computes for the batch, under the names of the taps, in reading order.
 
-    Raises ValueError for a pattern that matches nothing, or a foreign model without `places`.
+    partial: whether taps are skipped whose module the model lacks. Raises ValueError for a pattern that matches
+    nothing, an absent module without `partial`, or a foreign model without `places`.
     """
     if isinstance(model, PretrainedModel):
-        return _ours(model, batch, taps)
+        return _ours(model, batch, taps, partial)
     if not isinstance(model, nn.Module):
         return dict(model(batch))
     if places is None and type(model).__module__.startswith("transformers."):
@@ -91,10 +119,10 @@ def dump_of(
     return {site: seen[site] for site in in_reading_order(seen)}
 
 
-def _ours(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
+def _ours(model: PretrainedModel, batch: Batch, taps: Sequence[str], partial: bool) -> dict[str, Tensor]:
     if is_fused(model) and "**" in taps:  # everything there is
         taps = [tap.name for tap in model.taps() if not tap.name.endswith(NEEDS_EAGER)]
-    with torch.no_grad(), model.capture(*taps) as acts:
+    with torch.no_grad(), model.capture(*taps, partial=partial) as acts:
         model(**batch)
     return {site: acts[site] for site in in_reading_order(acts)}
 

@@ -73,6 +73,7 @@ class Comparison:
     """What `compare` found, in reading order. Prints as a table."""
 
     rows: tuple[Row, ...]
+    skipped: tuple[str, ...] = ()  # sites that were let go because the other model has no such module
 
     @property
     def ok(self) -> bool:
@@ -94,7 +95,8 @@ class Comparison:
             mark = "->" if row is not None and row is first else "  "
             padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             lines.append(f"{mark} {padded}".rstrip())
-        return "\n".join([*lines, self.summary])
+        skipped = [f"skipped, because the other model lacks their modules: {', '.join(self.skipped)}"]
+        return "\n".join([*lines, *(skipped if self.skipped else []), self.summary])
 
     @property
     def summary(self) -> str:
@@ -114,10 +116,11 @@ class Comparison:
         return sum(row.verdict != "extra" for row in self.rows)
 
     def to_json(self) -> str:
-        """The same for programs: ok, first_divergence, rows. What is no number in JSON (NaN, infinity) is null."""
+        """The same for programs: ok, first_divergence, rows, skipped. NaN and infinity, which JSON lacks, are null."""
         rows = [{key: _json_number(value) for key, value in asdict(row).items()} for row in self.rows]
         first = self.first_divergence
         found = {"ok": self.ok, "first_divergence": first.site if first else None, "rows": rows}
+        found |= {"skipped": self.skipped}
         return json.dumps(found, indent=1)
 
 

@@ -150,7 +150,7 @@ class FloorTable:
 
 
 def measure_floors(model: PretrainedModel, batch: Batch, **options: Any) -> Floors:
-    """The floors alone; options as for `measure`."""
+    """The floors alone, for a batch as a tokenizer returns it or a mapping; options as for `measure`."""
     return measure(model, batch, **options).floors
 
 
@@ -177,7 +177,7 @@ def measure(
     Gradients are measured on padded batches alone, and so is everything where padding is attended to. Works on copies:
     `model`, in whatever dtype, is not touched.
     """
-    batch = {name: tensor.cpu() for name, tensor in batch.items()}
+    batch = {name: tensor.cpu() for name, tensor in dict(batch).items()}
     real = batch["attention_mask"].bool()
     names = list(dump_of(_variant(model, torch.float64, "eager", "cpu"), batch, taps=taps)) if taps else []
     devices = devices_here() if devices is None else devices
@@ -258,7 +258,7 @@ def _compiled_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -
 def _beside(model: PretrainedModel, batch: Batch) -> dict[str, Tensor]:
     """The batch on the device of the model."""
     device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in dict(batch).items()}
 
 
 def _visible(model: PretrainedModel, taps: Sequence[str]) -> list[str]:
