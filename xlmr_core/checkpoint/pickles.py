@@ -20,9 +20,14 @@ from typing_extensions import Self
 
 from xlmr_core.checkpoint.archive import check_zip
 from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.checkpoint.opcodes import PICKLE_LIMIT, RefusedPickleError, check_pickles
 
 ZIP = b"PK\x03\x04"
-PICKLE = b"\x80"  # every pickle that torch writes starts so
+PICKLES = 5  # in a file that is not a zip: a magic number, a version, the machine, the content, the storages' keys
+REFUSED = (
+    "{path} is refused: it is a pickle that asks for more than tensors, and such a file can run any code or take any "
+    "amount of memory. Nothing was run. {cause}"
+)
 
 # What fairseq's `args` (a Namespace), `cfg` (omegaconf's containers) and `extra_state` (its meters) are made of.
 HARMLESS = (
@@ -51,6 +56,7 @@ HARMLESS = (
     "fairseq.logging.meters.StopwatchMeter",
     "fairseq.logging.meters.TimeMeter",
 )
+SCALARS = (str, int, float, bool)  # what a setting of the model can be; anything else could take for ever to print
 _allow_list = threading.Lock()  # torch has one for the whole process
 
 
@@ -86,16 +92,14 @@ def read_pickle(path: Path, *, headers_only: bool = False) -> Pickled:
     zipped = start == ZIP  # since torch 1.6. Only such a file can be mapped
     if zipped:
         check_zip(path)
+    _check_cost(path, zipped)
     try:
         with _restricted(), skip_data() if headers_only and not zipped else nullcontext():
             content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         cause = _cause(error)
-        if "unsupported" in cause.lower() and (zipped or start.startswith(PICKLE)):
-            raise CheckpointError(
-                f"{path} is refused: it is a pickle that asks for more than tensors, and such a file can run any code. "
-                f"Nothing was run. {cause}"
-            ) from error
+        if "unsupported" in cause.lower():
+            raise CheckpointError(REFUSED.format(path=path, cause=cause)) from error
         raise UnpicklingError(cause) from error
     is_fairseq = isinstance(content, dict) and isinstance(content.get("model"), dict) and content["model"]
     tensors: Any = content["model"] if is_fairseq else content
@@ -107,6 +111,22 @@ def read_pickle(path: Path, *, headers_only: bool = False) -> Pickled:
         if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path} is refused: {key!r} claims more numbers than the file has for it")
     return Pickled(dict(tensors), _settings(content) if is_fairseq else None)
+
+
+def _check_cost(path: Path, zipped: bool) -> None:
+    """Raises CheckpointError for a pickle that is not cheap to read: see opcodes.py."""
+    if zipped:
+        data = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # pyright: ignore  # what torch.load will read
+        count = 1
+    else:
+        with path.open("rb") as file:
+            data, count = file.read(PICKLE_LIMIT), PICKLES
+    if zipped and len(data) > PICKLE_LIMIT:
+        raise CheckpointError(f"{path} is refused: its pickle has {len(data)} bytes; at most {PICKLE_LIMIT} are read")
+    try:
+        check_pickles(data, count, HARMLESS)
+    except RefusedPickleError as error:
+        raise CheckpointError(REFUSED.format(path=path, cause=error)) from error
 
 
 @contextmanager
@@ -126,7 +146,8 @@ def _cause(error: UnpicklingError) -> str:
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     """fairseq's settings of the model: `args` until 2020, `cfg.model` since. Empty if there are none to be read."""
     found = _entries(content.get("args")) or _entries(_entries(content.get("cfg")).get("model"))
-    return {name: _entries(value).get("_val", value) for name, value in found.items()}
+    settings = {name: _entries(value).get("_val", value) for name, value in found.items()}
+    return {name: value for name, value in settings.items() if value is None or isinstance(value, SCALARS)}
 
 
 def _entries(value: Any) -> dict[str, Any]:
