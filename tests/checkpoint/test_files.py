@@ -10,8 +10,9 @@ import pytest
 import torch
 from checkpoint import published
 
+from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint import CheckpointError, bundled, find_tokenizer, inspect_checkpoint
-from xlmr_core.checkpoint.files import BUNDLED, files_in, local_path, open_weights, written_as
+from xlmr_core.checkpoint.files import BUNDLED, files_in, local_path, open_weights
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
 
