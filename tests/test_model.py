@@ -253,9 +253,9 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], type[Exception], str]]
         "position_ids must hold int64 or int32, not torch.float32",
     ),
     "unknown keyword": (
-        lambda: {"input_ids": IDS, "output_attentions": IDS},
+        lambda: {"input_ids": IDS, "output_attention": IDS},
         TypeError,
-        "unexpected keyword argument 'output_attentions'",
+        "unexpected keyword argument 'output_attention'",
     ),
     "no ids": (dict, TypeError, "missing 1 required positional argument: 'input_ids'"),
 }

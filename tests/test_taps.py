@@ -1,7 +1,11 @@
 """Named internals: the table is the architecture, looking changes nothing, changing changes what it should."""
 
+import copy
 import math
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -313,3 +317,47 @@ def test_the_table_can_be_read() -> None:
     assert Tap("layers.1.mid", "(B, S, H)", "the same: nothing normalises it here", "encoder.layers.1.mid") in taps
     assert len({tap.name for tap in taps}) == len(taps)
     assert all(tap.meaning for tap in taps)
+
+
+def test_a_context_acts_only_in_its_own_thread() -> None:
+    """Eight threads share a model. Each captures its own tensors, and no other thread's intervention reaches it."""
+    pair = pair_of("post-norm")
+    model, shared = pair.ours, pair.batch["input_ids"]
+    inputs = [shared.masked_fill(shared == 7, 8 + number) for number in range(8)]
+    with torch.no_grad():
+        expected = [model(ids).logits for ids in inputs]
+        with model.intervene({"layers.0.mid": torch.zeros_like}):
+            ablated = model(inputs[0]).logits
+    together = threading.Barrier(8)
+
+    def work(number: int) -> list[str]:
+        problems: list[str] = []
+        with torch.no_grad():
+            for _ in range(5):
+                together.wait()
+                with model.capture("lm_head.logits") as acts, ExitStack() as stack:
+                    if number == 0:
+                        stack.enter_context(model.intervene({"layers.0.mid": torch.zeros_like}))
+                    together.wait()  # every context is open before any thread runs the model
+                    logits = model(inputs[number]).logits
+                    together.wait()  # every run is over before any context is closed
+                wanted = ablated if number == 0 else expected[number]
+                problems += [f"{number}: wrong logits"] * (not torch.equal(logits, wanted))
+                problems += [f"{number}: wrong capture"] * (acts["lm_head.logits"] is not logits)
+        return problems
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        assert [problem for problems in pool.map(work, range(8)) for problem in problems] == []
+    assert not list(hooks_of(model))
+
+
+def test_a_copy_made_inside_a_context_is_an_ordinary_model() -> None:
+    pair = pair_of("post-norm")
+    with torch.no_grad():
+        expected = pair.ours(**pair.batch).logits
+        names = ("embeddings.sum", "layers.0.mid")  # the input of a module, and the output of one
+        with pair.ours.capture("**") as acts, pair.ours.intervene(dict.fromkeys(names, torch.zeros_like)):
+            twin = copy.deepcopy(pair.ours)
+            assert torch.equal(twin(**pair.batch).logits, expected)
+        assert torch.equal(twin(**pair.batch).logits, expected)
+    assert not acts

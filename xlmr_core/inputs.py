@@ -11,6 +11,28 @@ from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
 
+# Arguments that transformers takes and `forward` does not, and what does the same here.
+INSTEAD = {
+    "output_attentions": 'use `with model.capture("layers.*.attention.probs") as acts: model(**batch)`',
+    "output_hidden_states": 'use `with model.capture("embeddings.output", "layers.*.output") as acts: model(**batch)`',
+    "return_dict": "leave it out: the output always has named fields, such as output.last_hidden_state",
+    "inputs_embeds": 'use `with model.intervene({"embeddings.word": lambda _: vectors}): model(**batch)`',
+    "labels": "compute the loss from the logits, for example torch.nn.functional.cross_entropy(logits, labels)",
+}
+
+
+def check_call(*args: object, **kwargs: object) -> None:
+    """What `forward` is given, by name and kind only: what a user of transformers is likely to try."""
+    for name, way_out in INSTEAD.items():
+        if name in kwargs:
+            raise TypeError(f"the model takes no argument {name}: {way_out}")
+    given = args or ((kwargs["input_ids"],) if "input_ids" in kwargs else ())
+    if given and not isinstance(given[0], Tensor):
+        raise TypeError(
+            f"input_ids must be a tensor of token ids, not {type(given[0]).__name__}: "
+            "pass the tokenizer's batch as model(**batch)"
+        )
+
 
 def check_shapes(
     input_ids: Tensor,
@@ -19,7 +41,7 @@ def check_shapes(
     position_ids: Tensor | None,
     lengths: Tensor | None,
 ) -> None:
-    """Shapes and types of the arguments of `XLMRobertaModel.forward`. Looks at no id."""
+    """Shapes and types of the arguments of `XLMRobertaModel.forward`. Looks at no id, only at a mask of floats."""
     shape = tuple(input_ids.shape)
     if lengths is None and (input_ids.dim() != 2 or input_ids.numel() == 0):
         packed = ". A packed batch, of shape (tokens,), needs lengths" if input_ids.dim() == 1 else ""
@@ -33,6 +55,20 @@ def check_shapes(
     for name, tensor in indices.items():
         if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} must hold int64 or int32, not {tensor.dtype}")
+    if attention_mask is not None and attention_mask.is_floating_point():
+        _check_floating_mask(attention_mask)
+
+
+def _check_floating_mask(attention_mask: Tensor) -> None:
+    """Raises ValueError for an additive mask (0 and -inf), which would be read with its meaning reversed."""
+    if torch.compiler.is_compiling() or attention_mask.is_meta:
+        return  # a look at the values would break the graph
+    wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+    if wrong.numel():
+        raise ValueError(
+            f"attention_mask holds {wrong[0].item():g}, expected 1 for a token to attend to and 0 for padding. "
+            "An additive mask, which has 0 where a token is attended to, becomes one by `attention_mask == 0`"
+        )
 
 
 def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> None:
@@ -72,15 +108,33 @@ def check_values(
             )
         raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")
     if packed and bool((input_ids == config.pad_token_id).any()):
-        raise ValueError(f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}")
+        raise ValueError(
+            f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}. If a text contains "
+            "<pad>, tokenize it with specials_in_text=False"
+        )
 
 
-def check_device(device: torch.device | str) -> torch.device:
-    """The device. Raises ValueError, with those that there are, if this torch on this machine cannot use it."""
+def check_device(device: torch.device | str, *, computes: bool = True) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        device: A torch device or its name.
+        computes: False also admits "meta", where tensors have shapes and no numbers.
+
+    Returns:
+        `device` as a `torch.device`.
+
+    Raises:
+        ValueError: this torch cannot use the device on this machine. The message lists the devices it can use.
+    """
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"there is no device {str(device)!r}; there is {_devices_here()}") from error
+    if computes and chosen.type == "meta":
+        raise ValueError(
+            f"device {str(device)!r} holds shapes and no numbers: nothing can be computed; there is {_devices_here()}"
+        )
     try:
         torch.empty(0, device=chosen)
     except Exception as error:  # each backend has an error of its own for not being there

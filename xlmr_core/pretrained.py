@@ -5,13 +5,14 @@ The methods that reach outside import what they need when they are called: a mod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from typing_extensions import Self  # typing's own is from Python 3.11
 
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.inputs import check_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,11 @@ class PretrainedModel(nn.Module):
 
     config: XLMRobertaConfig
     load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `forward`. Raises TypeError for an argument that only transformers takes, and names what to do instead."""
+        check_call(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     @classmethod
     def from_pretrained(

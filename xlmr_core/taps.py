@@ -11,6 +11,7 @@ knows nothing of it, and a model that nobody looks into pays nothing.
         ablated = model(**batch)
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Ge
 
     A pattern is a tap's name, in which `*` stands for any one part or piece of a part, `**` for any number of parts,
     and a layer may be counted from the end (`layers.-1`); so "**" is every tap. Tensors are those of the run itself, in
-    its graph: gradients flow, and a second run replaces them.
+    its graph: gradients flow, and a second run replaces them. Only runs of this model in the thread that opened the
+    context are captured: other threads, and copies of the model, run as if it were closed.
 
     partial: whether taps whose module the model lacks are skipped, and listed in `skipped`: a class of somebody's own
     may stand in place of ours. Raises ValueError for such a tap without `partial`, for a pattern that matches nothing,
@@ -168,8 +170,9 @@ def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Ge
 def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generator[None, None, None]:
     """While the context is open, each tensor at a matching tap is replaced by what its function makes of it.
 
-    Patterns are as in `capture`, which sees what is put in. Raises ValueError for a pattern that matches nothing, and
-    when a function gives a tensor of another shape, dtype or device; TypeError for what is no function.
+    Patterns, threads and copies are as in `capture`, which sees what is put in. Raises ValueError for a pattern that
+    matches nothing, and when a function gives a tensor of another shape, dtype or device; TypeError for what is no
+    function.
     """
     for pattern, change in changes.items():
         if not callable(change):
@@ -249,12 +252,17 @@ def _hook(model: PretrainedModel, tap: Tap, change: Change, *, first: bool) -> G
             f"{tap.name} is the {tap.side} of the module {tap.module}, which this model lacks. "
             "capture(..., partial=True) skips such taps"
         )
+    thread = threading.get_ident()
 
-    def on_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:])
+    def is_ours(called: nn.Module) -> bool:
+        """Whether this call is one to act on: a deepcopy of the model keeps the hook, and other threads meet it."""
+        return called is module and threading.get_ident() == thread
 
-    def on_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return change(output)
+    def on_input(called: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:]) if is_ours(called) else args
+
+    def on_output(called: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        return change(output) if is_ours(called) else output
 
     if tap.side == "input":
         handle = module.register_forward_pre_hook(on_input, prepend=first)

@@ -85,7 +85,7 @@ def load_pretrained(
     """
     if labels is not None:
         check_labels(cls, labels, new_head)
-    device = check_device(device)  # before anything is fetched
+    device = check_device(device, computes=False)  # before anything is fetched
     groups = needs_of(cls).beside
     files = find_model(
         source,

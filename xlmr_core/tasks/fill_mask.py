@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.inputs import check_device
 from xlmr_core.model import AttentionKind
 from xlmr_core.tokenizer import MASK, XLMRobertaTokenizer
 
@@ -51,6 +52,7 @@ class FillMask:
         token: str | bool | None = None,
     ) -> Self:
         """Model and tokenizer of one checkpoint; parameters and errors as `XLMRobertaForMaskedLM.from_pretrained`."""
+        device = check_device(device)
         where: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
