@@ -228,7 +228,7 @@ def attention(
     scale = 1 / math.sqrt(size)
     if "scores_unscaled" in wrong:
         scale = 1.0
-    if "scores_scaled_twice" in wrong:
+    if "scores_scaled_by_head_dim" in wrong:
         scale = 1 / size
     if "scores_scaled_by_hidden_size" in wrong:
         scale = 1 / math.sqrt(heads * size)
@@ -337,7 +337,7 @@ ALL_MISTAKES = (
     "positions_from_one positions_count_padding positions_without_restart position_rows_shifted "
     "embedding_norm_missing embedding_norm_bias_missing eps_of_bert norm_unbiased norm_over_tokens dropout_left_on "
     "q_k_swapped k_v_swapped weights_transposed q_bias_missing k_bias_missing v_bias_missing heads_interleaved "
-    "heads_split_without_transpose heads_merged_without_transpose scores_unscaled scores_scaled_twice "
+    "heads_split_without_transpose heads_merged_without_transpose scores_unscaled scores_scaled_by_head_dim "
     "scores_scaled_by_hidden_size scores_float16 mask_missing mask_inverted mask_added_as_it_is mask_too_weak "
     "mask_causal softmax_over_queries out_bias_missing norm_placement_exchanged norm_before_residual "
     "attention_residual_missing attention_norm_bias_missing norms_exchanged up_bias_missing gelu_tanh gelu_quick "

@@ -1,6 +1,7 @@
 """Diagnosis names what it can show and nothing else; foreign implementations are in test_seeded_faults.py."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from xlmr_core.cli import main
 from xlmr_core.parity.adapters import dump_of
-from xlmr_core.parity.diagnose import Diagnosis, diagnose
+from xlmr_core.parity.diagnose import Diagnosis, diagnose, one_mask
 from xlmr_core.parity.faults import POOLING_FAULTS, TOKENIZER_FAULTS, find_fault, mean_pooled
 from xlmr_core.parity.patterns import describe, growth
 from xlmr_core.parity.trace import record
@@ -81,7 +82,23 @@ def test_mistakes_that_give_the_same_numbers_are_named_together(pair: reference.
         dump = dump_of(pair.ours, batch)
     [finding] = diagnose(pair.ours, batch, dump).findings
     assert {cause.name for cause in finding.causes} == {"positions_from_zero", "position_rows_shifted"}
-    assert "the same numbers on this input" in str(diagnose(pair.ours, batch, dump))
+    report = str(diagnose(pair.ours, batch, dump))
+    assert "the same numbers on this input" in report
+    assert "no tap does on this input; texts of several lengths may" in report
+
+
+def test_a_tie_names_the_tap_that_breaks_it(pair: reference.Pair) -> None:
+    """A row of scores may have any number added to it: only the scores themselves tell 1 for real tokens from -1."""
+    taps = ["embeddings.output", "layers.*.output"]
+    diagnosis = diagnose(pair.ours, pair.batch, dump_with(pair, "mask_too_weak", taps=taps))
+    [finding] = diagnosis.findings
+    assert [cause.name for cause in finding.causes] == ["mask_too_weak", "mask_added_as_it_is"]
+    assert finding.told_apart_at == ("layers.0.attention.scores",)
+    assert "to tell it from mask_too_weak: add layers.0.attention.scores to the dump" in str(diagnosis)
+    assert json.loads(diagnosis.to_json())["findings"][0]["told_apart_at"] == ["layers.0.attention.scores"]
+    taps.append("layers.0.attention.scores")
+    dump = dump_with(pair, "mask_too_weak", taps=taps)
+    assert [len(finding.causes) for finding in diagnose(pair.ours, pair.batch, dump).findings] == [1]
 
 
 def test_three_mistakes_are_found_one_after_the_other(pair: reference.Pair) -> None:
@@ -179,6 +196,49 @@ def test_errors_are_described(pair: reference.Pair, healthy: dict[str, Tensor]) 
     assert "the first token is right" in seen(output, without_first)
     assert "values are NaN or infinite" in seen(output, lambda x: x / 0)
     assert "unrelated" in seen(output, torch.randn_like)
+
+
+def test_zeros_are_dropout_only_where_the_rest_is_scaled(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
+    def seen(site: str, rule: Any) -> str:
+        lines = describe(site, healthy[site], rule(healthy[site].clone()), pair.real, heads=4, allowed=1e-6)
+        return "; ".join(lines)
+
+    def without(*index: Any) -> Any:
+        def rule(x: Tensor) -> Tensor:
+            x[index] = 0
+            return x
+
+        return rule
+
+    output = "layers.1.output"
+    keep = torch.rand(5, 11, 24, generator=torch.Generator().manual_seed(0)) < 0.75
+    dropped = seen(output, lambda x: x * keep / 0.75)
+    assert "% of the values are exactly 0, the others 1.333 times what they should be: dropout of 0.25 is on" in dropped
+    tokens = seen(output, without(slice(None), 4))
+    assert re.search(r"% of the values are exactly 0, the others are right: \d of 38 tokens are all 0", tokens)
+    features = seen(output, without(..., slice(0, 6)))
+    assert "25% of the values are exactly 0, the others are right: 6 of 24 features are 0 at every token" in features
+    assert "dropout" not in seen(output, lambda x: x * keep)
+    scaled = seen(output, lambda x: x * keep * 3)
+    assert "the others 3 times what they should be" in scaled
+    assert "dropout" not in scaled
+
+
+def test_a_mask_of_the_wrong_sign_is_told_from_none(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
+    scores, probs = (f"layers.0.attention.{name}" for name in ("scores", "probs"))
+    q, k = (healthy[f"layers.0.attention.{name}"].unflatten(-1, (4, 6)).transpose(1, 2) for name in "qk")
+    unmasked = q @ k.transpose(2, 3) * 6**-0.5
+    padding = ~pair.real[:, None, None, :]
+    for name, bias in {
+        "raised, not lowered: the mask has the wrong sign": 1e4,
+        "but padding is not masked": 0.0,
+    }.items():
+        wrong = one_mask(scores, unmasked + padding * bias)
+        lines = describe(scores, one_mask(scores, healthy[scores]), wrong, pair.real, heads=4, allowed=1e-4)
+        assert name in lines[-1]
+    half = (unmasked.half().masked_fill(padding, -torch.inf)).softmax(dim=-1).float()
+    lines = describe(probs, healthy[probs], half, pair.real, heads=4, allowed=1e-6)
+    assert "rounding to float16" in lines[-1]
 
 
 def test_growth_with_depth() -> None:

@@ -172,7 +172,7 @@ def test_count() -> None:
 PAIRS = [
     ("positions_from_zero", "gelu_tanh"),
     ("token_type_missing", "vocabulary_bias_missing"),
-    ("embeddings_scaled", "scores_scaled_twice"),
+    ("embeddings_scaled", "scores_scaled_by_head_dim"),
     ("q_bias_missing", "mask_too_weak"),
     ("k_v_swapped", "down_bias_missing"),
     ("heads_interleaved", "lm_head_gelu_tanh"),

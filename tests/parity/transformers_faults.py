@@ -402,7 +402,7 @@ MISTAKES: dict[str, Mistake] = {
     "heads_split_without_transpose": attention_by(split=cut),
     "heads_merged_without_transpose": attention_by(merge=False),
     "scores_unscaled": scaling(lambda attention: 1.0),
-    "scores_scaled_twice": scaling(lambda attention: 1 / attention.attention_head_size),
+    "scores_scaled_by_head_dim": scaling(lambda attention: 1 / attention.attention_head_size),
     "scores_scaled_by_hidden_size": scaling(lambda attention: attention.all_head_size**-0.5),
     "scores_float16": attention_by(narrow=True),
     "mask_missing": attention_by(scores=lambda product, mask: product),

@@ -16,7 +16,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -78,6 +79,9 @@ class Finding:
     site: str  # the first that differed
     causes: tuple[AnyCause, ...]  # closest first
     evidence: tuple[Evidence, ...]  # from `site` to where the numbers part next, or to the end
+    # For each cause after the first, the first tap at which it differs from the first cause: in the dump, that tap
+    # would break the tie. None: they differ at no tap on this input.
+    told_apart_at: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class Diagnosis:
                 "site": finding.site,
                 "causes": [{"name": cause.name, "cause": cause.cause} for cause in finding.causes],
                 "evidence": [_finite(asdict(evidence)) for evidence in finding.evidence],
+                "told_apart_at": finding.told_apart_at,
             }
             for finding in self.findings
         ]
@@ -144,8 +149,10 @@ class Diagnosis:
 
 def _finding_lines(finding: Finding) -> list[str]:
     lines = [f"{finding.causes[0].name}: {finding.causes[0].cause}"]
-    for other in finding.causes[1:]:
+    for other, tap in zip_longest(finding.causes[1:], finding.told_apart_at):
         lines.append(f"  or {other.name}: {other.cause} (the same numbers on this input)")
+        more = f"add {tap} to the dump" if tap else "no tap does on this input; texts of several lengths may"
+        lines.append(f"     to tell it from {finding.causes[0].name}: {more}")
     width = max((len(evidence.site) for evidence in finding.evidence), default=0)
     lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")
     shown = finding.evidence if len(finding.evidence) <= 8 else (*finding.evidence[:4], None, *finding.evidence[-3:])
@@ -213,32 +220,33 @@ class Simulator:
         self.dropout = model.config.hidden_dropout_prob
         self._exact, self._rounded = _twin(model, torch.float64), _twin(model, dtype)
 
-    def run(self, causes: tuple[Cause, ...]) -> Run | None:
-        """None where the model has no such part to make a fault in."""
+    def run(self, causes: tuple[Cause, ...], sites: frozenset[str] | None = None) -> Run | None:
+        """None where the model has no such part to make a fault in. sites: by default those of the dump."""
         self.tick(1)
+        sites = self.sites if sites is None else sites
         try:
-            exact = self._captured(self._exact, causes)
-            rounded = self._captured(self._rounded, causes)
+            exact = self._captured(self._exact, causes, sites)
+            rounded = self._captured(self._rounded, causes, sites)
         except ValueError:
             return None
         return Run(exact, rounded, self.attention_mask.bool(), self.dtype)
 
     @torch.no_grad()
-    def _captured(self, model: PretrainedModel, causes: tuple[Cause, ...]) -> dict[str, Tensor]:
+    def _captured(self, model: PretrainedModel, causes: tuple[Cause, ...], sites: frozenset[str]) -> dict[str, Tensor]:
         with ExitStack() as made:
             for cause in causes:
                 if isinstance(cause, Fault):
                     made.enter_context(cause.applied(model))
-            return self._run(model, causes)
+            return self._run(model, causes, sites)
 
-    def _run(self, model: PretrainedModel, causes: tuple[Cause, ...]) -> dict[str, Tensor]:
+    def _run(self, model: PretrainedModel, causes: tuple[Cause, ...], sites: frozenset[str]) -> dict[str, Tensor]:
         pool = next((cause.pool for cause in causes if isinstance(cause, PoolingFault)), mean_pooled)
         torch.manual_seed(0)  # for dropout that was left on
         with model.capture("**") as seen:
             out = model(self.input_ids, self.attention_mask)
         reduced = with_reduced_logits(seen, self.top_ids)
-        found = {name: one_mask(name, tensor) for name, tensor in reduced.items() if name in self.sites}
-        if SENTENCE in self.sites:
+        found = {name: one_mask(name, tensor) for name, tensor in reduced.items() if name in sites}
+        if SENTENCE in sites:
             found[SENTENCE] = pool(out.last_hidden_state, self.attention_mask)
         return found
 
@@ -311,7 +319,7 @@ def search(
         finding = finding or _dropout(simulator, dump, run, row, made)
         if finding is None:
             break
-        found.append(finding)
+        found.append(replace(finding, told_apart_at=_told_apart_at(simulator, model, made, finding.causes)))
         made = (*made, finding.causes[0])  # pyright: ignore[reportAssignmentType]
         if finding.causes[0].name == "dropout_left_on":
             comparison = Comparison(())  # what follows is chance
@@ -366,6 +374,18 @@ def _explanation(
         if row.site in explained and order.index(row.site) >= start
     )
     return Finding(_located(model, dump, comparison), tuple(causes), evidence)
+
+
+def _told_apart_at(
+    simulator: Simulator, model: PretrainedModel, made: tuple[Cause, ...], causes: tuple[AnyCause, ...]
+) -> tuple[str | None, ...]:
+    """For each cause after the first, the first tap of the model at which the two differ beyond rounding."""
+    if len(causes) == 1:
+        return ()
+    taps = frozenset(tap.name for tap in model.taps())
+    first, *others = (simulator.run((*made, cause), taps) for cause in causes)  # pyright: ignore[reportArgumentType]
+    rows = [_first_wrong(first.compared(other.rounded)) if first and other else None for other in others]
+    return tuple(row.site if row else None for row in rows)
 
 
 def _in_its_layer(site: str, model: PretrainedModel) -> list[Fault]:

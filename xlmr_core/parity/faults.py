@@ -735,8 +735,8 @@ FAULTS: tuple[Fault, ...] = (
         patch=_queries_scaled(lambda config: config.head_dim**0.5),
     ),
     Fault(
-        "scores_scaled_twice",
-        cause="queries are scaled and a fused attention scales again",
+        "scores_scaled_by_head_dim",
+        cause="scores are divided by head_dim, not by sqrt(head_dim), in one step or by scaling twice",
         symptom="scores are too small by sqrt(head_dim), probs too flat",
         site="layers.0.attention.scores",
         patch=_queries_scaled(lambda config: config.head_dim**-0.5),

@@ -4,6 +4,7 @@ A pattern is a hint for the reader, found in the numbers of one site and said in
 the fault must be made and must give the foreign numbers (diagnose.py).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from xlmr_core.parity.compare import PER_SEQUENCE, UNDERFLOW, elements, shape_of
 
 # The unit of rounding of each narrow format: the largest relative error of one rounding.
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# A softmax multiplies the relative errors of its scores by their size, which is seldom more.
+LARGEST_SCORE = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Site:
     real: Tensor  # (B, S), boolean
     heads: int
     allowed: float  # what rounding explains
+    dtype: torch.dtype = torch.float64  # of the tensor as it is
 
     @property
     def expected(self) -> Tensor:
@@ -55,7 +60,7 @@ def describe(
 
     expected and actual: the tensors at the tap, batch first. allowed: the largest difference that rounding explains.
     """
-    site = Site(name, expected.double().cpu(), actual.double().cpu(), real.cpu(), heads, allowed or 0.0)
+    site = Site(name, expected.double().cpu(), actual.double().cpu(), real.cpu(), heads, allowed or 0.0, actual.dtype)
     if not site.actual.isfinite().all():
         odd = int((~site.actual.isfinite()).sum())
         return (f"{odd} of {site.actual.numel()} values are NaN or infinite",)
@@ -133,6 +138,8 @@ def _masking(site: Site) -> str | None:
     if not wrong.any() or (wrong & ~padding & ~masked).any():
         return None
     seen, hidden = bool((wrong & padding).any()), bool((wrong & ~padding).any())
+    if seen and not hidden and (site.actual[wrong] > 2 * UNDERFLOW).all():  # UNDERFLOW: as high as a real token
+        return "scores are right, but padding is raised, not lowered: the mask has the wrong sign"
     what = ["padding is not masked"] * seen + ["real tokens are masked"] * hidden
     return f"scores are right, but {' and '.join(what)}"
 
@@ -150,10 +157,28 @@ def _dropped(site: Site) -> str | None:
     if kept.all() or not kept.any() or (site.expected == 0).any():
         return None
     factor = float((site.actual[kept] * site.expected[kept]).sum() / site.expected[kept].square().sum())
-    if factor < 1 or not site.near(site.actual, site.expected * kept * factor, factor):
+    if not site.near(site.actual, site.expected * kept * factor, max(1.0, abs(factor))):
         return None
-    share = 1 - float(kept.double().mean())
-    return f"{share:.0%} of the values are exactly 0, the others {factor:.4g} times what they should be: dropout"
+    zeros = f"{1 - float(kept.double().mean()):.0%} of the values are exactly 0"
+    if site.near(site.actual, site.expected * kept):
+        return f"{zeros}, the others are right{_where_zero(site, kept)}"
+    scaled = f"{zeros}, the others {factor:.4g} times what they should be"
+    # Dropout keeps each value with probability 1 / factor; 5 standard deviations are beyond chance.
+    dropped, chance = 1 - 1 / factor, 5 * math.sqrt(abs(factor - 1) / factor**2 / kept.numel())
+    is_dropout = factor > 1 and abs(1 - float(kept.double().mean()) - dropped) <= chance
+    return f"{scaled}: dropout of {dropped:.2g} is on" if is_dropout else scaled
+
+
+def _where_zero(site: Site, kept: Tensor) -> str:
+    """Which tokens or features the zeros are, where they are whole ones."""
+    each = "row" if site.letters in PER_SEQUENCE else "token"
+    per_token = kept.flatten(1).any(dim=1)
+    if not (kept.flatten(1) ^ per_token[:, None]).any():
+        return f": {int((~per_token).sum())} of {len(per_token)} {each}s are all 0"
+    per_feature = kept.any(dim=0)
+    if kept.dim() == 2 and not (kept ^ per_feature).any():
+        return f": {int((~per_feature).sum())} of {len(per_feature)} features are 0 at every {each}"
+    return ""
 
 
 def _offset(site: Site) -> str | None:
@@ -236,9 +261,15 @@ def _rounded(site: Site) -> str | None:
     relative = (site.error / site.expected)[counted].abs()
     if not relative.numel():
         return None
+    largest = f"relative errors of up to {float(relative.max()):.1e} without a pattern"
+    for name, unit in reversed(UNITS.items()):  # most numbers of bfloat16 are numbers of float16, too
+        wider = torch.finfo(site.dtype).eps < unit
+        if wider and torch.equal(site.actual.to(DTYPES[name]).double(), site.actual):
+            return f"{largest}: rounding to {name}" if relative.max() <= LARGEST_SCORE * unit else None
     for name, unit in UNITS.items():
         if relative.max() <= 1.01 * unit and relative.median() > unit / 16:
-            return f"relative errors of up to {float(relative.max()):.1e} without a pattern: rounding to {name}"
+            scores = " or, of its scores, to float16" if site.name.endswith("probs") and name == "bfloat16" else ""
+            return f"{largest}: rounding to {name}{scores}"
     return None
 
 
