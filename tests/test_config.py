@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import XLMRobertaConfig as TheirConfig
 from transformers import XLMRobertaXLConfig as TheirXLConfig
 
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.json_files import JSON_LIMIT
 
 # The encoder part of the published xlm-roberta-base/config.json.
 PUBLISHED: dict[str, Any] = {
@@ -252,6 +254,32 @@ def test_a_file_that_is_no_config_names_the_file(text: str, tmp_path: Path) -> N
     file = tmp_path / "config.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"config\.json: "):
+        XLMRobertaConfig.from_json(file)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.touch()
+    os.truncate(file, 2**33)  # sparse: it takes no room
+    with pytest.raises(ValueError, match=rf"config\.json: it has {2**33} bytes, at most {JSON_LIMIT} are read"):
+        XLMRobertaConfig.from_json(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": [1]}, r"architectures must be a list of names, not \[1\]"),
+        ({"architectures": [None]}, r"architectures must be a list of names, not \[None\]"),
+        ({"architectures": "XLMRobertaModel"}, "architectures must be a list of names"),
+        ({"layer_norm_eps": 10**400}, r"layer_norm_eps must be a number that fits a float, not 10{79}\.\.\."),
+        ({"initializer_range": 10**400}, "initializer_range must be a number that fits a float"),
+        ({"hidden_size": "x" * 10_000}, r"hidden_size must be of type int, not 'x{79}\.\.\.$"),
+    ],
+)
+def test_an_odd_value_is_named_with_its_file(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**XLMRobertaConfig().to_dict(), **change}))
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
         XLMRobertaConfig.from_json(file)
 
 

@@ -1,14 +1,15 @@
 """The shape and the numerics of one XLM-RoBERTa: a frozen dataclass, with the field names of config.json."""
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import inf
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import Self  # typing's own is from Python 3.11
+
+from xlmr_core.json_files import read_json_object
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 POST_NORM_TYPES = ("xlm-roberta", "roberta", "camembert")  # one architecture under three names
@@ -16,6 +17,8 @@ PRE_NORM_TYPES = ("xlm-roberta-xl",)
 LABELS = ("LABEL_0", "LABEL_1")  # what config.json means when it names none
 MAX_LABELS = 1_000_000  # a config.json may say anything
 LONGEST_MESSAGE = 300  # characters
+LARGEST_FLOAT = sys.float_info.max
+LONGEST_VALUE = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class XLMRobertaConfig:
             if field.name == "classifier_dropout":
                 kind = type(None) if value is None else float
             if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
-                raise TypeError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
+                raise TypeError(f"{field.name} must be of type {kind.__name__}, not {shortened(value)}")
+            if type(value) is int and kind is float and abs(value) > LARGEST_FLOAT:  # JSON has integers of any size
+                raise ValueError(f"{field.name} must be a number that fits a float, not {shortened(value)}")
         for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -130,8 +135,7 @@ class XLMRobertaConfig:
         missing = sorted(known - optional - values.keys())
         if missing:
             raise ValueError(f"config.json has no {', '.join(missing)}: a value assumed in silence would be a guess")
-        architectures: list[str] = values.get("architectures") or []
-        is_xl = model_type in PRE_NORM_TYPES or any(name.startswith("XLMRobertaXL") for name in architectures)
+        is_xl = model_type in PRE_NORM_TYPES or any(name.startswith("XLMRobertaXL") for name in _architectures(values))
         chosen: dict[str, Any] = {"norm_first": is_xl, "labels": _labels_in(values)}
         chosen.update((name, values[name]) for name in known & values.keys())
         return cls(**chosen)
@@ -139,10 +143,8 @@ class XLMRobertaConfig:
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> Self:
         """Reads config.json. Raises ValueError, naming the file, if it is not a config this model can follow."""
+        values = read_json_object(path)
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError("it does not hold a JSON object")
             return cls.from_dict(values)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -155,6 +157,25 @@ class XLMRobertaConfig:
             values["id2label"] = {str(i): label for i, label in self.id2label.items()}
             values["label2id"] = {label: i for i, label in self.id2label.items()}
         return {"model_type": "xlm-roberta-xl" if norm_first else "xlm-roberta", **values}
+
+
+def shortened(value: Any) -> str:
+    """The value as a message shows it, on one line and not longer than LONGEST_VALUE."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested too deeply
+        text = f"a value of type {type(value).__name__} that is too large to show"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def _architectures(values: Mapping[str, Any]) -> list[str]:
+    """The names of transformers' classes in a parsed config.json."""
+    names = values.get("architectures")
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"architectures must be a list of names, not {shortened(names)}")
+    return names
 
 
 def _labels_in(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from argparse import Namespace
@@ -283,6 +284,15 @@ def test_a_dictionary_of_another_length_is_refused(tmp_path: Path) -> None:
     for pieces in (["a"], ["a", "b", "c"]):
         with pytest.raises(CheckpointError, match=f"lists 2 pieces; the SentencePiece model has {len(pieces)}"):
             check_dictionary(path, pieces)
+
+
+@pytest.mark.parametrize(("size", "message"), [(3, "byte 0, 0xff, is not UTF-8"), (2**33, "at most")])
+def test_a_dictionary_that_is_none_is_named(size: int, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "dict.txt"
+    path.write_bytes(b"\xff")
+    os.truncate(path, size)  # sparse: it takes no room
+    with pytest.raises(CheckpointError, match=rf"dict\.txt: .*{message}"):
+        check_dictionary(path, ["a"])
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

@@ -133,6 +133,18 @@ class TestFillMask:
         assert isinstance(xlmr("--debug", "fill-mask", "<mask>", "--model", tmp_path / "nothing").exception, ValueError)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "5", "", "[" * 100_000, '{"architectures": [1]}'])
+@pytest.mark.parametrize("command", ["tokenize", "fill-mask", "inspect"])
+def test_every_command_names_a_config_that_is_none(
+    command: str, text: str, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(toy_checkpoint, tmp_path / "copy")
+    (folder / "config.json").write_text(text)
+    result = xlmr(command, folder) if command == "inspect" else xlmr(command, "text", "--model", folder)
+    assert result.exit_code == 1
+    assert f"Error: {folder / 'config.json'}: " in result.stderr
+
+
 def test_tokenize_shows_each_step(toy_checkpoint: Path) -> None:
     result = xlmr("tokenize", "the <mask> sees", "кіт", "--model", toy_checkpoint)
     assert result.exit_code == 0

@@ -27,6 +27,7 @@ from xlmr_core.checkpoint.files import (
     open_beside,
     open_weights,
     read_config,
+    read_config_object,
 )
 from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.layouts import BESIDE, HEADS, POSITIONS, TOKEN_TYPES, file_beside, needs_of, nest
@@ -253,7 +254,7 @@ def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Any) -> 
 
 def _config(plan: Plan, files: Files, entries: list[Entry]) -> str:
     """config.json: the fields of the source's own, if it has one, with those of the model as they are now."""
-    values: dict[str, Any] = json.loads(files.config.read_text(encoding="utf-8")) if files.config.name == CONFIG else {}
+    values: dict[str, Any] = read_config_object(files.config) if files.config.name == CONFIG else {}
     values.pop("torch_dtype", None)  # the older name of dtype
     values.pop("dtype", None)
     values |= {"architectures": [plan.needs.architectures[plan.config.norm_first]], **plan.config.to_dict()}

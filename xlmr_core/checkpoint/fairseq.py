@@ -8,9 +8,11 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.config import LABELS, XLMRobertaConfig
+from xlmr_core.json_files import read_text
 
 EPS = 1e-5  # fairseq's LayerNorm has no setting for it (torch.nn.LayerNorm's default)
 PAD = 1
+DICTIONARY_LIMIT = 100 * 2**20  # bytes of a dict.txt; that of XLM-R has 5 MB
 SETTINGS = {  # ours -> fairseq's (models/roberta/model.py)
     "num_hidden_layers": "encoder_layers",
     "hidden_size": "encoder_embed_dim",
@@ -149,7 +151,10 @@ def check_dictionary(dictionary: Path, pieces: Iterable[str]) -> None:
 
     fairseq's ids count the lines of dict.txt; ours count pieces. `pieces` leaves out <unk>, <s> and </s>.
     """
-    text = dictionary.read_text(encoding="utf-8")
+    try:
+        text = read_text(dictionary, DICTIONARY_LIMIT)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     listed = [line.rsplit(" ", 1)[0] for line in text.split("\n") if line]
     expected = list(pieces)
     for number, (theirs, ours) in enumerate(zip(listed, expected), start=1):  # noqa: B905 (lengths are compared below)

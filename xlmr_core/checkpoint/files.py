@@ -5,7 +5,6 @@ already holds. Overwriting a mapped file in place would change the model under i
 it writes a new file and renames it (`xlmr_core.atomic`).
 """
 
-import json
 import os
 import struct
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from xlmr_core.checkpoint.layouts import BESIDE, file_beside
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.pickles import read_pickle
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.json_files import read_json_object
 
 CONFIG = "config.json"
 TOKENIZER = "sentencepiece.bpe.model"
@@ -116,7 +116,15 @@ def read_config(path: Path) -> XLMRobertaConfig:
         return config_from(pickled.settings, pickled.tensors, path)
     try:
         return XLMRobertaConfig.from_json(path)
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_config_object(path: Path) -> dict[str, Any]:
+    """All of config.json, or a CheckpointError that says what is wrong with the file."""
+    try:
+        return read_json_object(path)
+    except (ValueError, OSError) as error:
         raise CheckpointError(str(error)) from error
 
 
@@ -186,11 +194,9 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_index(index: Path) -> dict[str, str]:
     """Which file holds which key. Raises CheckpointError for a file that is no index, or reaches out of its folder."""
-    if index.stat().st_size > INDEX_LIMIT:
-        raise CheckpointError(f"{index} has {index.stat().st_size} bytes; an index has at most {INDEX_LIMIT}")
     try:
-        shard_of: dict[str, Any] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        shard_of: dict[str, Any] = dict(read_json_object(index, INDEX_LIMIT)["weight_map"])
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{index} is not an index of shards ({type(error).__name__}: {error})") from error
     for key, name in shard_of.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):

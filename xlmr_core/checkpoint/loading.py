@@ -26,6 +26,7 @@ from xlmr_core.checkpoint.files import (
     open_beside,
     open_weights,
     read_config,
+    read_config_object,
     sibling,
 )
 from xlmr_core.checkpoint.layouts import BESIDE, file_beside, needs_of
@@ -211,7 +212,7 @@ def check_vocabulary(config: Path, tokenizer: Path | None = None) -> None:
     """
     if config.name != CONFIG:  # fairseq's own file: XLM-R, not converted from anything
         return
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    model_type = read_config_object(config).get("model_type")
     if model_type not in OTHER_VOCABULARIES:
         return
     if tokenizer is not None:
