@@ -1,10 +1,11 @@
-"""The lines of a text file, or what is wrong with it and where."""
+"""The lines of a text file or of a stream, or what is wrong with them and where."""
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from xlmr_core.lines import read_lines
+from xlmr_core.lines import LONGEST_LINE, arriving_lines, read_lines
 
 
 def test_lines_come_without_their_ends(tmp_path: Path) -> None:
@@ -26,3 +27,42 @@ def test_another_encoding_is_told_with_its_place(line: bytes, tmp_path: Path) ->
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(read_lines(tmp_path / "nothing"))
+
+
+def test_a_line_has_a_limit(tmp_path: Path) -> None:
+    longest = b"x" * LONGEST_LINE
+    (tmp_path / "a.txt").write_bytes(b"short\r\n" + longest + b"\r\n" + longest + b"\nlast")
+    assert [len(line) for line in read_lines(tmp_path / "a.txt")] == [5, LONGEST_LINE, LONGEST_LINE, 4]
+    (tmp_path / "a.txt").write_bytes(b"short\n" + longest + b"x\n")
+    with pytest.raises(ValueError, match=rf"a\.txt, line 2: the line is longer than {LONGEST_LINE} bytes; split it"):
+        list(read_lines(tmp_path / "a.txt"))
+
+
+class Slow(BytesIO):
+    """A stream that gives these chunks, one a read."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        super().__init__()
+        self.chunks = list(chunks)
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return self.chunks.pop(0) if self.chunks else b""
+
+
+def test_lines_of_a_stream_are_given_as_they_arrive() -> None:
+    stream = Slow(b"a\nb\r", b"\n\nc", b"d", b"e\n", b"\r\nlast\r")
+    assert list(arriving_lines(stream)) == [[b"a"], [b"b", b""], [], [b"cde"], [b""], [b"last"]]
+    assert list(arriving_lines(Slow())) == []
+    lines = arriving_lines(Slow(b"first\n", b"second\n"))
+    assert next(lines) == [b"first"]  # the second has not been read yet
+
+
+def test_a_line_of_a_stream_that_is_too_long_is_given_at_once_and_cut() -> None:
+    chunk = b"x" * 2**16
+    stream = Slow(b"a\n", *[chunk] * 17, chunk, b"x\nb\n" + chunk, b"\nc\r\n")
+    lines = arriving_lines(stream)
+    long = b"x" * (LONGEST_LINE + 1)
+    given = [next(lines) for _ in range(18)]
+    assert [line for group in given for line in group] == [b"a", long]
+    assert len(stream.chunks) == 3  # the rest of the line has not been read
+    assert list(lines) == [[], [b"b"], [chunk, b"c"]]

@@ -390,6 +390,16 @@ def test_special_tokens_as_plain_text(both: Setup, text: str) -> None:
     assert both.tokenizer.explain(text, specials_in_text=False).tokens[1:-1] == tokens
 
 
+def test_some_special_tokens_in_the_text(both: Setup) -> None:
+    tokens = both.tokenizer.tokenize("a <pad> <mask></s>", specials_in_text=["<mask>", "</s>"])
+    assert [token.piece for token in tokens if token.spm_id is None] == ["<mask>", "</s>"]
+    assert both.tokenizer.tokenize("<mask>", specials_in_text=[]) == both.tokenizer.tokenize(
+        "<mask>", specials_in_text=False
+    )
+    with pytest.raises(ValueError, match="specials_in_text lists 'mask'; the special tokens are <s>, <pad>"):
+        both.tokenizer.tokenize("<mask>", specials_in_text=["<mask>", "mask"])
+
+
 def test_unk_as_plain_text_has_fairseqs_ids(published: Setup) -> None:
     assert ids_of(published.tokenizer.tokenize("to <unk>", specials_in_text=False)) == [47, 4426, 3678, 2740]
 

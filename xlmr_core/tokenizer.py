@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -27,7 +27,7 @@ from xlmr_core.atomic import written_together
 SPACE = "▁"  # U+2581: how SentencePiece spells a space
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
 MASK = "<mask>"  # the last id
-SPECIALS_IN_TEXT = re.compile("<s>|<pad>|</s>|<unk>|<mask>")
+SPECIALS = (*LEADING_SPECIALS, MASK)
 # The control characters that SentencePiece's nmt_nfkc normalisation drops: they belong to no piece.
 DROPPED = "".join(map(chr, [*range(1, 9), 11, *range(14, 32), 127, 143, 159]))
 
@@ -168,7 +168,7 @@ class XLMRobertaTokenizer:
         *,
         truncation: bool | Literal["left", "right"] = False,
         max_tokens: int | None = None,
-        specials_in_text: bool = True,
+        specials_in_text: bool | Collection[str] = True,
     ) -> Batch:
         """Texts to tensors: `<s> text </s>`, or `<s> text </s></s> pair </s>` where pairs are given.
 
@@ -176,7 +176,7 @@ class XLMRobertaTokenizer:
             pair, the longer text gives first. False raises ValueError.
         max_tokens: the longest row, with `<s>` and `</s>`; the tokenizer's own `max_tokens` if None.
         specials_in_text: whether "<mask>" and the like in a text are tokens. False takes them as plain text: use it
-            for text from strangers.
+            for text from strangers. A collection, such as ("<mask>",), lists those that are tokens.
         """
         if truncation not in (False, True, "left", "right"):
             raise ValueError(f"truncation must be False, True, 'right' or 'left', not {truncation!r}")
@@ -219,18 +219,18 @@ class XLMRobertaTokenizer:
             sequence_ids=sequence_ids,
         )
 
-    def tokenize(self, text: str, *, specials_in_text: bool = True) -> list[Token]:
+    def tokenize(self, text: str, *, specials_in_text: bool | Collection[str] = True) -> list[Token]:
         """The tokens of one text, whatever its length, without `<s>` and `</s>` around them."""
         _check_text(text, "text")
         tokens: list[Token] = []
         position = 0
-        for match in SPECIALS_IN_TEXT.finditer(text) if specials_in_text else ():
+        for match in _find_specials(text, specials_in_text):
             tokens += self._plain_tokens(text[position : match.start()], position)
             tokens.append(Token(match.group(), None, self._special_ids[match.group()], match.start(), match.end()))
             position = match.end()
         return tokens + self._plain_tokens(text[position:], position)
 
-    def explain(self, text: str, *, specials_in_text: bool = True) -> Explanation:
+    def explain(self, text: str, *, specials_in_text: bool | Collection[str] = True) -> Explanation:
         """What becomes of a text on the way to ids: print it."""
         tokens = self.tokenize(text, specials_in_text=specials_in_text)
         begin, end = self._frame
@@ -283,6 +283,15 @@ class XLMRobertaTokenizer:
             tokens.append(Token(piece, spm_id, _xlmr_id(spm_id), position + start, position + stop))
             begin = end
         return tokens
+
+
+def _find_specials(text: str, wanted: bool | Collection[str]) -> Iterator[re.Match[str]]:
+    """Where special tokens stand in a text: all of them, or those that are wanted."""
+    names = SPECIALS if wanted is True else tuple(wanted or ())
+    unknown = [name for name in names if name not in SPECIALS]
+    if unknown:
+        raise ValueError(f"specials_in_text lists {unknown[0]!r}; the special tokens are {', '.join(SPECIALS)}")
+    return re.finditer("|".join(names), text) if names else iter(())
 
 
 def _xlmr_id(spm_id: int) -> int:

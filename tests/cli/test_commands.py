@@ -108,6 +108,45 @@ class TestFillMask:
         [error] = result.stderr.splitlines()
         assert error.startswith("Error: line 2 of standard input: byte 0xe9 is not UTF-8; convert it")
 
+    def test_a_line_is_answered_before_the_next_one_comes(self, toy_checkpoint: Path) -> None:
+        command = [sys.executable, "-m", "xlmr_core.cli", "fill-mask", "--json", "--model", str(toy_checkpoint)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for text in ("<mask> cat", "<mask> dog"):
+                process.stdin.write(f"{text}\n".encode())
+                process.stdin.flush()
+                assert json.loads(process.stdout.readline())["text"] == text
+            process.stdin.close()
+            assert process.wait() == 0
+
+    @pytest.mark.parametrize("command", ["fill-mask", "tokenize"])
+    def test_closed_standard_input_is_an_error(self, command: str, toy_checkpoint: Path) -> None:
+        line = f'"{sys.executable}" -m xlmr_core.cli {command} --model "{toy_checkpoint}" <&-'
+        run = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+        assert run.returncode == 1
+        assert run.stderr == (
+            "Error: standard input is closed: give the texts as arguments, or as the lines of a file (< FILE)\n"
+        )
+
+    @pytest.mark.parametrize("command", ["fill-mask", "tokenize"])
+    def test_a_line_that_is_too_long_is_an_error(self, command: str, toy_checkpoint: Path) -> None:
+        lines = b"<mask> cat\n" + b"\xe9 <mask>" * 2**18 + b"\n<mask> dog\n"
+        result = xlmr(command, "--model", toy_checkpoint, stdin=lines)
+        assert result.exit_code == 1
+        assert result.stderr == "Error: line 2 of standard input: the line is longer than 1048576 bytes; split it\n"
+        assert ("<mask> dog" in result.stdout) == (command == "fill-mask")  # tokenize stops at the first error
+
+    def test_pad_in_a_text_is_an_error_with_a_way_out(self, toy_checkpoint: Path) -> None:
+        result = xlmr("fill-mask", "the <pad> <mask>", "<mask> cat", "--model", toy_checkpoint)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: text 1: 'the <pad> <mask>' contains <pad>, which stands for no text. ")
+        assert "--plain" in result.stderr
+        assert result.stdout.startswith("<mask> cat\n")
+        plain = xlmr("fill-mask", "the <pad> <mask>", "--plain", "--model", toy_checkpoint)
+        assert plain.exit_code == 0
+        assert plain.stdout.startswith("the <pad> <mask>\n")
+
     @pytest.mark.parametrize("command", ["fill-mask", "tokenize"])
     def test_no_text_is_said(self, command: str, toy_checkpoint: Path) -> None:
         result = xlmr(command, "--model", toy_checkpoint, stdin="")

@@ -80,10 +80,54 @@ def test_top_k_has_limits(fill: FillMask, top_k: int) -> None:
         fill("<mask>", top_k=top_k)
 
 
-def test_a_foreign_tokenizer_is_refused(fill: FillMask) -> None:
-    small = XLMRobertaForMaskedLM(replace(fill.model.config, vocab_size=30))
-    with pytest.raises(ValueError, match="do not belong together"):
-        FillMask(small, fill.tokenizer)
+@pytest.mark.parametrize("difference", [-1, 1024])
+def test_a_foreign_tokenizer_is_refused(fill: FillMask, difference: int) -> None:
+    size = fill.tokenizer.vocab_size
+    other = XLMRobertaForMaskedLM(replace(fill.model.config, vocab_size=size + difference))
+    with pytest.raises(
+        ValueError, match=f"has {size} tokens, but the model has {size + difference}: they do not belong together"
+    ):
+        FillMask(other, fill.tokenizer)
+
+
+def test_rows_of_the_table_beyond_the_vocabulary_are_no_answers(fill: FillMask) -> None:
+    model = XLMRobertaForMaskedLM(replace(fill.model.config, vocab_size=fill.tokenizer.vocab_size + 100))
+    model.initialize()
+    with torch.no_grad():
+        model.lm_head.decoder.bias[fill.tokenizer.vocab_size + 3] = 50.0
+    [fillings] = FillMask(model.eval(), fill.tokenizer)("<mask>", top_k=fill.tokenizer.vocab_size)
+    assert sorted(filling.token for filling in fillings) == list(range(fill.tokenizer.vocab_size))
+    assert sum(filling.score for filling in fillings) < 1e-3  # probabilities are among all rows
+
+
+def test_logits_are_computed_for_a_few_masks_at_a_time(fill: FillMask, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["<mask>" * 18, "the <mask> dog"] * 3
+    together = fill.batch(texts, top_k=2)
+    rows: list[int] = []
+    hook = fill.model.lm_head.register_forward_hook(lambda module, args, logits: rows.append(len(logits)))
+    monkeypatch.setattr("xlmr_core.tasks.fill_mask.LOGITS_AT_ONCE", 7 * fill.model.config.vocab_size + 1)
+    try:
+        apart = fill.batch(texts, top_k=2)
+    finally:
+        hook.remove()
+    assert rows == [7] * 8 + [1]
+    for a, b in zip(together, apart, strict=True):
+        assert [[filling.token for filling in mask] for mask in a] == [
+            [filling.token for filling in mask] for mask in b
+        ]
+        assert [f.score for mask in a for f in mask] == pytest.approx([f.score for mask in b for f in mask], rel=1e-5)
+
+
+def test_pad_in_a_text(fill: FillMask) -> None:
+    text = "the <pad> <mask>"
+    with pytest.raises(ValueError, match=r"'the <pad> <mask>' contains <pad>.*specials_in_text=False"):
+        fill.batch(["<mask>", text])
+    [fillings] = fill(text, top_k=3, specials_in_text=False)
+    ids = fill.tokenizer(text, specials_in_text=["<mask>"]).input_ids
+    assert (ids == fill.tokenizer.mask_token_id).sum() == 1
+    assert not (ids == fill.tokenizer.pad_token_id).any()
+    logits = fill.model(ids).logits[ids == fill.tokenizer.mask_token_id]
+    assert [filling.token for filling in fillings] == logits[0].topk(3).indices.tolist()
 
 
 def test_it_agrees_with_the_reference(fill: FillMask, toy_checkpoint: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from xlmr_core.lines import WAY_OUT
+from xlmr_core.lines import LONGEST_LINE, TOO_LONG, WAY_OUT, arriving_lines
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -55,29 +55,42 @@ def source_arguments(model: str | None, revision: str | None, cache_dir: str | N
 class Given(NamedTuple):
     """A text that was given, and what an error calls it."""
 
-    text: str  # bytes that are not UTF-8 stand in it as half surrogate pairs, as Python has it for arguments
+    text: str
     place: str
-
-    @property
-    def fault(self) -> str | None:
-        """What is wrong with it, if it is not UTF-8."""
-        try:
-            self.text.encode()
-        except UnicodeEncodeError as error:
-            return f"byte {ord(self.text[error.start]) & 0xFF:#04x} is not UTF-8; {WAY_OUT}"
-        return None
+    fault: str | None  # what is wrong with the text: one bad line must not lose the others
 
 
-def texts_from(arguments: tuple[str, ...]) -> Iterator[Given]:
-    """The texts given as arguments, else the lines of standard input without their line ends."""
+def texts_from(arguments: tuple[str, ...]) -> Iterator[list[Given]]:
+    """The texts given as arguments, else the lines of standard input, each time those that have arrived.
+
+    Raises ValueError where there are no arguments and standard input is closed.
+    """
     if arguments:
-        yield from (Given(text, f"text {number}") for number, text in enumerate(arguments, start=1))
+        yield [Given(text, f"text {number}", _encoding_fault(text)) for number, text in enumerate(arguments, start=1)]
         return
-    if sys.stdin.isatty():
+    stdin: Any = sys.stdin  # None where it is closed
+    if stdin is None:
+        raise ValueError("standard input is closed: give the texts as arguments, or as the lines of a file (< FILE)")
+    if stdin.isatty():
         click.echo("reading from standard input, one text a line; end with Ctrl-D", err=True)
     number = 0
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        text = line.decode("utf-8", errors="surrogateescape")  # one bad line must not lose the others
-        yield Given(text.rstrip("\r\n"), f"line {number} of standard input")
+    for lines in arriving_lines(stdin.buffer):
+        yield [_given_line(line, number) for number, line in enumerate(lines, start=number + 1)]
+        number += len(lines)
     if number == 0:
         click.echo("no text was given", err=True)
+
+
+def _given_line(line: bytes, number: int) -> Given:
+    text = line.decode("utf-8", errors="surrogateescape")  # as Python decodes arguments
+    fault = TOO_LONG if len(line) > LONGEST_LINE else _encoding_fault(text)
+    return Given(text, f"line {number} of standard input", fault)
+
+
+def _encoding_fault(text: str) -> str | None:
+    """What is wrong with a text that is not UTF-8: the bytes that are not stand in it as half surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"byte {ord(text[error.start]) & 0xFF:#04x} is not UTF-8; {WAY_OUT}"
+    return None

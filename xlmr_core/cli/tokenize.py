@@ -1,5 +1,7 @@
 """`xlmr tokenize`"""
 
+from itertools import chain
+
 import click
 
 from xlmr_core.cli.options import source_arguments, source_options, texts_from
@@ -20,7 +22,7 @@ def command(
 ) -> None:
     """Show each step from TEXT, or from each line of standard input, to token ids."""
     tokenizer = XLMRobertaTokenizer.from_pretrained(**source_arguments(model, revision, cache_dir, offline))
-    for number, given in enumerate(texts_from(texts)):
+    for number, given in enumerate(chain.from_iterable(texts_from(texts))):
         if given.fault:
             raise ValueError(f"{given.place}: {given.fault}")
         click.echo("\n" * (number > 0) + str(tokenizer.explain(given.text, specials_in_text=not plain)))

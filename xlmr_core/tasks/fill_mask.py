@@ -26,14 +26,22 @@ class Filling:
     sequence: str  # the whole text with the piece in this mask's place; other masks stay
 
 
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 134 masks with the published vocabulary
+SPARE_ROWS = 1024  # the 250,002 tokens of XL and XXL have a table of 250,880 rows, a multiple of this
+
+
 class FillMask:
-    """Answers "what could stand here?" with a tokenizer and a masked language model."""
+    """Answers "what could stand here?" with a tokenizer and a masked language model.
+
+    Raises ValueError for a tokenizer and a model whose vocabularies do not fit each other.
+    """
 
     def __init__(self, model: XLMRobertaForMaskedLM, tokenizer: XLMRobertaTokenizer) -> None:
-        if model.config.vocab_size <= tokenizer.mask_token_id:
+        spare = model.config.vocab_size - tokenizer.vocab_size
+        if not 0 <= spare < SPARE_ROWS:
             raise ValueError(
-                f"the tokenizer's <mask> is {tokenizer.mask_token_id}, but the model has only "
-                f"{model.config.vocab_size} tokens: they do not belong together"
+                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}: they "
+                "do not belong together. Load both from one checkpoint"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -67,27 +75,43 @@ class FillMask:
             )
             return cls(model, tokenizer.result())
 
-    def __call__(self, text: str, *, top_k: int = 5, truncation: bool = False) -> list[list[Filling]]:
-        """The `top_k` likeliest fillings of each mask in `text`: a list for every mask, in reading order, best first.
+    def __call__(
+        self, text: str, *, top_k: int = 5, truncation: bool = False, specials_in_text: bool = True
+    ) -> list[list[Filling]]:
+        """The likeliest fillings of each mask in a text. Several masks are filled independently of each other.
 
-        Several masks are filled independently of each other. Raises ValueError for a text with no <mask>, a text
-        longer than the model takes (unless `truncation`), a `top_k` beyond the vocabulary, and a model whose logits
-        are not finite.
+        Args:
+            text: A text with at least one `<mask>`.
+            top_k: The number of fillings for each mask.
+            truncation: Whether a text that is too long is cut at its end.
+            specials_in_text: Whether `<s>`, `</s>` and `<unk>` in the text are tokens. False takes them, and `<pad>`,
+                as plain text. `<mask>` is a token in either case.
+
+        Returns:
+            A list for each mask, in reading order, of its `top_k` fillings, the likeliest first.
+
+        Raises:
+            ValueError: the text has no `<mask>`, has `<pad>` as a token, or is longer than the model takes; `top_k` is
+                beyond the vocabulary; the model's logits are not finite.
         """
-        return self.batch([text], top_k=top_k, truncation=truncation)[0]
+        return self.batch([text], top_k=top_k, truncation=truncation, specials_in_text=specials_in_text)[0]
 
     @torch.inference_mode()
-    def batch(self, texts: Sequence[str], *, top_k: int = 5, truncation: bool = False) -> list[list[list[Filling]]]:
-        """As calling, for several texts in one pass of the model."""
-        if not 1 <= top_k <= self.model.config.vocab_size:
-            raise ValueError(
-                f"top_k must lie between 1 and the vocabulary's {self.model.config.vocab_size}, not {top_k}"
-            )
+    def batch(
+        self, texts: Sequence[str], *, top_k: int = 5, truncation: bool = False, specials_in_text: bool = True
+    ) -> list[list[list[Filling]]]:
+        """For each text what calling returns, up to rounding, with one pass of the encoder for all texts.
+
+        Arguments and errors are those of calling.
+        """
+        if not 1 <= top_k <= self.tokenizer.vocab_size:
+            raise ValueError(f"top_k must lie between 1 and the vocabulary's {self.tokenizer.vocab_size}, not {top_k}")
         if not texts:
             return []
-        batch = self.tokenizer(texts, truncation=truncation)
+        batch = self.tokenizer(texts, truncation=truncation, specials_in_text=specials_in_text or (MASK,))
         is_mask = batch.input_ids == self.tokenizer.mask_token_id
-        for text, count in zip(texts, is_mask.sum(dim=1).tolist(), strict=True):
+        has_pad = ((batch.input_ids == self.tokenizer.pad_token_id) & batch.attention_mask.bool()).any(dim=1)
+        for text, count, pad in zip(texts, is_mask.sum(dim=1).tolist(), has_pad.tolist(), strict=True):
             if count == 0 and MASK in text:
                 raise ValueError(
                     f"the <mask> of {_shorten(text)!r} was cut off: truncation keeps {self.tokenizer.max_tokens} "
@@ -95,21 +119,36 @@ class FillMask:
                 )
             if count == 0:
                 raise ValueError(f"no <mask> in {_shorten(text)!r}: write <mask> where a word is wanted")
+            if pad:
+                raise ValueError(
+                    f"{_shorten(text)!r} contains <pad>, which stands for no text. To take it as plain text, pass "
+                    "specials_in_text=False (--plain on the command line)"
+                )
 
         packed = batch.to(self.model.lm_head.dense.weight.device).packed()  # no time is spent on padding
-        logits = self.model(**packed, positions=packed["input_ids"] == self.tokenizer.mask_token_id).logits
+        hidden = self.model.encoder(**packed).last_hidden_state  # (T, H)
+        at_masks = hidden[packed["input_ids"] == self.tokenizer.mask_token_id]  # (K, H), K masks in all texts
+        at_once = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)  # one text may have hundreds of masks
+        answers = [answer for part in at_masks.split(at_once) for answer in self._answers(part, top_k)]
+
+        fillings: list[list[list[Filling]]] = [[] for _ in texts]
+        for (row, column), answer in zip(is_mask.nonzero().tolist(), answers, strict=True):
+            ids = batch.input_ids[row]
+            fillings[row].append([self._filling(ids, column, score, token) for score, token in answer])
+        return fillings
+
+    def _answers(self, at_masks: Tensor, top_k: int) -> list[list[tuple[float, int]]]:  # (K, H)
+        """For each of K masks the scores and ids of the `top_k` likeliest tokens."""
+        logits = self.model.lm_head(at_masks)  # (K, V)
         if not logits.isfinite().all():
             source = self.model.load_report.source if self.model.load_report else "SOURCE"
             raise ValueError(f"the model's logits are not finite: `xlmr inspect --values {source}` tells where")
-        best = logits.float().softmax(dim=-1).topk(top_k)  # (K, top_k) for the K masks of all texts
-
-        fillings: list[list[list[Filling]]] = [[] for _ in texts]
-        for (row, column), scores, tokens in zip(
-            is_mask.nonzero().tolist(), best.values.tolist(), best.indices.tolist(), strict=True
-        ):
-            ids = batch.input_ids[row]
-            fillings[row].append([self._filling(ids, column, *pair) for pair in zip(scores, tokens, strict=True)])
-        return fillings
+        scores = logits.float().softmax(dim=-1)
+        best = scores[:, : self.tokenizer.vocab_size].topk(top_k)  # a spare row of the table is no token
+        return [
+            list(zip(scores, tokens, strict=True))
+            for scores, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
 
     def _filling(self, ids: Tensor, column: int, score: float, token: int) -> Filling:
         filled = ids.tolist()
