@@ -7,10 +7,13 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +25,12 @@ import torch
 from checkpoint import fairseq_files, published
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from xlmr_core.checkpoint import CheckpointError, inspect_checkpoint
-from xlmr_core.checkpoint.archive import MEMBERS_LIMIT, READ_LIMIT
+from xlmr_core.checkpoint.archive import MEMBERS_LIMIT, READ_LIMIT, SMALL
 from xlmr_core.checkpoint.convert import convert
-from xlmr_core.checkpoint.files import HEADER_LIMIT, open_weights
+from xlmr_core.checkpoint.files import HEADER_LIMIT, LONGEST_KEY, open_weights
 from xlmr_core.checkpoint.layouts import needs_of
 from xlmr_core.checkpoint.mapping import make_plan
 from xlmr_core.heads import XLMRobertaForMaskedLM
@@ -119,6 +123,53 @@ def test_a_tar_that_claims_gigantic_sizes(kind: bytes, size: int, tmp_path: Path
     path.write_bytes(gzip.compress(header + bytes(10_000)))
     with pytest.raises(CheckpointError, match=r"is refused|cannot be unpacked"):
         inspect_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "readme.txt"])
+def test_a_tar_that_unpacks_to_far_more_than_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 kB that would become 100 MB, which is little beside what a larger one could fill a disk with."""
+    path = tar_of(tmp_path / "model.tar.gz", (member(name), bytes(100 * 2**20)))
+    assert path.stat().st_size < 2**18
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(
+        CheckpointError, match=rf"'{name}': with it the archive claims 104857600 bytes; at most {SMALL}"
+    ):
+        inspect_checkpoint(path)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_tar_for_which_the_disk_has_no_room(fairseq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar_of(tmp_path / "model.tar.gz", (member("model.pt"), fairseq.read_bytes()))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(CheckpointError, match=r"'model\.pt' has \d+ bytes, and .* has room for 1000\. Set TMPDIR"):
+        inspect_checkpoint(path)
+
+
+TERMINATED = """
+import os, signal
+from xlmr_core.checkpoint import archive
+from xlmr_core.cli import main
+
+def copy(path, archive, member, destination):
+    destination.write_text("half")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+archive._copy_member = copy
+main(["inspect", {path!r}])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM: run it on Linux or macOS")
+def test_sigterm_leaves_no_unpacked_files(fairseq: Path, tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "model.tar.gz", (member("model.pt"), fairseq.read_bytes()))
+    (tmp_path / "temporary").mkdir()
+    environment = published.child_env() | {"TMPDIR": str(tmp_path / "temporary")}
+    script = TERMINATED.format(path=str(path))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stdout, run.stderr) == (143, "", "")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize("data", [b"", b"\x1f\x8b", b"\x1f\x8b\x08\x00" + bytes(50), b"<html>", bytes(5_000)])
@@ -290,6 +341,46 @@ def test_an_index_does_not_name_other_places(name: str, tmp_path: Path) -> None:
         open_weights(path)
 
 
+# ---- keys -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_key_that_is_too_long(name: str, tmp_path: Path) -> None:
+    """One of 10 MB took 19 seconds: the nearest of our keys was looked for."""
+    tensors = {"roberta.": torch.zeros(1), "é" * (LONGEST_KEY + 1): torch.zeros(1)}
+    if name.endswith("bin"):
+        torch.save(tensors, tmp_path / name)
+    else:
+        save_file(tensors, tmp_path / name)
+    with pytest.raises(
+        CheckpointError, match=f"{name} is refused: it has a key of {LONGEST_KEY + 1} characters, 'é{{20}}'"
+    ):
+        open_weights(tmp_path / name)
+
+
+def test_thousands_of_keys_near_those_that_are_missing() -> None:
+    keys = [f"{KEYS[number % len(KEYS)]}_{number}" for number in range(20_000)]
+    start = time.process_time()
+    plan = make_plan(CONFIG, keys, needs_of(XLMRobertaForMaskedLM), "XLMRobertaForMaskedLM")
+    assert time.process_time() - start < 5
+    assert "and 19988 more" in plan.problems[0]
+
+
+def test_numbers_that_torch_cannot_cast(folders: dict, tmp_path: Path) -> None:
+    tensors = published.tensors_of(folders["masked-lm"])
+    shape = tensors["lm_head.dense.weight"].shape
+    tensors["lm_head.dense.weight"] = torch.zeros(shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    folder = published.rewritten(folders["masked-lm"], tmp_path / "m", {})
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    message = r"lm_head\.dense\.weight does not hold plain floating-point numbers \(torch\.float4_e2m1fn_x2"
+    with pytest.raises(CheckpointError, match=message):
+        XLMRobertaForMaskedLM.from_pretrained(folder)
+    found = inspect_checkpoint(folder, values=True)
+    assert re.search(message, "".join(found.problems))
+    assert [info.key for info in found.keys if info.values is None] == ["lm_head.dense.weight"]
+
+
 # ---- config ---------------------------------------------------------------------------------------------------------
 
 
@@ -316,8 +407,6 @@ def test_flipped_bits_and_cuts(container: str, fairseq: Path, tmp_path: Path) ->
     content = torch.load(fairseq, weights_only=False)
     path = tmp_path / {"safetensors": "model.safetensors", "tar.gz": "x.tar.gz"}.get(container, "model.pt")
     if container == "safetensors":
-        from safetensors.torch import save_file
-
         save_file({key: tensor.clone() for key, tensor in content["model"].items()}, path)
     elif container == "tar.gz":
         tar_of(path, (member("x/model.pt"), fairseq.read_bytes()))

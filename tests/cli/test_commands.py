@@ -30,6 +30,17 @@ def test_help_lists_every_command_and_imports_none() -> None:
     assert run.stdout.splitlines()[-1] == "[]"
 
 
+def test_an_interrupt_while_a_command_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch takes a second: Ctrl-C comes into the middle of it."""
+
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xlmr_core.cli.importlib.import_module", interrupted)
+    result = xlmr("inspect")
+    assert (result.exit_code, result.output.strip()) == (130, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str) -> None:
     result = xlmr(name, "--help")

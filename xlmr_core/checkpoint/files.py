@@ -33,7 +33,8 @@ FAIRSEQ = "model.pt"  # what fairseq publishes; it needs no config.json
 DICTIONARY = "dict.txt"
 INDEX_LIMIT = 32 * 2**20  # bytes of an index; that of XXL has 100 kB
 HEADER_LIMIT = 16 * 2**20  # bytes of a header of safetensors; that of XXL has 100 kB
-LISTED = 20  # entries of a folder named in one message
+LONGEST_KEY = 1_000  # characters; those of XL have about 80
+LISTED = 20  # entries of a folder, or characters of a key, shown in one message
 Result = TypeVar("Result")
 
 
@@ -151,8 +152,16 @@ def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]
     if path.name.endswith(".index.json"):
         return _open_shards(path, headers_only)
     if path.suffix == ".safetensors":
-        return _reading(path, lambda: _open_safetensors(path))
-    return _reading(path, lambda: read_pickle(path, headers_only=headers_only)).tensors
+        tensors = _reading(path, lambda: _open_safetensors(path))
+    else:
+        tensors = _reading(path, lambda: read_pickle(path, headers_only=headers_only)).tensors
+    longest = max(tensors, key=len, default="")
+    if len(longest) > LONGEST_KEY:
+        raise CheckpointError(
+            f"{path} is refused: it has a key of {len(longest)} characters, {longest[:LISTED]!r}...; a key has at most "
+            f"{LONGEST_KEY}"
+        )
+    return tensors
 
 
 def open_beside(weights: Path, groups: Iterable[str] = BESIDE, *, headers_only: bool = False) -> dict[str, Tensor]:

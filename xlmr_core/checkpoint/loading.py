@@ -55,6 +55,7 @@ StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size")
 SIZE_LIMIT = 2**28  # the product of two such sizes is still a number of bytes that torch can count
+PACKED = (torch.float4_e2m1fn_x2,)  # two numbers a byte: torch casts it to nothing
 LISTED = 12  # labels named in one message
 OTHER_VOCABULARIES = ("roberta", "camembert")  # of config.json's model_type: the same model, another tokenizer
 Model = TypeVar("Model", bound=PretrainedModel)
@@ -334,10 +335,15 @@ def header_problems(plan: Plan, model: PretrainedModel, weights: Mapping[str, Te
     problems = shape_problems(plan, found, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     for key in keys_read(plan):
         tensor = weights[key]
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        if not tensor.is_floating_point() or not is_plain(tensor):
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             problems.append(f"{key} does not hold plain floating-point numbers ({kind})")
     return problems
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor has numbers in memory that torch can cast."""
+    return tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype not in PACKED
 
 
 def keys_read(plan: Plan) -> list[str]:

@@ -29,6 +29,7 @@ from xlmr_core.checkpoint.layouts import (
 from xlmr_core.config import XLMRobertaConfig
 
 LISTED = 12  # keys named in one message: a foreign file has hundreds
+SEARCHED = 500  # keys among which the nearest to one of them is looked for: each takes 50 microseconds
 
 Status = Literal["loaded", "tied", "dropped", "filled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -331,7 +332,7 @@ def _leftovers(layout: Layout, missing: list[str], unexpected: list[str], slots:
 def _listing(title: str, keys: list[str], candidates: list[str]) -> list[str]:
     lines = [f"  {title}: {len(keys)}"]
     for key in keys[:LISTED]:
-        near = get_close_matches(key, candidates, n=1)
+        near = get_close_matches(key, candidates[:SEARCHED], n=1)
         lines.append(f"    {key!r}" + (f" (nearest: {near[0]!r})" if near else ""))
     return lines + ([f"    and {len(keys) - LISTED} more"] if len(keys) > LISTED else [])
 

@@ -2,6 +2,11 @@
 
 import importlib
 import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,6 +14,7 @@ import click
 
 from xlmr_core import __version__
 
+INTERRUPTED, TERMINATED = 130, 143  # exit statuses: 128 and the number of the signal, as shells have it
 COMMANDS = {
     "fill-mask": "Fill the masks in a text.",
     "tokenize": "Show how a text becomes token ids.",
@@ -51,15 +57,35 @@ class LazyCommands(Commands):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Shows the errors this package raises on purpose as one line, and any other as the bug it is."""
+        """Shows the errors this package raises on purpose as one line, and any other as the bug it is.
+
+        Ctrl-C ends with INTERRUPTED and says nothing; SIGTERM, too, leaves no temporary files behind.
+        """
         try:
-            return super().invoke(ctx)
+            with _exit_on_sigterm():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(err=True)  # ends the line that the terminal shows as ^C
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise
         except (ValueError, OSError, FloatingPointError) as error:
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _exit_on_sigterm() -> Generator[None, None, None]:
+    """Has SIGTERM raise SystemExit: by default Python ends at once, without removing its temporary files."""
+    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
