@@ -12,7 +12,9 @@ from parity.test_trace_heads import write
 
 from xlmr_core import XLMRobertaForSequenceClassification
 from xlmr_core.cli import main
+from xlmr_core.cli.progress import progress
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
+from xlmr_core.parity.floors import FloorTable
 from xlmr_core.parity.trace import Trace
 
 
@@ -27,7 +29,7 @@ def recorded(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     result = xlmr("record", toy_checkpoint, "--text", "the cat sees the dog", "--text", "a bird", "-o", path)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}: {len(Trace.load(path).sites)} sites, {path.stat().st_size:,} bytes\n"
-    result = xlmr("floor", toy_checkpoint, path, "--dtype", "float32", "--dtype", "bfloat16", "--no-compiled")
+    result = xlmr("floor", toy_checkpoint, path, "--dtype", "float32", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
     assert f"written to {path.with_suffix('.floors.json')}" in result.stdout
     return path
@@ -47,6 +49,22 @@ def test_parity_has_subcommands() -> None:
     assert result.exit_code == 0
     for name in ("record", "floor", "check"):
         assert name in result.stdout
+
+
+def test_floors_are_measured_uncompiled_unless_asked(recorded: Path) -> None:
+    measurements = FloorTable.load(recorded.with_suffix(".floors.json")).measurements
+    assert not any(measurement.compiled for measurement in measurements)
+
+
+def test_progress_is_shown_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("measuring", total=3, every=0) as tick:
+        tick(1)
+        tick(2)
+    with progress("trying", every=0) as tick:
+        tick(1)
+    with progress("measuring", total=3) as tick:  # done before the first line is due
+        tick(3)
+    assert capsys.readouterr().err == "measuring: 1 of 3 runs\nmeasuring: 3 of 3 runs\ntrying: 1 runs\n"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -37,7 +37,7 @@ def test_filling_masks(toy_checkpoint: Path) -> None:
 
 def test_a_port_is_compared(trace: Path, toy_checkpoint: Path) -> None:
     for arguments in (
-        ("floor", toy_checkpoint, trace, "--dtype", "float32", "--no-compiled"),
+        ("floor", toy_checkpoint, trace, "--dtype", "float32"),
         ("check", trace, toy_checkpoint),
         ("diagnose", trace, trace, "--model", toy_checkpoint),
     ):

@@ -421,7 +421,7 @@ def test_the_committed_trace_of_xlmr_tiny_is_what_we_compute() -> None:
 
         xlmr parity record xlmr-tiny --text "The cat is <mask>." --text "Guten Morgen!" --grad --steps 3 \
             -o tests/parity/traces/xlmr-tiny.safetensors
-        xlmr parity floor xlmr-tiny tests/parity/traces/xlmr-tiny.safetensors
+        xlmr parity floor xlmr-tiny tests/parity/traces/xlmr-tiny.safetensors --compiled
 
     Bit for bit the same on the same processor with the same torch, else within what rounding explains.
     """

@@ -2,18 +2,16 @@
 
 import importlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import click
 from torch import Tensor
-from tqdm import tqdm
 
 from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
+from xlmr_core.cli.progress import progress
 from xlmr_core.parity.check import (
     check_trace,
     dump_from_file,
@@ -108,26 +106,22 @@ def record_command(
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)[1:]), help="[default: all]")
 @click.option(
     "--compiled/--no-compiled",
-    default=None,
-    help="Also what torch.compile makes of it.  [default: where there is a C++ compiler]",
+    default=False,
+    show_default=True,
+    help="Also what torch.compile makes of it, which takes a C++ compiler and a minute or two.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: beside TRACE]")
-def floor_command(
-    model: str, trace_file: Path, dtypes: tuple[str, ...], compiled: bool | None, output: Path | None
-) -> None:
+def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compiled: bool, output: Path | None) -> None:
     """Measure how far rounding alone takes MODEL from float64, at each site and on the input of TRACE.
 
-    Runs it in float32, bfloat16 and float16, with eager and fused attention, padded and packed, compiled, with features
-    in two orders, on the CPU and on a GPU if there is one. Compiling takes 10 seconds a dtype and more. `xlmr parity
-    check` judges by the table that this writes.
+    Runs it in float32, bfloat16 and float16, with eager and fused attention, padded and packed, with features in two
+    orders, on the CPU and on a GPU if there is one. `xlmr parity check` judges by the table that this writes.
     """
     trace = Trace.load(trace_file)
     chosen = [DTYPES[name] for name in dtypes or list(DTYPES)[1:]]
-    if compiled is None:
-        compiled = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
     runs = ways(chosen, devices_here(), packed=True, compiled=compiled)
-    with tqdm(total=len(runs), desc="measuring", unit="run", disable=None) as bar:
-        table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=bar.update)
+    with progress("measuring", total=len(runs)) as tick:
+        table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=tick)
     output = output or floors_path(trace_file)
     table.save(output)
     click.echo(str(table))

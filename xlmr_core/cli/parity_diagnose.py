@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from xlmr_core.cli.progress import progress
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.foreign import fitted, read_dump, read_names, renamed
 from xlmr_core.parity.trace import DTYPES, INPUTS, KEY, Checkpoint, Trace, check_same_weights, read_safetensors
@@ -45,7 +45,7 @@ def command(
     check_same_weights(trace, checkpoint)
     dump = _dump(trace, dump_file, names)
     other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
-    with tqdm(desc="trying mistakes", unit="run", disable=None) as bar:
+    with progress("trying mistakes") as tick:
         found = diagnose(
             checkpoint.model,
             trace.inputs,
@@ -53,7 +53,7 @@ def command(
             tokenizer=XLMRobertaTokenizer.from_pretrained(source) if other_ids else None,
             dtype=DTYPES[dtype] if dtype else None,
             most=most,
-            tick=bar.update,
+            tick=tick,
         )
     click.echo(found.to_json() if as_json else str(found))
     if not found.ok:

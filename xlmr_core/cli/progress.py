@@ -1,0 +1,39 @@
+"""Progress on stderr: a bar at a terminal, elsewhere a line from time to time."""
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import click
+from tqdm import tqdm
+
+from xlmr_core.checkpoint.writing import Tick
+
+
+@contextmanager
+def progress(what: str, *, total: int | None = None, every: float = 10.0) -> Generator[Tick, None, None]:
+    """While the context is open, shows how many runs were made.
+
+    Args:
+        what: What is being done: "measuring".
+        total: How many runs there are, where that is known.
+        every: Seconds from one line to the next, where stderr is not a terminal.
+
+    Yields:
+        A function that is called with the number of runs made since the last call.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=what, unit="run") as bar:
+            yield bar.update
+        return
+    done, last = 0, time.monotonic()
+
+    def tick(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            click.echo(f"{what}: {done} of {total} runs" if total else f"{what}: {done} runs", err=True)
+
+    yield tick
