@@ -113,9 +113,27 @@ def test_a_port_that_computed_in_bfloat16_and_stored_float32(recorded: Path, tmp
     sites = Trace.load(recorded).sites
     rounded = {site: t.to(torch.bfloat16).float().numpy() for site, t in sites.items() if t.is_floating_point()}
     np.savez(tmp_path / "port.npz", **rounded)
-    pattern = ["--taps", "layers.*.output"]
-    assert xlmr("check", recorded, tmp_path / "port.npz", *pattern).exit_code == 1
-    assert xlmr("check", recorded, tmp_path / "port.npz", *pattern, "--dtype", "bfloat16").exit_code == 0
+    check = ["check", recorded, tmp_path / "port.npz", "--taps", "layers.*.output"]
+    seen = xlmr(*check)
+    assert seen.exit_code == 0, seen.output
+    assert "every number is one of bfloat16, stored wider: judged by the floors of bfloat16" in seen.stdout
+    assert json.loads(xlmr(*check, "--json").stdout)["ok"]
+    assert xlmr(*check, "--dtype", "float32").exit_code == 1
+    assert xlmr(*check, "--exact").exit_code == 1
+    np.savez(tmp_path / "port.npz", **{site: array * np.float32(1.0001) for site, array in rounded.items()})
+    assert xlmr(*check).exit_code == 1
+    assert xlmr(*check, "--dtype", "bfloat16").exit_code == 0
+
+
+def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Path, toy_checkpoint: Path) -> None:
+    unmeasured = xlmr("check", recorded, dump, "--dtype", "int8")
+    assert "no floor was measured here for float32 and int8" in unmeasured.stdout
+    floors = recorded.parent / "int8.floors.json"
+    measured = xlmr("floor", toy_checkpoint, recorded, "--dtype", "float32", "--dtype", "int8", "-o", floors)
+    assert measured.exit_code == 0, measured.output
+    result = xlmr("check", recorded, dump, "--dtype", "int8", "--floors", floors)
+    assert result.exit_code == 0, result.output
+    assert "is a checkpoint" in xlmr("check", recorded, toy_checkpoint, "--dtype", "int8").stderr
 
 
 @pytest.mark.parametrize(

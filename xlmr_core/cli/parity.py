@@ -2,10 +2,12 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import click
+import torch
 from torch import Tensor
 
 from xlmr_core.atomic import written_as
@@ -20,12 +22,15 @@ from xlmr_core.parity.check import (
     measure_trace,
     read_floors,
 )
-from xlmr_core.parity.compare import Floors
+from xlmr_core.parity.compare import Floors, name_of
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, ways
+from xlmr_core.parity.foreign import narrower_dtype
+from xlmr_core.parity.int8 import INT8
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
 from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
 
+PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
 OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules of their own
 TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -103,7 +108,7 @@ def record_command(
 @command.command("floor")
 @click.argument("model")
 @TRACE
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)[1:]), help="[default: all]")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(PRECISIONS), help="[default: all]")
 @click.option(
     "--compiled/--no-compiled",
     default=False,
@@ -114,11 +119,12 @@ def record_command(
 def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compiled: bool, output: Path | None) -> None:
     """Measure how far rounding alone takes MODEL from float64, at each site and on the input of TRACE.
 
-    Runs it in float32, bfloat16 and float16, with eager and fused attention, padded and packed, with features in two
-    orders, on the CPU and on a GPU if there is one. `xlmr parity check` judges by the table that this writes.
+    Runs it in float32, bfloat16, float16 and int8 (one scale for a weight matrix, or one for each channel), with eager
+    and fused attention, padded and packed, with features in two orders, on the CPU and on a GPU if there is one. `xlmr
+    parity check` judges by the table that this writes.
     """
     trace = Trace.load(trace_file)
-    chosen = [DTYPES[name] for name in dtypes or list(DTYPES)[1:]]
+    chosen = dtypes or PRECISIONS
     runs = ways(chosen, devices_here(), packed=True, compiled=compiled)
     with progress("measuring", total=len(runs)) as tick:
         table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=tick)
@@ -138,7 +144,9 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
 @click.option("--taps", multiple=True, help="Compare these alone: 'layers.*.output', '**.probs', 'lm_head.logits'.")
 @click.option("--partial", is_flag=True, help="Compare what OTHER has, and let the rest be missing.")
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPES)), help="What OTHER computes in.  [default: as stored, or TRACE's]"
+    "--dtype",
+    type=click.Choice([*DTYPES, *INT8]),
+    help="What OTHER computes in.  [default: the narrowest type that holds its numbers; of a checkpoint, TRACE's]",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where a checkpoint is run.")
 @click.option("--floors", "floors_file", type=click.Path(path_type=Path), help="[default: TRACE's own, beside it]")
@@ -178,11 +186,16 @@ def check_command(
     trace = Trace.load(trace_file)
     floors: Floors | None = None if exact else read_floors(trace, floors_file or floors_path(trace_file))
     actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
+    found = narrower_dtype(actual) if dtype is None and not exact else None
+    if floors is not None:
+        floors = replace(floors, computed_in=dtype or (name_of(found) if found else None))
     comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial)
     if plot is not None:
         with written_as(plot) as temporary:
             plot_error_by_depth(comparison, temporary, format=plot.suffix[1:])
     click.echo(comparison.to_json() if as_json else str(comparison))
+    if found is not None:
+        click.echo(_stored_wider(found), err=as_json)
     if not comparison.ok:
         raise SystemExit(1)
 
@@ -209,17 +222,18 @@ def faults_command(name: str | None, as_json: bool) -> None:
 def _dump(
     trace: Trace, other: str, reference: str | None, names: Path | None, dtype: str | None, device: str
 ) -> dict[str, Tensor]:
+    if reference is None and Path(other).suffix in (".npz", ".safetensors"):
+        return dump_from_file(trace, Path(other), names)
+    if dtype in INT8:
+        raise click.UsageError(f"--dtype {dtype} is for the dump of a port: {other} is a checkpoint")
     run_in = DTYPES[dtype or trace.provenance.dtype]
     if reference is not None:
         return dump_from_transformers(trace, other, dtype=run_in)
-    if Path(other).suffix in (".npz", ".safetensors"):
-        dump = dump_from_file(trace, Path(other), names)
-        return {site: _in(tensor, dtype) for site, tensor in dump.items()}
     if Path(other).is_file():
         raise TraceError(f"{other} is neither .npz nor .safetensors, nor a folder with a checkpoint")
     return rerun(trace, Checkpoint.load(other), dtype=run_in, device=device)
 
 
-def _in(tensor: Tensor, dtype: str | None) -> Tensor:
-    """The dtype that the numbers were computed in: numpy, for one, has to store bfloat16 as float32."""
-    return tensor.to(DTYPES[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
+def _stored_wider(dtype: torch.dtype) -> str:
+    name = name_of(dtype)
+    return f"every number is one of {name}, stored wider: judged by the floors of {name}; --dtype names another"

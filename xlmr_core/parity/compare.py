@@ -42,10 +42,15 @@ class Floors:
 
     errors: Mapping[str, Mapping[str, float]]  # "float32" -> site -> error
     factor: float = FACTOR
+    computed_in: str | None = None  # what the actual side computes in, where its dtype does not say it: "int8"
+
+    def precisions(self, expected: torch.dtype, actual: torch.dtype) -> tuple[str, str]:
+        """What the two sides compute in."""
+        return name_of(expected), self.computed_in or name_of(actual)
 
     def allowed(self, site: str, expected: torch.dtype, actual: torch.dtype) -> float | None:
         """How far apart two right runs in these dtypes may be: each errs on its own. None: nothing was measured."""
-        floors = [self.errors.get(name_of(dtype), {}).get(site) for dtype in (expected, actual)]
+        floors = [self.errors.get(name, {}).get(site) for name in self.precisions(expected, actual)]
         return None if None in floors else self.factor * sum(floor for floor in floors if floor is not None)
 
 
@@ -170,7 +175,7 @@ def _row(site: str, expected: Tensor, actual: Tensor, real: Tensor, floors: Floo
     if max_abs == 0:
         return Row(site, "equal", shape, 0.0, 0.0, cosine, allowed)
     if floors and allowed is None:
-        note = f"no floor was measured here for {name_of(expected.dtype)} and {name_of(actual.dtype)}"
+        note = f"no floor was measured here for {' and '.join(floors.precisions(expected.dtype, actual.dtype))}"
         return Row(site, "no floor", shape, max_abs, relative, cosine, None, note)
     verdict = "ok" if allowed is not None and max_abs <= allowed else "DIVERGES"
     return Row(site, verdict, shape, max_abs, relative, cosine, allowed)
@@ -259,8 +264,8 @@ def _index(taps: tuple[Tap, ...], name: str) -> int:
     return [tap.name for tap in taps].index(name)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """ "float32" for torch.float32."""
+def name_of(dtype: torch.dtype | str) -> str:
+    """ "float32" for torch.float32; a name stays as it is."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -34,6 +34,7 @@ from xlmr_core.parity.compare import (
     with_reduced_logits,
 )
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
+from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.pretrained import PretrainedModel
 
 FORMAT, VERSION = "xlmr-core floors", 2
@@ -162,20 +163,32 @@ def measure(
     top_ids: Tensor | None = None,
     grad: bool = False,
     steps: int = 0,
-    dtypes: Sequence[torch.dtype] = DTYPES,
+    dtypes: Sequence[torch.dtype | str] = DTYPES,
     devices: Sequence[str] | None = None,
     compiled: bool = False,
     tick: Tick = no_tick,
 ) -> FloorTable:
     """Runs `model` in float64, and in every way that it can run here, and notes the errors.
 
-    taps: patterns of the sites to measure. top_ids: measures the logits there, as a trace has them, and not all.
-    grad, steps: also gradients, and the losses of some steps of training. devices: by default the CPU, and a GPU if
-    there is one. compiled: also what torch.compile makes of it, which takes a C++ compiler and some 10 seconds a dtype
-    and more. tick: is told 1 after each of the `ways`.
+    Gradients are measured on padded batches only, and so is everything where padding is attended to.
 
-    Gradients are measured on padded batches alone, and so is everything where padding is attended to. Works on copies:
-    `model`, in whatever dtype, is not touched.
+    Args:
+        model: In any dtype. Copies of it are run.
+        batch: input_ids and attention_mask, both (B, S): a mapping, or what a tokenizer returns.
+        taps: Patterns of the sites to measure.
+        top_ids: (B, S, K). The logits are measured there, as a trace has them, and not all.
+        grad: Also the gradients; not in int8.
+        steps: Also the losses of that many steps of training; not in int8.
+        dtypes: Or their names. Those of int8 are simulated in float32 (see int8.py).
+        devices: By default the CPU, and a GPU if there is one.
+        compiled: Also what torch.compile makes of it, which takes a C++ compiler and some 10 seconds a dtype and more.
+        tick: Is called with 1 after each of the `ways`.
+
+    Returns:
+        The largest error of each run at each site.
+
+    Raises:
+        ValueError: A pattern matches nothing, or the model cannot be compiled here.
     """
     batch = {name: tensor.cpu() for name, tensor in dict(batch).items()}
     real = batch["attention_mask"].bool()
@@ -187,22 +200,26 @@ def measure(
     truth = with_reduced_logits(truth, top_ids)
     measurements: list[Measurement] = []
     for way in ways(dtypes, devices, packed=can_pack, compiled=compiled and bool(names)):
-        variant = _variant(model, getattr(torch, way.dtype), way.attention, way.device)
+        is_int8 = way.dtype in INT8
+        dtype = torch.float32 if is_int8 else getattr(torch, way.dtype)
+        variant = _variant(model, dtype, way.attention, way.device)
         if way.order == "reversed":
             variant = _reversed(variant)
+        if is_int8:
+            quantise(variant, way.dtype)
         if way.compiled:
             found = _compiled_sites(variant, batch, names)
         elif way.layout == "packed":
             found = _packed_sites(variant, batch, names)
         else:
-            found = run_sites(variant, batch, names, grad=grad, steps=steps)
+            found = run_sites(variant, batch, names, grad=grad and not is_int8, steps=0 if is_int8 else steps)
         found = with_reduced_logits(_unreversed(found) if way.order == "reversed" else found, top_ids)
         measurements.append(Measurement(**vars(way), errors=_errors(truth, found, real)))
         tick(1)
     return FloorTable(tuple(measurements))
 
 
-def ways(dtypes: Sequence[torch.dtype], devices: Sequence[str], *, packed: bool, compiled: bool) -> list[Way]:
+def ways(dtypes: Sequence[torch.dtype | str], devices: Sequence[str], *, packed: bool, compiled: bool) -> list[Way]:
     """The ways in which `measure` runs a model."""
     found: list[Way] = []
     for dtype, device, attention in product(map(name_of, dtypes), devices, ("eager", "sdpa")):

@@ -141,6 +141,29 @@ def _our_letters(tap: str) -> list[str]:
     return AXES.get(shape, shape.strip("()").replace(",", "").replace("*", "B S")).split()
 
 
+def narrower_dtype(dump: Mapping[str, Tensor]) -> torch.dtype | None:
+    """What a port computed in that stored wider numbers than it had: numpy, for one, has no bfloat16.
+
+    Args:
+        dump: Tensors by name.
+
+    Returns:
+        bfloat16 or float16, if every number of the dump is one of that type though some tensors are wider; else None.
+        A number below -65504 does not count: it is a mask's.
+    """
+    tensors = [tensor for tensor in dump.values() if tensor.is_floating_point()]
+    for dtype in (torch.bfloat16, torch.float16):  # most numbers of bfloat16 are numbers of float16, too
+        wider = any(torch.finfo(tensor.dtype).eps < torch.finfo(dtype).eps for tensor in tensors)
+        if wider and all(_is_exact_in(dtype, tensor) for tensor in tensors):
+            return dtype
+    return None
+
+
+def _is_exact_in(dtype: torch.dtype, tensor: Tensor) -> bool:
+    mask = tensor < torch.finfo(torch.float16).min
+    return bool(((tensor.to(dtype).to(tensor.dtype) == tensor) | mask | tensor.isnan()).all())
+
+
 def fitted(
     dump: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: XLMRobertaConfig, real: Tensor
 ) -> dict[str, Tensor]:
