@@ -757,6 +757,28 @@ def test_a_vocabulary_numbered_otherwise(tmp_path: Path, options: dict[str, Any]
     assert "must begin with <unk>, <s>, </s>" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("treat_whitespace_as_suffix", True), ("remove_extra_whitespaces", False)]
+)
+def test_a_vocabulary_with_spaces_elsewhere(tmp_path: Path, option: str, value: bool) -> None:
+    path = train_vocabulary(tmp_path / "other.model", **{option: value})
+    with pytest.raises(ValueError, match=rf"other\.model was trained with {option}={str(value).lower()}, but"):
+        XLMRobertaTokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"add_dummy_prefix": False}, {"split_by_whitespace": False}, {"normalization_rule_name": "identity"}]
+)
+def test_a_vocabulary_with_other_options(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = train_vocabulary(tmp_path / "other.model", **options)
+    tokenizer = XLMRobertaTokenizer(path)
+    spm = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in ("", " ", "a  b", " dog  fox ", "\x17", "𩸽  x", LINES):
+        tokens = tokenizer.tokenize(text, specials_in_text=False)
+        assert [token.piece for token in tokens] == spm.encode(text, out_type=str)
+        assert all(0 <= token.start <= token.end <= len(text) for token in tokens)
+
+
 def test_importing_the_tokenizer_does_not_import_sentencepiece() -> None:
     code = "import sys, xlmr_core.tokenizer; sys.exit('sentencepiece' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -122,6 +122,16 @@ class XLMRobertaTokenizer:
                 f"hold no <pad>, <mask> or bytes, but they begin with {', '.join(first_pieces)}"
                 + (f" and hold {', '.join(own)}" if own else "")
             )
+        spaced: str = self._spm.normalize("a  b")  # XLM-R's gives "▁a▁b"
+        refused = {
+            "treat_whitespace_as_suffix=true": spaced.endswith(SPACE),
+            "remove_extra_whitespaces=false": 2 * SPACE in spaced,
+        }
+        if any(refused.values()):
+            raise ValueError(
+                f"{model_file} was trained with {', '.join(name for name in refused if refused[name])}, but a "
+                "vocabulary must have one space before each word, as XLM-R's has. Train it without that option"
+            )
         self.max_tokens = max_tokens
         self.vocab_size = len(self._spm) + 2  # <pad> and <mask>
         self.mask_token_id = self.vocab_size - 1
