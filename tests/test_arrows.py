@@ -13,8 +13,11 @@ import xlmr_core
 
 PACKAGE = Path(xlmr_core.__file__).parent
 
-# config, lines -> pretrained, inputs -> tokenizer, model -> heads -> taps, checkpoint -> tasks, parity, training -> cli
+# atomic, json_files -> config, lines
+# -> pretrained, inputs -> tokenizer, model -> heads -> taps, checkpoint -> tasks, parity, training -> cli
 RANK = {
+    "atomic": -1,
+    "json_files": -1,
     "config": 0,
     "lines": 0,
     "pretrained": 1,

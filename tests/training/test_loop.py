@@ -29,6 +29,18 @@ SMALL = PretrainSettings(
     warmup_steps=3,
 )
 
+FOREIGN = (
+    "sentencepiece.bpe.model",
+    "training_state.pt",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "evaluation.json",
+    "dict.txt",
+)
+
 
 def test_it_learns_what_the_context_tells(corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path) -> None:
     settings = replace(SMALL, steps=400, warmup_steps=20, learning_rate=5e-3, batch_size=16, dropout=0.0)
@@ -133,13 +145,6 @@ def test_another_runs_folder_is_refused_and_untouched(corpus_files: list[Path], 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_with_a_model_is_refused(corpus_files: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"precious")
-    with pytest.raises(ValueError, match="already holds a model"):
-        pretrain(corpus_files, tmp_path, SMALL)
-    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
-
-
 def test_a_diverging_loss_stops_the_run(corpus_files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="lower learning rate"):
         pretrain(corpus_files, tmp_path, replace(SMALL, learning_rate=1e30, steps=30))
@@ -156,8 +161,13 @@ def test_a_diverging_loss_stops_the_run(corpus_files: list[Path], tmp_path: Path
         ({"heads": 5}, r"hidden_size must be a multiple of heads \(5\), not 24"),
         ({"layers": 0}, "layers must be at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must lie between 0 and 1, not 1.0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be finite and not negative, not nan"),
-        ({"weight_decay": -0.1}, "weight_decay must be finite and not negative"),
+        ({"learning_rate": float("nan")}, "learning_rate must lie between 0 and 1e\\+30, not nan"),
+        ({"learning_rate": 3e38}, "learning_rate must lie between 0 and 1e\\+30, not 3e"),
+        ({"weight_decay": -0.1}, "weight_decay must lie between 0 and 1e"),
+        ({"weight_decay": 1e308}, "weight_decay must lie between 0 and 1e"),
+        ({"language_exponent": 400.0}, "language_exponent must lie between 0 and 4, not 400"),
+        ({"hidden_size": 2**40}, "hidden_size must be at most 16777216"),
+        ({"max_tokens": 2**40}, "max_tokens must be at most 16777216"),
         ({"seed": -1}, "seed must lie between 0 and 4294967295, not -1"),
         ({"short_share": -0.1}, "short_share must lie between 0 and 1"),
         ({"precision": "int8"}, "'int8' is neither"),
@@ -222,9 +232,11 @@ def test_a_run_without_a_saved_step_stands_in_nobodys_way(
     ("name", "content", "message"),
     [
         ("run.json", '{"project": "another tool\'s"}', "run.json is not the record of a run"),
-        ("run.json", "precious", "run.json is not the record of a run"),
-        ("sentencepiece.bpe.model", "precious", "already holds a model or a vocabulary"),
-        ("training_state.pt", "precious", "already holds a model or a vocabulary"),
+        ("run.json", "precious", r"run.json: it is not JSON \(.*\)\. So it is not the record of a run"),
+        ("run.json", "[" * 100_000, "is nested too deeply.*not the record of a run"),
+        ("run.json", '{"settings": [], "corpus": []}', "run.json is not the record of a run"),
+        ("run.json", '{"settings": {}}', "run.json is not the record of a run"),
+        *((name, "precious", f"holds files that are not of a run of this command: {name}") for name in FOREIGN),
     ],
 )
 def test_what_is_not_ours_is_left_alone(

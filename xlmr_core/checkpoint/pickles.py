@@ -87,20 +87,7 @@ def read_pickle(path: Path, *, headers_only: bool = False) -> Pickled:
     headers_only: names, shapes and dtypes are right, the numbers are not; nothing is read but the pickle itself.
     Raises CheckpointError for what is refused, and whatever torch raises for a corrupt file.
     """
-    with path.open("rb") as file:
-        start = file.read(len(ZIP))
-    zipped = start == ZIP  # since torch 1.6. Only such a file can be mapped
-    if zipped:
-        check_zip(path)
-    _check_cost(path, zipped)
-    try:
-        with _restricted(), skip_data() if headers_only and not zipped else nullcontext():
-            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except UnpicklingError as error:
-        cause = _cause(error)
-        if "unsupported" in cause.lower():
-            raise CheckpointError(REFUSED.format(path=path, cause=cause)) from error
-        raise UnpicklingError(cause) from error
+    content = load_restricted(path, headers_only=headers_only)
     is_fairseq = isinstance(content, dict) and isinstance(content.get("model"), dict) and content["model"]
     tensors: Any = content["model"] if is_fairseq else content
     if not isinstance(tensors, dict) or not all(
@@ -111,6 +98,29 @@ def read_pickle(path: Path, *, headers_only: bool = False) -> Pickled:
         if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path} is refused: {key!r} claims more numbers than the file has for it")
     return Pickled(dict(tensors), _settings(content) if is_fairseq else None)
+
+
+def load_restricted(path: Path, *, headers_only: bool = False) -> Any:
+    """What torch.load reads from the file: tensors, numbers, strings, and stand-ins for the classes of HARMLESS.
+
+    Raises:
+        CheckpointError: the file asks for more, or would cost more than its size.
+        Exception: whatever torch raises for a corrupt file.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(ZIP))
+    zipped = start == ZIP  # since torch 1.6. Only such a file can be mapped
+    if zipped:
+        check_zip(path)
+    _check_cost(path, zipped)
+    try:
+        with _restricted(), skip_data() if headers_only and not zipped else nullcontext():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UnpicklingError as error:
+        cause = _cause(error)
+        if "unsupported" in cause.lower():
+            raise CheckpointError(REFUSED.format(path=path, cause=cause)) from error
+        raise UnpicklingError(cause) from error
 
 
 def _check_cost(path: Path, zipped: bool) -> None:

@@ -112,16 +112,26 @@ def write_tensor(entry: Entry, file: Any, tick: Tick = no_tick) -> None:
     if tuple(tensor.shape) != entry.shape:
         raise CheckpointError(f"{entry.key} has shape {tuple(tensor.shape)}, not {entry.shape}")
     for part in tensor.contiguous().flatten().split(PART):
-        cast = part.to("cpu", entry.dtype)
-        if cast.dtype != part.dtype and cast.isinf().any() and not torch.equal(cast.isinf(), part.cpu().isinf()):
-            largest = part[part.isfinite()].abs().max().item()
-            raise CheckpointError(
-                f"{entry.key} holds {largest:g}, which is infinite in {_name(entry.dtype)} (its largest number is "
-                f"{torch.finfo(entry.dtype).max:g}): writing it would lose it. Keep {_name(part.dtype)}, or use float32"
-            )
+        cast = cast_to(entry.dtype, part, entry.key)
         if cast.nbytes:
             file.write((ctypes.c_char * cast.nbytes).from_address(cast.data_ptr()))
             tick(cast.nbytes)
+
+
+def cast_to(dtype: torch.dtype, tensor: Tensor, key: str) -> Tensor:
+    """The tensor on the CPU in another dtype.
+
+    Raises:
+        CheckpointError: a finite number would become infinite. The message names `key`.
+    """
+    cast = tensor.to("cpu", dtype)
+    if cast.dtype != tensor.dtype and cast.isinf().any() and not torch.equal(cast.isinf(), tensor.cpu().isinf()):
+        largest = tensor[tensor.isfinite()].abs().max().item()
+        raise CheckpointError(
+            f"{key} holds {largest:g}, which is infinite in {_name(dtype)} (its largest number is "
+            f"{torch.finfo(dtype).max:g}): writing it would lose it. Keep {_name(tensor.dtype)}, or use float32"
+        )
+    return cast
 
 
 def _name(dtype: torch.dtype) -> str:

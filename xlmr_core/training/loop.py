@@ -1,10 +1,10 @@
 """Masked-LM pre-training: the loop, readable in one sitting, and resumable after a kill with the same result."""
 
+import hashlib
 import json
-import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +13,32 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from xlmr_core.atomic import SUFFIX, written_as
+from xlmr_core.checkpoint.writing import cast_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.inputs import check_device
+from xlmr_core.json_files import read_json_object
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
+from xlmr_core.training.lock import LOCK, locked
 from xlmr_core.training.masking import mask_tokens
+from xlmr_core.training.state import check_finite, restore_state, save_state
 from xlmr_core.training.vocabulary import train_vocabulary
 
 SHORTEST = 3  # tokens: <s>, one to learn from, </s>
+LARGEST_SIZE = 2**24  # of a whole number: AdamW counts its steps in float32
 LARGEST_SEED = 2**32 - 1
+LARGEST_RATE = 1e30  # beyond it, the product with a moment of AdamW does not fit float32
+LARGEST_EXPONENT = 4  # a billion sentences to this power still fit float32
 RECORD, STATE, VOCABULARY = "run.json", "training_state.pt", "sentencepiece.bpe.model"
+WEIGHTS, EVALUATION = "model.safetensors", "evaluation.json"
+AFTER_A_STEP = (STATE, WEIGHTS, "config.json", "tokenizer_config.json", EVALUATION)  # not before one was saved
+OWN = (RECORD, VOCABULARY, LOCK, *AFTER_A_STEP)
+OF_MODELS = (".json", ".safetensors", ".bin", ".pt", ".model", "dict.txt")  # how the names of a model's files end
+CHUNK = 2**20  # bytes of a corpus hashed at a time
+LISTED = 10  # files named in one message
 
 
 @dataclass(frozen=True)
@@ -54,21 +68,26 @@ class PretrainSettings:
         for name in ("vocabulary_size", "hidden_size", "layers", "heads", "intermediate_size", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > LARGEST_SIZE:
+                raise ValueError(f"{name} must be at most {LARGEST_SIZE}, not {getattr(self, name)}")
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size must be a multiple of heads ({self.heads}), not {self.hidden_size}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie between 0 and 1, not {self.dropout}")
         if not 0 <= self.warmup <= self.steps:
             raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not {self.warmup}")
+        if self.max_tokens > LARGEST_SIZE:
+            raise ValueError(f"max_tokens must be at most {LARGEST_SIZE}, not {self.max_tokens}")
         if not SHORTEST <= self.short_tokens <= self.max_tokens:
             raise ValueError(
                 f"short_tokens must lie between {SHORTEST} and max_tokens ({self.max_tokens}), not {self.short_tokens}"
             )
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"short_share must lie between 0 and 1, not {self.short_share}")
-        for name in ("learning_rate", "weight_decay", "language_exponent"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+        limits = {"learning_rate": LARGEST_RATE, "weight_decay": LARGEST_RATE, "language_exponent": LARGEST_EXPONENT}
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} must lie between 0 and {limit:g}, not {getattr(self, name)}")
         if not 0 < self.mask_probability < 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
         if self.precision not in ("float32", "bfloat16"):
@@ -126,21 +145,55 @@ def pretrain(
     Each corpus file is one language, one sentence a line; a held-out file belongs to the corpus file of its name.
     Killed and called again with the same arguments, it goes on from the last saved step and ends with the same
     weights, bit for bit on the same machine. The weights are written as `save_dtype`, and what was written is what is
-    evaluated. Returns the held-out accuracy by language, also in evaluation.json.
-    Raises ValueError where `output` holds a run with other settings, for a device that is not there, for files
-    without a sentence or not in UTF-8, and for too little text; nothing is written before the vocabulary is made.
+    evaluated. Only one process at a time can run in a folder.
+
+    Args:
+        corpus_files: the text, UTF-8. Each file is read more than once, so a pipe is refused.
+        output: the folder to write. It is made if it does not exist, and must hold nothing but this run.
+        settings: everything that the weights depend on beside the text.
+        held_out_files: text to evaluate on.
+        device: where to compute; None: a GPU if there is one.
+        save_every: steps between two saved states.
+        save_dtype: of the weights file.
+
+    Returns:
+        The held-out accuracy by language, which evaluation.json holds too.
+
+    Raises:
+        ValueError: `output` holds files of something else, a run with other settings or other text, or a damaged state,
+            or another process runs in it; a device that is not there; two files of one language, files that cannot be
+            read, too little text; weights that would be infinite in `save_dtype`.
+        FloatingPointError: the loss or a weight became NaN or infinite. What was saved before stays.
+        OSError: a file cannot be written.
     """
     chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for files in (corpus_files, held_out_files):
+        _check_names(files)
+        for path in files:
+            sentences_in(path)  # what is wrong with a file is said before hours of work
     run = {
         "settings": {**asdict(settings), "warmup_steps": settings.warmup},
-        "corpus": [path.name for path in corpus_files],
+        "corpus": [{"name": path.name, "sha256": _sha256(path)} for path in corpus_files],
     }
-    for path in (*corpus_files, *held_out_files):
-        sentences_in(path)  # what is wrong with a file is told before hours of work
+    _check_folder(output, run)
+    with locked(output):
+        return _run(output, run, corpus_files, settings, held_out_files, chosen, save_every, save_dtype)
+
+
+def _run(
+    output: Path,
+    run: dict[str, Any],
+    corpus_files: Sequence[Path],
+    settings: PretrainSettings,
+    held_out_files: Sequence[Path],
+    device: torch.device,
+    save_every: int,
+    save_dtype: torch.dtype,
+) -> dict[str, Accuracy]:
+    """`pretrain`, with its arguments checked and its folder locked."""
     vocabulary = output / VOCABULARY
-    if _is_new(output, run):
+    if not _goes_on(output, run):
         pieces = train_vocabulary(corpus_files, settings.vocabulary_size)
-        output.mkdir(parents=True, exist_ok=True)
         vocabulary.unlink(missing_ok=True)
         _write_json(output / RECORD, run)
         _write(vocabulary, pieces)
@@ -148,28 +201,36 @@ def pretrain(
     corpus = Corpus(corpus_files, tokenizer, exponent=settings.language_exponent)
 
     torch.manual_seed(settings.seed)
-    model = XLMRobertaForMaskedLM(settings.config(tokenizer.vocab_size))
+    try:
+        model = XLMRobertaForMaskedLM(settings.config(tokenizer.vocab_size))
+    except RuntimeError as error:  # torch's own for too little memory
+        raise ValueError(f"a model of these sizes cannot be made ({str(error).splitlines()[0]}): lower them") from error
     model.initialize()
-    model.to(chosen).train()
+    model.to(device).train()
     optimizer = torch.optim.AdamW(decay_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
     state_file = output / STATE
-    first_step = _restore(state_file, model, optimizer) if state_file.exists() else 0
+    first_step = restore_state(state_file, model, optimizer, settings.steps) if state_file.exists() else 0
     with tqdm(total=settings.steps, initial=first_step, unit="step", smoothing=0.05) as progress:
         for step in range(first_step, settings.steps):
             if step % save_every == 0 and step > first_step:
-                _save(state_file, model, optimizer, step)
+                save_state(state_file, model, optimizer, step)
             loss, tokens = train_step(model, optimizer, corpus, settings, step)
             progress.update()
             rate = (progress.format_dict["rate"] or 0) * tokens
             progress.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
-    _save(state_file, model, optimizer, settings.steps)
+    if first_step < settings.steps:
+        save_state(state_file, model, optimizer, settings.steps)
 
-    model.to(save_dtype).save_pretrained(output)
+    for name, parameter in model.named_parameters():
+        parameter.data = cast_to(save_dtype, parameter.data, name)
+    check_finite(model.state_dict(), "at the end")
+    (output / EVALUATION).unlink(missing_ok=True)  # of weights that are about to be replaced
+    model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    written = XLMRobertaForMaskedLM.from_pretrained(output, device=chosen)
+    written = XLMRobertaForMaskedLM.from_pretrained(output, device=device)
     results = evaluate(written, tokenizer, corpus, held_out_files)
-    _write_json(output / "evaluation.json", {name: asdict(accuracy) for name, accuracy in results.items()})
+    _write_json(output / EVALUATION, {name: asdict(accuracy) for name, accuracy in results.items()})
     return results
 
 
@@ -214,46 +275,70 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _is_new(output: Path, run: dict[str, Any]) -> bool:
-    """Whether the run has yet to begin in `output`. Raises ValueError if there is a model, or another run's steps."""
-    record = output / RECORD
-    begun = (output / STATE).exists() or (output / "model.safetensors").exists()
-    if not record.exists():
-        if begun or (output / VOCABULARY).exists():
-            raise ValueError(f"{output} already holds a model or a vocabulary: choose an empty folder")
-        return True
-    earlier = _read_record(record)
+def _check_names(files: Sequence[Path]) -> None:
+    """Raises ValueError for what is not a file, and for two files that would be one language."""
+    for path in files:
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is not a regular file: text is read more than once, so it cannot come from a pipe"
+            )
+    counts = Counter(path.stem for path in files)
+    for language, count in counts.items():
+        if count > 1:
+            same = ", ".join(str(path) for path in files if path.stem == language)
+            raise ValueError(f"{same} are one language by their name, {language!r}: join them, or rename one")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_folder(output: Path, run: dict[str, Any]) -> None:
+    """Raises ValueError if `output` holds a model's files that are not of this run."""
+    names = [path.name for path in output.iterdir()] if output.exists() else []
+    allowed = OWN if RECORD in names else (LOCK,)
+    foreign = [name for name in names if name not in allowed and name.endswith(OF_MODELS) and not _is_temporary(name)]
+    if foreign:
+        listed = ", ".join(sorted(foreign)[:LISTED]) + ", ..." * (len(foreign) > LISTED)
+        raise ValueError(
+            f"{output} holds files that are not of a run of this command: {listed}. Nothing was changed. "
+            "Choose an empty folder, or move them away"
+        )
+    _goes_on(output, run)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(SUFFIX)
+
+
+def _goes_on(output: Path, run: dict[str, Any]) -> bool:
+    """Whether `output` holds the beginning of this run. Raises ValueError if it holds another run's steps."""
+    if not (output / RECORD).exists():
+        return False
+    earlier = _read_record(output / RECORD)
     if earlier == run:
-        return not (output / VOCABULARY).exists()
-    if begun:
+        return (output / VOCABULARY).exists()
+    if any((output / name).exists() for name in AFTER_A_STEP):
         differing = [name for name in run["settings"] if run["settings"][name] != earlier["settings"].get(name)]
         raise ValueError(
-            f"{output} holds a run with other {', '.join(differing) or 'corpus files'}: "
-            "give the same settings to go on with it, or choose an empty folder"
+            f"{output} holds a run with other {', '.join(differing) or 'corpus files, by name or content'}: "
+            "give the same settings and text to go on with it, or choose an empty folder"
         )
-    return True  # no step of the other run was saved: nothing is lost
+    return False  # no step of the other run was saved: nothing is lost
 
 
 def _read_record(record: Path) -> dict[str, Any]:
     try:
-        run: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        dict(run["settings"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{record} is not the record of a run: choose an empty folder") from error
+        run = read_json_object(record)
+    except ValueError as error:
+        raise ValueError(f"{error}. So it is not the record of a run: choose an empty folder") from error
+    if not isinstance(run.get("settings"), dict) or not isinstance(run.get("corpus"), list):
+        raise ValueError(f"{record} is not the record of a run: choose an empty folder")
     return run
-
-
-def _save(state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    temporary = state_file.with_suffix(".tmp")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
-    os.replace(temporary, state_file)
-
-
-def _restore(state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    state = torch.load(state_file, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -261,6 +346,5 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with written_as(path) as temporary:
+        temporary.write_bytes(content)
