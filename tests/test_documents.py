@@ -1,7 +1,10 @@
 """Every Python example of the documents runs, and every `xlmr` command in them is one."""
 
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,9 +40,25 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {}
     for block in blocks(page, "python"):
+        if "nnsight" in block:
+            continue  # test_the_nnsight_example_runs
         exec(compile(block, str(page), "exec"), space)
         for expression, expected in re.findall(r"^print\((.*)\)  # -> ([^,\n]*)", block, re.MULTILINE):
             assert str(eval(expression, space)) == expected, expression
+
+
+def test_the_nnsight_example_runs(tmp_path: Path) -> None:
+    """As a script: nnsight reads the source of the code that is traced."""
+    if importlib.util.find_spec("nnsight") is None:
+        pytest.skip("nnsight is not installed: pip install nnsight")
+    first, *_, example = blocks(ROOT / "docs" / "internals.md", "python")
+    assert "nnsight" in example
+    script = tmp_path / "example.py"
+    script.write_text(f"import torch\n{first}\nprint('nnsight')\n{example}", encoding="utf-8")
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    shown = re.findall(r"^print\(.*\)  # -> (.*)$", example, re.MULTILINE)
+    assert run.stdout.partition("nnsight\n")[2].splitlines() == shown
 
 
 @pytest.mark.parametrize("command", SHELL)
