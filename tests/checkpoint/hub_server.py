@@ -28,7 +28,10 @@ class Behaviour:
     token: str | None = None  # opens the gated ones
     fail_with: int | None = None  # answer everything with this status
     cuts: list[int] = field(default_factory=list)  # drop the connection after so many bytes, once each
+    headers: dict[str, str] = field(default_factory=dict)  # to send with an error
     corrupt: bool = False  # send other bytes than promised
+    etags: list[str | None] = field(default_factory=list)  # send these, once each; None: the true one
+    commit: str = COMMIT
     requests: list[str] = field(default_factory=list)  # "GET /path" or "GET /path bytes=10-"
     url: str = ""
 
@@ -101,15 +104,22 @@ class _Handler(BaseHTTPRequestHandler):
         if code is not None:
             self.send_header("X-Error-Code", code)
         if code == "EntryNotFound":
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", self.state.commit)
+        for name, value in self.state.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def etag(self, path: Path, *, large: bool) -> str:
+        """With the quotes."""
+        etag = self.state.etags.pop(0) if self.state.etags else None
+        return f'"{etag or (sha256(path) if large else git_sha1(path))}"'
 
     def redirect(self, path: Path) -> None:
         """To another address, with the promise of size and hash. `localhost` is another host than 127.0.0.1."""
         self.send_response(302)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-ETag", f'"{sha256(path)}"')
+        self.send_header("X-Repo-Commit", self.state.commit)
+        self.send_header("X-Linked-ETag", self.etag(path, large=True))
         self.send_header("X-Linked-Size", str(path.stat().st_size))
         self.send_header("Location", f"{self.state.url.replace('127.0.0.1', 'localhost')}/cdn{self.path}")
         self.send_header("Content-Length", "0")
@@ -123,8 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         self.send_header("Content-Length", str(size - start))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{sha256(path)[: 64 if large else 40]}"')
+        self.send_header("X-Repo-Commit", self.state.commit)
+        self.send_header("ETag", self.etag(path, large=large))
         self.end_headers()
         if self.command == "GET":
             self.send_body(path, start, large)
@@ -154,6 +164,12 @@ def sha256(path: Path) -> str:
                 digest.update(chunk)
         _DIGESTS[key] = digest.hexdigest()
     return _DIGESTS[key]
+
+
+def git_sha1(path: Path) -> str:
+    """The name that git gives the contents."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 _DIGESTS: dict[tuple[Path, int, int], str] = {}

@@ -320,7 +320,7 @@ NAMES = ["config.json", "model.safetensors", "sentencepiece.bpe.model", "extra.p
 def test_everything_is_fetched_at_the_pinned_commit_and_verified(name: str, hub: Behaviour, tmp_path: Path) -> None:
     files = download(name, cache_dir=tmp_path / "c")
     assert [file.path.name for file in files] == NAMES
-    assert {file.verified for file in files} == {"size and sha256 as in the catalogue"}
+    assert {file.verified for file in files} == {"verified: sha256 as in the catalogue"}
     assert hub.downloads() == [f"{COMMIT}/{name}" for name in NAMES]
     hub.requests.clear()
     assert download(name, cache_dir=tmp_path / "c", local_files_only=True) == files
@@ -336,8 +336,8 @@ def test_a_pin_is_for_one_path_and_not_for_each_file_of_that_name(hub: Behaviour
     (repo / "modules.json").write_text(json.dumps(modules))
     (repo / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     verified = {(file.path.parent.name, file.path.name): file.verified for file in download("tiny", cache_dir=tmp_path)}
-    assert verified[COMMIT, "config.json"] == "size and sha256 as in the catalogue"
-    assert verified["1_Pooling", "config.json"] == "as the hub promised when it came"
+    assert verified[COMMIT, "config.json"] == "verified: sha256 as in the catalogue"
+    assert verified["1_Pooling", "config.json"] == "verified: git sha1 as the hub promised"
 
 
 def test_a_cut_download_goes_on_where_it_stopped(hub: Behaviour, tmp_path: Path, monkeypatch: Any) -> None:
@@ -386,8 +386,14 @@ def test_a_repository_that_is_not_in_the_catalogue(hub: Behaviour, tmp_path: Pat
     hub.repos["org/new"] = hub.repos["org/tiny"]
     files = download("org/new", cache_dir=tmp_path / "c")
     assert [file.path.name for file in files] == NAMES[:3]
-    assert {file.verified for file in files} == {"as the hub promised when it came"}
+    small, large = "verified: git sha1 as the hub promised", "verified: sha256 as the hub promised"
+    assert [file.verified for file in files] == [small, large, large]
     assert hub.downloads()[0] == "main/config.json"
+
+
+def test_tokenizer_json_is_fetched_where_there_is_one(hub: Behaviour, tmp_path: Path) -> None:
+    (hub.repos["org/tiny"] / "tokenizer.json").write_text("{}")
+    assert [file.path.name for file in download("tiny", cache_dir=tmp_path / "c")] == [*NAMES, "tokenizer.json"]
 
 
 def test_shards(hub: Behaviour, tmp_path: Path) -> None:

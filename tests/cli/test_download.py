@@ -22,7 +22,7 @@ def asked(tmp_path: Path, monkeypatch: Any) -> list[Any]:
     def answer(name: str, **options: Any) -> list[Downloaded]:
         calls.append((name, options))
         (tmp_path / "config.json").write_text("{}")
-        return [Downloaded(tmp_path / "config.json", "sha256 as in the catalogue")]
+        return [Downloaded(tmp_path / "config.json", "verified: sha256 as in the catalogue")]
 
     monkeypatch.setattr(download, "download", answer)
     return calls
@@ -31,7 +31,7 @@ def asked(tmp_path: Path, monkeypatch: Any) -> list[Any]:
 def test_it_tells_path_size_and_check(asked: list[Any], tmp_path: Path) -> None:
     result = xlmr_download("bge-m3", "--cache-dir", tmp_path, "--revision", "v1", "--offline")
     assert result.exit_code == 0
-    assert result.stdout == f"{tmp_path / 'config.json'}  2 bytes, sha256 as in the catalogue\n"
+    assert result.stdout == f"{tmp_path / 'config.json'}  2 bytes, verified: sha256 as in the catalogue\n"
     assert asked == [("bge-m3", {"revision": "v1", "cache_dir": str(tmp_path), "local_files_only": True})]
 
 

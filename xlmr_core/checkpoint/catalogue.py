@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from xlmr_core.checkpoint.cache import NOT_CHECKED, discard, hash_of, verify
 from xlmr_core.checkpoint.files import BUNDLED, read_index
 from xlmr_core.checkpoint.layouts import BESIDE, file_beside
 from xlmr_core.checkpoint.mapping import CheckpointError
@@ -100,7 +101,7 @@ class Downloaded:
     """One file of a download."""
 
     path: Path
-    verified: str  # against what
+    verified: str  # "verified: ...", "size only, ..." or "not checked: ..."
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -235,10 +236,24 @@ def download(
 ) -> list[Downloaded]:
     """Model and tokenizer of a catalogue name or a hub id, fetched to the cache or found there, and verified.
 
-    With the model come heads in files of their own (BGE-M3) and the configuration of sentence-transformers.
-    Files whose size or sha256 the catalogue has are compared with that, cached or fresh, at the pinned revision, which
-    is the one taken unless `revision` says otherwise. What differs leaves the cache. Every fresh file is compared with
-    what the hub promised. A download that was cut goes on where it stopped. Raises CheckpointError.
+    With the model come heads in files of their own (BGE-M3), tokenizer.json, and the configuration of
+    sentence-transformers, where the repository has them. Files whose size or sha256 the catalogue has are compared with
+    that, cached or fresh, at the pinned revision, which is the one taken unless `revision` says otherwise. Every file
+    is compared once with the hash that the hub promised. What differs leaves the cache. A download that was cut goes on
+    where it stopped.
+
+    Args:
+        name: a name in the catalogue, or a hub id.
+        revision: branch, tag or commit; None: the pinned one, or main.
+        cache_dir: huggingface_hub's cache folder; None: its default.
+        local_files_only: never ask the hub, only verify what is in the cache.
+        token: for gated repositories, as in huggingface_hub.
+
+    Returns:
+        The files, each with what it was compared with: "verified: ...", "size only, ...", or "not checked: ...".
+
+    Raises:
+        CheckpointError: there is no such model, it cannot be fetched, or a file differs.
     """
     from xlmr_core.checkpoint.hub import Hub
 
@@ -252,7 +267,7 @@ def download(
     repo = entry.id if entry else name
     revision = revision or (entry.revision if entry else None)
     hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
-    model = hub.model_files([file_beside(group) for group in BESIDE], whole=True)
+    model = hub.model_files([*map(file_beside, BESIDE), "tokenizer.json"], whole=True)
     commit = model.root.name  # the cache keeps a commit in a folder of its name: the rest is of the same
     tokenizer, _ = replace(hub, revision=commit).tokenizer_files()
     paths = [model.config, model.weights, tokenizer]
@@ -267,19 +282,20 @@ def download(
 
 
 def _verify(path: Path, pinned: PinnedFile, repo: str) -> str:
-    """Compares a file with what the catalogue has of it, and says what that was."""
-    from xlmr_core.checkpoint.hub import sha256_of
-
+    """Compares a file with what the catalogue has of it, and says what it was compared with."""
     size = path.stat().st_size
     wrong_size = pinned.size not in (None, size)
-    wrong_hash = not wrong_size and pinned.sha256 is not None and sha256_of(path) != pinned.sha256
+    wrong_hash = not wrong_size and pinned.sha256 is not None and hash_of(path, "sha256") != pinned.sha256
     if wrong_size or wrong_hash:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
+        discard(path)
         raise CheckpointError(
             f"{repo} ({path.name}): its {size} bytes are not those in the catalogue (size {pinned.size}, sha256 "
             f"{pinned.sha256}). They were thrown away. Run it again; if that does not help, either the file was "
             "tampered with on its way, or the catalogue is wrong"
         )
-    known = [name for name in ("size", "sha256") if getattr(pinned, name) is not None]
-    return f"{' and '.join(known)} as in the catalogue" if known else "as the hub promised when it came"
+    if pinned.sha256 is not None:
+        return "verified: sha256 as in the catalogue"
+    compared = verify(path)
+    if compared != NOT_CHECKED:
+        return f"verified: {compared}"
+    return "size only, as in the catalogue" if pinned.size is not None else NOT_CHECKED

@@ -4,7 +4,6 @@ huggingface_hub does the work, so its conventions hold: HF_HOME, HF_ENDPOINT, HF
 folder, its progress bars. A download that is cut is taken up where it stopped, a few times.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -12,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xlmr_core.checkpoint.cache import COMMIT, NOT_CHECKED, verify
 from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
+from xlmr_core.checkpoint.guard import HubBusyError, guarded
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.sentence import MODULES, file_names, transformer_path
 
-CHUNK = 16 * 2**20  # bytes hashed at a time
-SHA256_DIGITS = 64
-COMMIT = "[0-9a-f]{40}"
 LOG_IN = "log in (`hf auth login`, HF_TOKEN, or token=...)"
 
 
@@ -89,12 +87,12 @@ class Hub:
         return replace(self, revision=modules.parent.name, within=f"{path}/" if path else "")
 
     def _weights(self) -> Path:
-        for find in (self._cached, self._fetch):
-            for name in WEIGHTS:
-                weights = find(self.within + name)
-                if weights is not None:
-                    self._fetch_shards(weights)
-                    return weights
+        names = [self.within + name for name in WEIGHTS]
+        for name in sorted(names, key=lambda name: self._cached(name) is None):
+            weights = self._fetch(name)
+            if weights is not None:
+                self._fetch_shards(weights)
+                return weights
         raise CheckpointError(f"{self.repo} has no weights that can be read: none of {', '.join(WEIGHTS)}")
 
     def _fetch_shards(self, index: Path) -> None:
@@ -137,53 +135,49 @@ class Hub:
         return lasting and known is not None and not isinstance(known, str)
 
     def _fetch(self, name: str) -> Path | None:
-        """The file in the cache, downloaded if need be; None if the repository does not have it."""
-        from huggingface_hub import hf_hub_download
+        """The file in the cache, downloaded if need be and verified; None if the repository does not have it."""
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             if self._is_missing(name):
                 return None
-            cached = self._cached(name)
-            path = hf_hub_download(
-                self.repo,
-                name,
-                revision=self.revision,
-                cache_dir=self.cache_dir,
-                local_files_only=self.local_files_only,
-                token=self.token,
-            )
-            if Path(path) != cached:
-                self._verify(Path(path), name)
-            return Path(path)
-        except CheckpointError:
-            raise
+            path, etag = self._download(name)
+            if etag is None and not path.is_symlink() and verify(path) == NOT_CHECKED and not self._is_offline():
+                etag = self._etag(name)  # where the cache has no links, it does not keep what was promised
+            verify(path, etag)
+            return path
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.repo} ({name}): {error}") from error
         except Exception as error:  # huggingface_hub has changed its HTTP library twice: no class covers a cut line
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
             raise CheckpointError(f"{self.repo} ({name}): {self._cause(error)}") from error
 
-    def _verify(self, path: Path, name: str) -> None:
-        """Checks a fresh file. One that is wrong, or could not be checked, leaves the cache."""
-        try:
-            self._compare(path, name)
-        except BaseException:  # an interrupt too, or the next load would trust the file
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            raise
+    def _download(self, name: str) -> tuple[Path, str | None]:
+        """The file in the cache, and the ETag that the hub promised, if it was asked."""
+        from huggingface_hub import hf_hub_download
 
-    def _compare(self, path: Path, name: str) -> None:
-        """Raises CheckpointError if the file has not the size and the sha256 that the hub tells."""
+        with guarded(patient="/" in self.repo) as question:
+            try:
+                path = hf_hub_download(
+                    self.repo,
+                    name,
+                    revision=self.revision,
+                    cache_dir=self.cache_dir,
+                    local_files_only=self.local_files_only,
+                    token=self.token,
+                )
+            except HubBusyError:
+                path = self._cached(name)
+                if path is None:
+                    raise
+            return Path(path), question.etag
+
+    def _etag(self, name: str) -> str | None:
+        """What the hub promises now."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        told = get_hf_file_metadata(hf_hub_url(self.repo, name, revision=self.revision), token=self.token)
-        size = path.stat().st_size
-        knows_sha256 = told.etag is not None and len(told.etag) == SHA256_DIGITS  # of a small file it is another hash
-        if told.size not in (None, size) or (knows_sha256 and told.etag != sha256_of(path)):
-            raise CheckpointError(
-                f"{self.repo} ({name}): the {size} bytes that came are not those the hub promised "
-                f"({told.size} bytes, sha256 {told.etag}). They were thrown away; run it again"
-            )
+        return get_hf_file_metadata(hf_hub_url(self.repo, name, revision=self.revision), token=self.token).etag
 
     def _near(self) -> str:
         """More for a name without a slash, which may have been meant for something else than a hub id."""
@@ -221,17 +215,8 @@ class Hub:
         if status in (401, 403):
             return f"the hub refuses access ({status}): {LOG_IN} with a token that may read it"
         if status is not None:
-            return f"the hub answered with an error ({status}): try again later"
+            return f"the hub answered with an error ({status}): try again later{self._near()}"
         return (
             f"the hub at {constants.ENDPOINT} cannot be reached, or the download was cut "
             f"({type(cause).__name__}: {cause}). Run it again, or give the path of a folder{self._near()}"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file of any size, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
