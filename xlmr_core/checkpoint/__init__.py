@@ -1,6 +1,7 @@
 """Checkpoints: from published files to a model and back, with an account of every key.
 
-layouts.py has the key tables, mapping.py the set algebra, files.py the formats, hub.py the network, loading.py the
+layouts.py has the key tables, mapping.py the set algebra, files.py the formats, hub.py the network (guard.py checks what
+a server answers, cache.py what it sent), loading.py the
 way from files to a model and back, inspection.py a look at a file without loading it.
 """
 
