@@ -183,9 +183,9 @@ def _tensors(trace: Trace, dump: Any, names: Any, dtype: str | None) -> dict[str
 
 
 def _file_renamed(trace: Trace, path: Path, names: Mapping[str, Any]) -> dict[str, Tensor]:
-    from xlmr_core.parity.foreign import fitted, read_dump, renamed
+    from xlmr_core.parity.foreign import fitted, read_dump
 
-    return fitted(renamed(read_dump(path), names, trace.config), trace.sites, trace.config, trace.real)
+    return fitted(read_dump(path, trace, names), trace.sites, trace.config, trace.real)
 
 
 def _array(value: Any) -> Tensor:

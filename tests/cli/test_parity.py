@@ -1,6 +1,8 @@
 """`xlmr parity`, as a person at a terminal meets it."""
 
 import json
+import os
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -145,7 +147,7 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
         (["check", "{trace}", "{folder}", "--floors", "none.json"], "there is no none.json"),
         (["check", "{trace}", "{folder}/config.json"], "neither .npz nor .safetensors"),
         (["check", "{trace}", "{folder}/model.safetensors", "--names", "{folder}/config.json"], "not a map of names"),
-        (["check", "{folder}/model.safetensors", "{folder}"], "is no trace"),
+        (["check", "{folder}/model.safetensors", "{folder}"], "is not a trace"),
         (["record", "{folder}", "--text", "the cat", "-o", "a.bin"], "a trace is a .safetensors file"),
         (["record", "{folder}", "--text", "the cat", "--taps", "nothing", "-o", "a.safetensors"], "no tap matches"),
         (["record", "{folder}", "--text", "the cat", "--taps", "", "-o", "a.safetensors"], "pattern of taps is empty"),
@@ -199,3 +201,68 @@ def test_a_reranker_is_recorded_with_pairs(toy_checkpoint: Path, tmp_path: Path)
         "as many pairs as texts"
         in xlmr("record", folder, "--text", "a", "--text", "b", "--pair", "c", "-o", path).stderr
     )
+
+
+@pytest.fixture
+def own_folder(recorded: Path, toy_checkpoint: Path, tmp_path: Path) -> Path:
+    """A model and its trace, for the commands to destroy; links to both and a file of notes."""
+    shutil.copytree(toy_checkpoint, tmp_path / "model")
+    shutil.copy(recorded, tmp_path / "trace.safetensors")
+    shutil.copy(recorded.with_suffix(".floors.json"), tmp_path / "trace.floors.json")
+    (tmp_path / "notes.safetensors").write_text("mine")
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    (tmp_path / "notes.svg").write_text("mine")
+    for link, target in [
+        ("link.safetensors", "model/model.safetensors"),
+        ("link.json", "trace.safetensors"),
+        ("link.svg", "trace.floors.json"),
+        ("folder", "model"),
+    ]:
+        (tmp_path / link).symlink_to(tmp_path / target)
+    os.link(tmp_path / "trace.safetensors", tmp_path / "same.json")
+    os.link(tmp_path / "model" / "model.safetensors", tmp_path / "same.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "told"),
+    [
+        ("record", "model/model.safetensors", "lies in"),
+        ("record", "model/new.safetensors", "lies in"),
+        ("record", "folder/new.safetensors", "lies in"),
+        ("record", "link.safetensors", "lies in"),
+        ("record", "same.safetensors", "is not a trace"),
+        ("record", "notes.safetensors", "is not a trace"),
+        ("floor", "trace.safetensors", "is the same file as"),
+        ("floor", "link.json", "is the same file as"),
+        ("floor", "same.json", "is the same file as"),
+        ("floor", "model/config.json", "lies in"),
+        ("floor", "notes.json", "is not a table of floors"),
+        ("check", "notes.svg", "is not a picture of that type"),
+        ("check", "link.svg", "is the same file as"),
+    ],
+)
+def test_nothing_that_is_read_and_nothing_of_another_kind_is_overwritten(
+    own_folder: Path, command: str, output: str, told: str
+) -> None:
+    arguments = {
+        "record": [own_folder / "model", "--text", "a cat", "-o"],
+        "floor": [own_folder / "model", own_folder / "trace.safetensors", "-o"],
+        "check": [own_folder / "trace.safetensors", own_folder / "trace.safetensors", "--plot"],
+    }
+    before = {path: path.read_bytes() for path in own_folder.rglob("*") if path.is_file()}
+    result = xlmr(command, *arguments[command], own_folder / output)
+    assert result.exit_code == 2, result.output
+    assert told in " ".join(result.stderr.split())
+    assert {path: path.read_bytes() for path in own_folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_trace_and_a_table_are_replaced_by_new_ones(own_folder: Path) -> None:
+    trace = own_folder / "trace.safetensors"
+    (own_folder / "empty.safetensors").touch()
+    for output in (trace, own_folder / "empty.safetensors"):
+        assert xlmr("record", own_folder / "model", "--text", "a cat", "-o", output).exit_code == 0
+    assert Trace.load(trace).provenance.texts == ("a cat",)
+    result = xlmr("floor", own_folder / "model", trace, "--dtype", "float32", "--no-compiled")
+    assert result.exit_code == 0, result.output
+    assert xlmr("check", trace, own_folder / "model").exit_code == 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
+from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.check import (
     check_trace,
@@ -28,7 +29,7 @@ from xlmr_core.parity.floors import devices_here, ways
 from xlmr_core.parity.foreign import narrower_dtype
 from xlmr_core.parity.int8 import INT8
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
-from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, record, rerun
+from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, is_trace, record, rerun
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
 OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules of their own
@@ -88,6 +89,7 @@ def record_command(
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"a trace is a .safetensors file, not {output.name}")
+    check_output(output, [model], is_trace, "a trace")
     trace = record(
         model,
         texts,
@@ -123,12 +125,13 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
     and fused attention, padded and packed, with features in two orders, on the CPU and on a GPU if there is one. `xlmr
     parity check` judges by the table that this writes.
     """
+    output = output or floors_path(trace_file)
+    check_output(output, [model, trace_file], is_floor_table, "a table of floors")
     trace = Trace.load(trace_file)
     chosen = dtypes or PRECISIONS
     runs = ways(chosen, devices_here(), packed=True, compiled=compiled)
     with progress("measuring", total=len(runs)) as tick:
         table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=tick)
-    output = output or floors_path(trace_file)
     table.save(output)
     click.echo(str(table))
     click.echo(f"written to {output}")
@@ -183,8 +186,11 @@ def check_command(
         raise click.UsageError(f"--plot writes {', '.join(FORMATS)}, not {plot.name}")
     if other is None and reference is None:
         raise click.UsageError("name what to compare: OTHER, or --reference transformers")
+    floors_file = floors_file or floors_path(trace_file)
+    if plot is not None:
+        check_output(plot, [trace_file, other, names, floors_file], is_picture, "a picture of that type")
     trace = Trace.load(trace_file)
-    floors: Floors | None = None if exact else read_floors(trace, floors_file or floors_path(trace_file))
+    floors: Floors | None = None if exact else read_floors(trace, floors_file)
     actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
     found = narrower_dtype(actual) if dtype is None and not exact else None
     if floors is not None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.diagnose import diagnose
-from xlmr_core.parity.foreign import fitted, read_dump, read_names, renamed
-from xlmr_core.parity.trace import DTYPES, INPUTS, KEY, Checkpoint, Trace, check_same_weights, read_safetensors
+from xlmr_core.parity.foreign import fitted, read_dump, read_names
+from xlmr_core.parity.trace import DTYPES, INPUTS, Checkpoint, Trace, TraceError, check_same_weights, is_trace
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 
@@ -62,12 +62,14 @@ def command(
 
 def _dump(trace: Trace, path: Path, names: Path | None) -> dict[str, Tensor]:
     """The file under our names and in our shapes; other ids than those of the trace are kept, to be explained."""
-    if path.suffix == ".safetensors" and KEY in read_safetensors(path)[1]:
+    if path.suffix == ".safetensors" and is_trace(path):
         other = Trace.load(path)
         return {**other.inputs, **other.sites}
-    dump = read_dump(path)
-    if names is not None:
-        dump = renamed(dump, read_names(names), trace.config)
+    dump = read_dump(path, trace, read_names(names) if names is not None else None)
     rows = len(trace.inputs["input_ids"])
-    inputs = {name: dump.pop(name).long().reshape(rows, -1) for name in INPUTS if name in dump}
+    inputs = {name: dump.pop(name) for name in INPUTS if name in dump}
+    for name, tensor in inputs.items():
+        if tensor.numel() % rows:
+            raise TraceError(f"{path}: {name} has shape {tuple(tensor.shape)}; expected {rows} rows of one length")
+        inputs[name] = tensor.reshape(rows, -1)
     return fitted(dump, trace.sites, trace.config, trace.real) | inputs

@@ -11,18 +11,17 @@ from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Comparison, Floors, compare
 from xlmr_core.parity.floors import FloorTable, measure
-from xlmr_core.parity.foreign import fitted, read_dump, read_names, renamed
+from xlmr_core.parity.foreign import fitted, read_dump, read_names
 from xlmr_core.parity.gradients import LOSSES, gradients, training_losses
 from xlmr_core.parity.trace import (
     INPUTS,
-    KEY,
     Checkpoint,
     Trace,
     TraceError,
     check_same_weights,
     hash_of_inputs,
+    is_trace,
     one_thread,
-    read_safetensors,
 )
 from xlmr_core.taps import matches
 
@@ -33,13 +32,11 @@ def dump_from_file(trace: Trace, path: Path, names: Path | None = None) -> dict[
     names: a map of names, for a dump (see foreign.py). Raises TraceError for a trace of other weights or inputs, and
     for a dump that holds other ids than the trace.
     """
-    if path.suffix == ".safetensors" and KEY in read_safetensors(path)[1]:
+    if path.suffix == ".safetensors" and is_trace(path):
         return _from_trace(trace, Trace.load(path))
-    dump = read_dump(path)
-    if names is not None:
-        dump = renamed(dump, read_names(names), trace.config)
+    dump = read_dump(path, trace, read_names(names) if names is not None else None)
     for name in INPUTS:
-        if name in dump and dump.pop(name).long().flatten().tolist() != trace.inputs[name].flatten().tolist():
+        if name in dump and dump.pop(name).flatten().tolist() != trace.inputs[name].flatten().tolist():
             raise TraceError(f"{path} was made from other {name} than the trace: {trace.inputs[name].tolist()}")
     return fitted(dump, trace.sites, trace.config, trace.real)
 

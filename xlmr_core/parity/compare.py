@@ -21,7 +21,9 @@ from torch import Tensor
 from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, HEADS, POOLER, POST_NORM_LAYER, Tap
 
 Dump = Mapping[str, Tensor]
-Verdict = Literal["equal", "ok", "DIVERGES", "missing", "extra", "misshapen", "not finite", "wrong dtype", "no floor"]
+Verdict = Literal[
+    "equal", "ok", "DIVERGES", "missing", "extra", "misshapen", "not finite", "wrong dtype", "no floor", "no values"
+]
 
 # Equally right implementations sum in different orders, and the largest of many rounding errors varies with the order:
 # at one tap, by up to 2.5 times between the runs that `xlmr parity floor` makes (docs/trace-format.md has the figures).
@@ -135,11 +137,13 @@ def compare(expected: Dump, actual: Dump, *, real: Tensor, floors: Floors | None
     real: boolean (B, S), True for real tokens. floors: what differences are judged by; without them only equal values
     pass. What is missing, extra, misshapen, not finite or no floating-point tensor becomes a row that says so. Logits
     that `expected` holds as their top k are looked up in `actual`, whole or top k. Raises ValueError if `real` is not
-    a boolean (B, S) or nothing is expected.
+    a boolean (B, S), is False everywhere or nothing is expected.
     """
     if real.dtype != torch.bool or real.dim() != 2:
         raise ValueError(f"real must be boolean with shape (batch, sequence), not {real.dtype} {tuple(real.shape)}")
-    if not expected:
+    if not real.any():
+        raise ValueError("real is False everywhere: no value would be compared. It must be True for some token")
+    if not expected.keys() - {TOP_IDS}:
         raise ValueError("nothing is expected: there is no tensor to compare with")
     actual = with_reduced_logits(actual, expected.get(TOP_IDS), expected.get(TOP))
     rows: list[Row] = []
@@ -164,6 +168,8 @@ def _row(site: str, expected: Tensor, actual: Tensor, real: Tensor, floors: Floo
     theirs, ours = elements(site, actual, real), elements(site, expected, real)
     allowed = floors.allowed(site, expected.dtype, actual.dtype) if floors else None
     difference = (theirs - ours).masked_fill(theirs == ours, 0)  # infinity equals itself
+    if difference.numel() == 0:
+        return Row(site, "no values", shape, note="no value of it belongs to a real token")
     odd = int((~difference.isfinite()).sum())
     if odd:
         note = f"{odd} of {difference.numel()} values are NaN or infinite"
@@ -240,7 +246,7 @@ PER_SEQUENCE = ("(B, H)", "(B, C)")  # one vector for all tokens of a text
 def shape_of(site: str) -> str | None:
     """The letters of a tap's shape, as in the tap table; None for a name that is no tap."""
     parts = site.split(".", 2)
-    if parts[0] == "layers" and len(parts) == 3 and parts[1].isdigit():
+    if parts[0] == "layers" and len(parts) == 3 and parts[1].isdecimal():
         return SHAPES.get(parts[2]) if parts[2] in LAYER_SITES else None
     return SHAPES.get(site) if site not in LAYER_SITES else None
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import FailFast, Field, TypeAdapter, with_config
 from torch import Tensor
 
 from xlmr_core.atomic import written_as
@@ -32,6 +33,15 @@ from xlmr_core.parity.compare import (
     shape_of,
     unpacked,
     with_reduced_logits,
+)
+from xlmr_core.parity.formats import (
+    MOST_NAMES,
+    STRICT,
+    Error,
+    Factor,
+    Name,
+    parsed,
+    read_limited,
 )
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
 from xlmr_core.parity.int8 import INT8, quantise
@@ -52,15 +62,16 @@ ROWS_ARE_NO_FEATURES = (
 FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps  # rounding errors scale with eps
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Way:
     """One way to run the model."""
 
-    dtype: str
-    attention: str  # "eager" or "sdpa"
-    device: str
-    layout: str  # "padded" or "packed"
-    order: str  # "given" or "reversed": of the features
+    dtype: Name  # "float32", ... or a kind of int8 (int8.py)
+    attention: Name  # "eager" or "sdpa"
+    device: Name
+    layout: Name  # "padded" or "packed"
+    order: Name  # "given" or "reversed": of the features
     compiled: bool
 
     @property
@@ -70,11 +81,27 @@ class Way:
         return " ".join(filter(None, (self.attention, self.device, *unusual, "compiled" * self.compiled)))
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Measurement(Way):
     """One way to run the model, and its largest error at each site over real tokens."""
 
-    errors: Mapping[str, float]
+    errors: Annotated[Mapping[str, Error], Field(max_length=MOST_NAMES)]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class _File:
+    """The JSON of a table."""
+
+    format: Literal["xlmr-core floors"]
+    version: Literal[2]
+    factor: Factor
+    about: Mapping[str, str]
+    measurements: Annotated[tuple[Measurement, ...], Field(max_length=MOST_NAMES), FailFast()]
+
+
+FILE = TypeAdapter(_File)
 
 
 @dataclass(frozen=True)
@@ -139,15 +166,19 @@ class FloorTable:
 
     @classmethod
     def load(cls, path: Path) -> "FloorTable":
-        """Reads what `save` wrote. Raises ValueError, naming the file, for anything else."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if (content["format"], content["version"]) != (FORMAT, VERSION):
-                raise ValueError(f"format {content['format']!r}, version {content['version']}")
-            measurements = tuple(Measurement(**row) for row in content["measurements"])
-            return cls(measurements, content["about"], content["factor"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a table of floors, version {VERSION} ({error})") from error
+        """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The table. Every error in it is finite and not negative, and the factor is between 1 and MOST_FACTOR.
+
+        Raises:
+            TraceError: The file is anything else. The message names the file and the field.
+        """
+        file = parsed(path, f"a table of floors, version {VERSION}", FILE, read_limited(path))
+        return cls(file.measurements, file.about, file.factor)
 
 
 def measure_floors(model: PretrainedModel, batch: Batch, **options: Any) -> Floors:

@@ -16,12 +16,14 @@ import json
 import platform
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import FailFast, Field, TypeAdapter, with_config
 from torch import Tensor, nn
 
 from xlmr_core.atomic import written_as
@@ -36,41 +38,55 @@ from xlmr_core.model import AttentionKind, XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
 from xlmr_core.parity.floors import run_sites
-from xlmr_core.parity.gradients import GRADIENT, LOSS
+from xlmr_core.parity.formats import (
+    INPUTS,
+    MOST_LAYERS,
+    MOST_NAMES,
+    MOST_STEPS,
+    STRICT,
+    FloatName,
+    Name,
+    Sha256,
+    TraceError,
+    check_shapes,
+    checked_inputs,
+    open_safetensors,
+    parsed,
+    shortened,
+)
+from xlmr_core.parity.gradients import GRADIENT, LOSS, LOSSES
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, their order would be random
-VERSION = 2
-INPUTS = ("input_ids", "attention_mask")
+VERSION: Literal[2] = 2
 TOP_K = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 # Of multiple choice, whose batches have one more axis, the encoder and the pooler are recorded.
 MODELS = {model.__name__: model for model in CLASSES if model is not XLMRobertaForMultipleChoice}
 
 
-class TraceError(ValueError):
-    """A trace that cannot be read, or does not belong to what it is compared with."""
-
-
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Provenance:
     """Where the numbers of a trace come from."""
 
-    checkpoint: str  # a hub id, or the name of a folder
-    revision: str | None
-    model: str  # the class
-    weights_sha256: str  # of the tensors, whatever the file's layout: see `hash_of_weights`
+    checkpoint: Name  # a hub id, or the name of a folder
+    revision: Name | None
+    model: Name  # the class
+    weights_sha256: Sha256  # of the tensors, whatever the file's layout: see `hash_of_weights`
     config: Mapping[str, Any]
     texts: tuple[str, ...]  # empty where ids were given
     pairs: tuple[str, ...]  # the second text of each; empty where there is none
-    dtype: str  # of the run
-    attention: str
-    device: str
+    dtype: FloatName  # of the run
+    attention: Literal["eager", "sdpa"]
+    device: Name
     cpu: str
-    threads: int
-    steps: int  # of training, for the losses
-    logits_sha256: str | None  # of all logits, little-endian, as computed: tells whether a run was the same bit for bit
+    threads: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=0, le=MOST_STEPS)]  # of training, for the losses
+    logits_sha256: (
+        Sha256 | None
+    )  # of all logits, little-endian, as computed: tells whether a run was the same bit for bit
     versions: Mapping[str, str]  # of what computed it; not ours, since each of our versions must give the same
 
     @property
@@ -92,7 +108,7 @@ class Trace:
         """(B, S): True for real tokens."""
         return self.inputs["attention_mask"].bool()
 
-    @property
+    @cached_property
     def config(self) -> XLMRobertaConfig:
         """Of the checkpoint."""
         return XLMRobertaConfig.from_dict(self.provenance.config)
@@ -132,41 +148,112 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
-        """Reads what `save` wrote. Raises TraceError, naming the file, if it is damaged or of another version."""
-        tensors, metadata = read_safetensors(path)
-        if KEY not in metadata:
-            raise TraceError(f"{path} is no trace: its metadata has no {KEY!r}. `xlmr parity record` writes one")
-        try:
-            content = json.loads(metadata[KEY])
-            version = content["version"]
-            if version != VERSION:
-                raise TraceError(f"{path} is a trace of version {version}; this program reads version {VERSION}")
-            values: dict[str, Any] = {field.name: content["provenance"][field.name] for field in fields(Provenance)}
-            values |= {name: tuple(values[name]) for name in ("texts", "pairs")}
-            provenance = Provenance(**values)
-            dtype = DTYPES[provenance.dtype]
-            inputs = {name: tensors[name] for name in INPUTS}
-            sites = {site["name"]: tensors[site["name"]] for site in content["sites"]}
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, TraceError):
-                raise
-            raise TraceError(f"{path} is a damaged trace ({type(error).__name__}: {error})") from error
-        kept = {site: t.to(dtype) if t.is_floating_point() else t for site, t in sites.items()}
-        return cls(inputs, kept, provenance)
+        """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The trace: every field and every shape is what the config and the ids make it, and some token is real.
+
+        Raises:
+            TraceError: The file is not a trace, is damaged or is of another version. The message names what is wrong.
+        """
+        with open_safetensors(path) as file:
+            content = _content_of(path, file.metadata() or {})
+            provenance = content.provenance
+            config = _config_of(path, provenance)
+            names = [*INPUTS, *(site.name for site in content.sites)]
+            _check_sites(path, names, list(file.keys()), provenance)
+            stored = {name: file.get_slice(name) for name in names}
+            shapes = {name: tuple(header.get_shape()) for name, header in stored.items()}
+            check_shapes(path, shapes, config, provenance.steps)
+            for name, header in stored.items():
+                expected = _stored_dtype(name, provenance)
+                if header.get_dtype() != expected:
+                    raise TraceError(f"{path}: {name} holds {header.get_dtype()}; expected {expected}")
+            tensors = {name: file.get_tensor(name) for name in names}
+        inputs = checked_inputs(path, {name: tensors.pop(name) for name in INPUTS}, config)
+        if TOP_IDS in tensors:
+            low, high = int(tensors[TOP_IDS].min()), int(tensors[TOP_IDS].max())
+            if low < 0 or high >= config.vocab_size:
+                raise TraceError(f"{path}: {TOP_IDS} holds {low} to {high}; expected 0 to {config.vocab_size - 1}")
+        dtype = DTYPES[provenance.dtype]
+        sites = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        return cls(inputs, sites, provenance)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata. Raises TraceError, naming the file, if it is no safetensors file."""
-    from safetensors import SafetensorError, safe_open
+@with_config(STRICT)
+@dataclass(frozen=True)
+class _Site:
+    name: Annotated[str, Field(min_length=1, max_length=300)]
+    axes: str | None
 
-    if not path.is_file():
-        raise TraceError(f"there is no file {path}")
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class _Content:
+    """The metadata of a trace."""
+
+    version: Literal[2]
+    provenance: Provenance
+    sites: Annotated[tuple[_Site, ...], Field(min_length=1, max_length=MOST_NAMES), FailFast()]
+
+
+CONTENT = TypeAdapter(_Content)
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file says that it is a trace."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise TraceError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
+        with open_safetensors(path) as file:
+            return KEY in (file.metadata() or {})
+    except TraceError:
+        return False
+
+
+def _content_of(path: Path, metadata: Mapping[str, str]) -> _Content:
+    if KEY not in metadata:
+        raise TraceError(f"{path} is not a trace: its metadata has no {KEY!r}. `xlmr parity record` writes one")
+    return parsed(path, "a trace that this program reads", CONTENT, metadata[KEY])
+
+
+def _config_of(path: Path, provenance: Provenance) -> XLMRobertaConfig:
+    """The config in the metadata, which holds the keys that `to_dict` writes and no others."""
+    try:
+        config = XLMRobertaConfig.from_dict(provenance.config)
+    except (ValueError, TypeError) as error:
+        raise TraceError(f"{path}: provenance.config: {str(error)[:300]}") from error
+    unknown = provenance.config.keys() - config.to_dict().keys() - {"id2label", "label2id"}
+    if unknown:
+        raise TraceError(f"{path}: provenance.config has the unknown key {shortened(min(unknown))}")
+    if config.num_hidden_layers > MOST_LAYERS:
+        layers = shortened(config.num_hidden_layers)
+        raise TraceError(f"{path}: provenance.config.num_hidden_layers is {layers}; expected at most {MOST_LAYERS}")
+    return config
+
+
+def _check_sites(path: Path, names: Sequence[str], stored: Sequence[str], provenance: Provenance) -> None:
+    """Raises TraceError unless the file has the tensors that its metadata lists, and those belong together."""
+    if sorted(names) != sorted(stored):
+        odd = min(set(names) ^ set(stored), default="a name twice")
+        raise TraceError(f"{path}: the metadata and the file do not list the same tensors: {shortened(odd)} differs")
+    reduced = [name for name in (TOP_IDS, TOP, LOGSUMEXP) if name in names]
+    if len(reduced) not in (0, 3):
+        raise TraceError(f"{path} has {', '.join(reduced)}; expected {TOP_IDS}, {TOP} and {LOGSUMEXP} together")
+    if (LOSSES in names) != bool(provenance.steps):
+        raise TraceError(f"{path}: provenance.steps is {provenance.steps}; expected the number of steps of {LOSSES}")
+    if provenance.model not in MODELS:
+        raise TraceError(f"{path}: provenance.model is {provenance.model!r}; expected one of {', '.join(MODELS)}")
+    if "torch" not in provenance.versions:
+        raise TraceError(f"{path}: provenance.versions has no torch")
+
+
+def _stored_dtype(name: str, provenance: Provenance) -> str:
+    """The type of a tensor in the file, as safetensors calls it."""
+    if name in (*INPUTS, TOP_IDS):
+        return "I64"
+    return {"float64": "F64", "float16": "F16"}.get(provenance.dtype, "F32")  # numpy has no bfloat16
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
@@ -250,6 +337,8 @@ def record_model(
     model = checkpoint.model
     if not taps and not grad and not steps:
         raise ValueError("nothing is asked for: name taps, gradients or steps")
+    if steps > MOST_STEPS:
+        raise ValueError(f"{steps} steps of training are asked for; at most {MOST_STEPS} are recorded")
     if "" in taps:
         raise ValueError("a pattern of taps is empty; '**' is every tap")
     sha256 = hash_of_weights(model)
@@ -303,7 +392,9 @@ def check_same_weights(trace: Trace, checkpoint: Checkpoint) -> None:
     """Raises TraceError if the trace was recorded from other weights, and says how the two configs differ."""
     ours, theirs = trace.provenance, checkpoint.model.config.to_dict()
     different = [
-        f"{key} {value} and {theirs.get(key)}" for key, value in ours.config.items() if theirs.get(key) != value
+        f"{key} {shortened(value)} and {shortened(theirs.get(key))}"
+        for key, value in ours.config.items()
+        if theirs.get(key) != value
     ]
     if different:
         raise TraceError(f"the trace is of another checkpoint, {ours.checkpoint}: {', '.join(different)}")

@@ -1,0 +1,57 @@
+"""Where a command may write: not over what it reads, and not over a file of another kind."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from xlmr_core.checkpoint.files import BUNDLED, bundled
+from xlmr_core.json_files import read_json_object
+from xlmr_core.parity.floors import FORMAT
+from xlmr_core.parity.formats import JSON_LIMIT
+
+STARTS = {".svg": (b"<?xml", b"<svg"), ".png": (b"\x89PNG",), ".pdf": (b"%PDF",)}  # first bytes of a picture
+
+
+def check_output(
+    output: Path, inputs: Iterable[str | Path | None], is_replaceable: Callable[[Path], bool], kind: str
+) -> None:
+    """Checks that writing a file destroys nothing that was read, and nothing of another kind.
+
+    Args:
+        output: The file to write.
+        inputs: What the command reads: files, folders of checkpoints, names that are neither, None for what was not
+            given.
+        is_replaceable: Whether an existing file is of the kind that is written.
+        kind: That kind, for the message: "a trace".
+
+    Raises:
+        click.UsageError: The output is one of the inputs, also through links; it lies in a folder that is read; or it
+            is there and is not of the kind.
+    """
+    places = {output.resolve(), output.parent.resolve() / output.name}  # of a link: where it points, and where it is
+    for name in inputs:
+        source = bundled() if name == BUNDLED and not os.path.exists(name) else Path(name or "").expanduser()
+        if not name or not os.path.exists(source):  # not given, or a hub id
+            continue
+        if source.is_dir() and any(place.is_relative_to(source.resolve()) for place in places):
+            raise click.UsageError(f"{output} lies in {source}, which is read: name a file outside that folder")
+        if output.exists() and os.path.samefile(output, source):
+            raise click.UsageError(f"{output} is the same file as {source}, which is read: name another file")
+    if output.exists() and output.stat().st_size and not is_replaceable(output):
+        raise click.UsageError(f"{output} exists and is not {kind}: name another file, or remove it first")
+
+
+def is_floor_table(path: Path) -> bool:
+    """Whether a file says that it is a table of floors, of whatever version."""
+    try:
+        return read_json_object(path, JSON_LIMIT).get("format") == FORMAT
+    except ValueError:
+        return False
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture of its suffix does."""
+    with path.open("rb") as file:
+        return file.read(8).startswith(STARTS[path.suffix])
