@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -236,6 +237,46 @@ def test_an_existing_destination_is_left_alone(kind: str, sources: dict, tmp_pat
     with pytest.raises(CheckpointError, match="out exists already and is left as it is"):
         convert(sources["post-norm"], out, "hf")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json", "dict.txt", "sentencepiece.bpe.model"])
+def test_a_link_out_of_the_folder_is_not_copied(name: str, sources: dict, tmp_path: Path) -> None:
+    source = published.copied(sources["post-norm"], tmp_path / "source")
+    (tmp_path / "secret.json").write_text('{"token": "secret"}')
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(tmp_path / "secret.json")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is a link to .*secret\.json, outside of the folder"):
+        convert(source, tmp_path / "out", "hf")
+    assert not (tmp_path / "out").exists()
+    (source / name).unlink()
+    (source / "inside").write_text("{}")
+    if name.endswith(".json"):
+        (source / name).symlink_to("inside")
+        convert(source, tmp_path / "out", "hf")
+        assert (tmp_path / "out" / name).read_text() == "{}"
+        assert not (tmp_path / "out" / name).is_symlink()
+
+
+def test_a_snapshot_of_the_cache_may_link_to_its_blobs_only(sources: dict, tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--tiny"
+    source = published.copied(sources["post-norm"], repository / "snapshots" / ("0" * 40))
+    for place in (repository / "blobs", tmp_path / "blobs" / "ab", tmp_path / "models--org--other" / "blobs"):
+        place.mkdir(parents=True)
+        (place / "12").write_text("{}")
+        (source / "tokenizer.json").unlink(missing_ok=True)
+        (source / "tokenizer.json").symlink_to(place / "12")
+        if "other" in str(place):
+            with pytest.raises(CheckpointError, match="outside of the folder"):
+                convert(source, tmp_path / "refused", "hf")
+        else:
+            convert(source, tmp_path / f"out {place.name}", "hf")
+
+
+def test_what_is_called_json_must_be_json(sources: dict, tmp_path: Path) -> None:
+    source = published.copied(sources["post-norm"], tmp_path / "source")
+    (source / "tokenizer.json").write_text("-----BEGIN PRIVATE KEY-----")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: it is not JSON .* it is not copied"):
+        convert(source, tmp_path / "out", "hf")
 
 
 def test_token_types_that_fairseq_would_lose(sources: dict, tmp_path: Path) -> None:

@@ -364,6 +364,16 @@ def test_a_model_whose_tie_was_broken_is_not_saved_as_tied(folders: dict, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tensor_that_is_shared_beyond_the_config_is_written_under_each_name(tmp_path: Path) -> None:
+    model = XLMRobertaForMaskedLM(replace(reference.POST_NORM, tie_word_embeddings=False))
+    model.initialize()
+    model.lm_head.decoder.weight = model.encoder.embeddings.word_embeddings.weight
+    model.encoder.layers[1] = model.encoder.layers[0]
+    model.save_pretrained(tmp_path)
+    again = XLMRobertaForMaskedLM.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_fresh_model_can_be_saved_and_loaded(tmp_path: Path) -> None:
     model = XLMRobertaModel(replace(reference.PRE_NORM, num_hidden_layers=1))
     model.save_pretrained(tmp_path)

@@ -267,16 +267,23 @@ def test_inspect_tells_of_it(folders: dict, tmp_path: Path) -> None:
 def test_what_is_not_understood_stays_behind_and_is_told(
     name: str, content: str, reason: str, folders: dict, tmp_path: Path
 ) -> None:
-    """The weights go over all the same. A link to a file that is no JSON would have its content copied."""
+    """The weights go over all the same."""
     source = sentence_folder(tmp_path / "source", folders["encoder"])
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "secret" / "config.json").write_text(content)
-    (source / name).unlink()
-    (source / name).symlink_to(tmp_path / "secret" / "config.json")
+    (source / name).write_text(content)
     report = convert(source, tmp_path / "out", "hf")
     [note] = report.notes[-1:]
     assert note.startswith("note: modules.json and what belongs to it are not carried over")
     assert re.search(reason, note)
+    assert sorted(files_of(tmp_path / "out")) == ["config.json", "model.safetensors"]
+
+
+def test_a_link_out_of_the_folder_is_not_copied(folders: dict, tmp_path: Path) -> None:
+    source = sentence_folder(tmp_path / "source", folders["encoder"])
+    (tmp_path / "secret.json").write_text('{"token": "secret"}')
+    (source / "config_sentence_transformers.json").unlink()
+    (source / "config_sentence_transformers.json").symlink_to(tmp_path / "secret.json")
+    report = convert(source, tmp_path / "out", "hf")
+    assert "is a link to" in report.notes[-1]
     assert sorted(files_of(tmp_path / "out")) == ["config.json", "model.safetensors"]
 
 

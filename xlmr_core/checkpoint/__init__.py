@@ -1,8 +1,8 @@
 """Checkpoints: from published files to a model and back, with an account of every key.
 
-layouts.py has the key tables, mapping.py the set algebra, files.py the formats, hub.py the network (guard.py checks what
-a server answers, cache.py what it sent), loading.py the
-way from files to a model and back, inspection.py a look at a file without loading it.
+layouts.py has the key tables, mapping.py the set algebra, files.py the formats, hub.py the network, guard.py the checks
+of what a server answers, cache.py those of what it sent, loading.py the way from files to a model and back,
+inspection.py a look at a file without loading it.
 """
 
 from xlmr_core.checkpoint.files import bundled

@@ -89,6 +89,23 @@ def discard(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def check_link(path: Path, folder: Path) -> Path:
+    """The file itself, which is about to be copied from the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: it is a link that leads out of the folder and, for a snapshot, out of the cache. The copy may
+            be published, and what the link leads to may not be meant for that.
+    """
+    repository = repository_folder(path)
+    allowed = [folder, *([repository, repository.parent / "blobs"] if repository else [])]
+    if not any(path.resolve().is_relative_to(place.resolve()) for place in allowed):
+        raise CheckpointError(
+            f"{path} is a link to {path.resolve()}, outside of the folder: it is not copied. "
+            "Put the file itself there, or remove the link"
+        )
+    return path
+
+
 def hash_of(path: Path, kind: str) -> str:
     """The hash of a file of any size, in hexadecimal digits.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.atomic import folder_written_as
+from xlmr_core.checkpoint.cache import check_link
 from xlmr_core.checkpoint.fairseq import dictionary_of, pieces_of, settings_for
 from xlmr_core.checkpoint.files import (
     CONFIG,
@@ -53,11 +54,13 @@ from xlmr_core.checkpoint.mapping import (
 from xlmr_core.checkpoint.sentence import Carried, carried_from
 from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.json_files import read_json_object
 
 StrPath = str | PathLike[str]
 FOLDED = "note: the token type was added to every position row, as asked: the same model up to rounding"
 ALL_GROUPS = ("pooler", "lm_head", *HEADS)
 TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_LIMIT = 256 * 2**20  # bytes of a tokenizer.json; XLM-R's has 17 MB
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def convert(
         raise CheckpointError("\n".join([f"{files.weights} cannot be converted to {to}:", *losses]))
     entries = _entries(exports, kept, dtype)
     settings = settings_for(plan.config) if to.startswith("fairseq") else None
-    tokenizer, no_tokenizer = _tokenizer_files(files.weights.parent)
+    tokenizer, no_tokenizer = _tokenizer_files(files.weights.parent, files.root)
     sentence = _sentence(files, to)
 
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -272,11 +275,21 @@ def _sentence(files: Files, to: str) -> Carried:
     return Carried(notes=(f"note: not carried over, as {to} has no place for them: {', '.join(sentence.files)}",))
 
 
-def _tokenizer_files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The tokenizer's files to copy, and a note if there are none. Raises CheckpointError for a wrong dict.txt."""
-    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+def _tokenizer_files(folder: Path, root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The tokenizer's files to copy, and a note if there are none.
+
+    Raises CheckpointError for a wrong dict.txt, for what is not JSON under a name of JSON, and for links out of the
+    folder: the copy may be published.
+    """
+    found = {name: check_link(folder / name, root) for name in TOKENIZER_FILES if (folder / name).is_file()}
     if TOKENIZER in found:
         check_dictionary_beside(found[TOKENIZER])
+    for path in found.values():
+        if path.suffix == ".json":
+            try:
+                read_json_object(path, TOKENIZER_LIMIT)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{error}: it is not copied. Remove or mend it") from error
     return list(found.values()), () if found else (f"note: the source has no {TOKENIZER}, so the copy has none",)
 
 

@@ -29,7 +29,7 @@ from xlmr_core.checkpoint.files import (
     read_config_object,
     sibling,
 )
-from xlmr_core.checkpoint.layouts import BESIDE, file_beside, needs_of
+from xlmr_core.checkpoint.layouts import BESIDE, expand, file_beside, layout_for, needs_of
 from xlmr_core.checkpoint.mapping import (
     CheckpointError,
     Fate,
@@ -147,9 +147,9 @@ def check_labels(cls: type[PretrainedModel], labels: Sequence[str], new_head: bo
 def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     """Writes config.json and model.safetensors under the published names, for `load_pretrained` and transformers.
 
-    Tied tensors are written once. The same weights give the same bytes. All files are written under temporary names
-    first. A process that is killed leaves the old files, the new ones, or a folder without config.json, which nothing
-    loads: never the weights of one model with the config of another.
+    Tensors that the config ties are written once. The same weights give the same bytes. All files are written under
+    temporary names first. A process that is killed leaves the old files, the new ones, or a folder without config.json,
+    which nothing loads: never the weights of one model with the config of another.
 
     Args:
         model: the model to write.
@@ -161,7 +161,10 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     folder = Path(folder)
     needs = needs_of(type(model))
     state, tied = model.state_dict(), tied_keys(model)
-    sources = {ours: Source(ours) for ours in state if ours not in tied}
+    layout = layout_for("hf", needs, model.config.norm_first)
+    slots = expand(layout, model.config, needs.nested) if layout is not None else []
+    named = {ours for slot in slots for ours in slot.ours}  # one tensor may be shared where the config does not tie it
+    sources = {ours: Source(ours) for ours in state if ours in named or ours not in tied}
     plan = plan_export("hf", model.config, needs, type(model).__name__, sources)
     tensors = {export.key: export.read(state) for export in plan.exports}
     apart = {

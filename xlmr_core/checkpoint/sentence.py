@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xlmr_core.checkpoint.cache import check_link
 from xlmr_core.checkpoint.mapping import CheckpointError
 
 MODULES = "modules.json"
@@ -127,7 +128,7 @@ def carried_from(folder: Path, model: Path) -> Carried:
         files: dict[str, bytes] = {}
         for name in file_names(folder):
             if (folder / name).is_file():
-                _json(folder / name, list if name == MODULES else dict)  # a link could lead to any other file
+                _json(check_link(folder / name, folder), list if name == MODULES else dict)
                 files[name] = (folder / name).read_bytes()
     except CheckpointError as error:
         return Carried(notes=(f"note: {MODULES} and what belongs to it are not carried over: {error}",))
