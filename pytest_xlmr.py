@@ -175,17 +175,11 @@ def _tensors(trace: Trace, dump: Any, names: Any, dtype: str | None) -> dict[str
 
     names = read_names(Path(names)) if isinstance(names, str | PathLike) else names
     if isinstance(dump, str | PathLike):
-        found = dump_from_file(trace, Path(dump)) if names is None else _file_renamed(trace, Path(dump), names)
+        found = dump_from_file(trace, Path(dump), names)
     else:
         tensors = {name: _array(value) for name, value in dump.items()}
         found = fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config, trace.real)
     return {name: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for name, t in found.items()}
-
-
-def _file_renamed(trace: Trace, path: Path, names: Mapping[str, Any]) -> dict[str, Tensor]:
-    from xlmr_core.parity.foreign import fitted, read_dump
-
-    return fitted(read_dump(path, trace, names), trace.sites, trace.config, trace.real)
 
 
 def _array(value: Any) -> Tensor:

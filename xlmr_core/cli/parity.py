@@ -20,18 +20,21 @@ from xlmr_core.parity.check import (
     dump_from_file,
     dump_from_transformers,
     floors_path,
+    load_trace,
     measure_trace,
     read_floors,
 )
 from xlmr_core.parity.compare import Floors, name_of
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, ways
-from xlmr_core.parity.foreign import narrower_dtype
+from xlmr_core.parity.foreign import narrower_dtype, read_names
 from xlmr_core.parity.int8 import INT8
+from xlmr_core.parity.naming import hints, shapes_in, template
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
 from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, is_trace, record, rerun
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
+DUMPS = (".npz", ".safetensors")
 OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules of their own
 TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -189,7 +192,7 @@ def check_command(
     floors_file = floors_file or floors_path(trace_file)
     if plot is not None:
         check_output(plot, [trace_file, other, names, floors_file], is_picture, "a picture of that type")
-    trace = Trace.load(trace_file)
+    trace = load_trace(trace_file, other)
     floors: Floors | None = None if exact else read_floors(trace, floors_file)
     actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
     found = narrower_dtype(actual) if dtype is None and not exact else None
@@ -200,10 +203,43 @@ def check_command(
         with written_as(plot) as temporary:
             plot_error_by_depth(comparison, temporary, format=plot.suffix[1:])
     click.echo(comparison.to_json() if as_json else str(comparison))
-    if found is not None:
-        click.echo(_stored_wider(found), err=as_json)
+    notes = [_stored_wider(found)] if found else []
+    if other is not None and Path(other).suffix in DUMPS:
+        notes += hints(trace, comparison, shapes_in(Path(other)), read_names(names) if names else {})
+    for note in notes:
+        click.echo(note, err=as_json)
     if not comparison.ok:
         raise SystemExit(1)
+
+
+@command.command("names")
+@TRACE
+@click.argument(
+    "dump_file",
+    metavar="[DUMP]",
+    required=False,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: stdout]")
+def names_command(trace_file: Path, dump_file: Path | None, output: Path | None) -> None:
+    """Write a map of names to fill in: every tap of TRACE, and beside it the tensors of DUMP that it could be.
+
+    Tensors are matched by their shapes only. Every entry is commented out; the likeliest name comes first.
+
+    \b
+    xlmr parity names trace.safetensors port.npz -o names.toml
+    """
+    if output is not None and output.exists():
+        raise click.UsageError(f"{output} is there already, and may have been filled in: name another file")
+    trace = load_trace(trace_file, dump_file)
+    about = trace_file.name + (f" and {dump_file.name}" if dump_file else "")
+    text = template(trace, shapes_in(dump_file) if dump_file else {}, about)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        with written_as(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        click.echo(f"{output}: {len(trace.taps)} taps")
 
 
 @command.command("faults")
@@ -228,7 +264,7 @@ def faults_command(name: str | None, as_json: bool) -> None:
 def _dump(
     trace: Trace, other: str, reference: str | None, names: Path | None, dtype: str | None, device: str
 ) -> dict[str, Tensor]:
-    if reference is None and Path(other).suffix in (".npz", ".safetensors"):
+    if reference is None and Path(other).suffix in DUMPS:
         return dump_from_file(trace, Path(other), names)
     if dtype in INT8:
         raise click.UsageError(f"--dtype {dtype} is for the dump of a port: {other} is a checkpoint")

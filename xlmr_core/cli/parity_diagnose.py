@@ -4,12 +4,11 @@ from pathlib import Path
 
 import click
 import torch
-from torch import Tensor
 
 from xlmr_core.cli.progress import progress
+from xlmr_core.parity.check import dump_from_file, load_trace
 from xlmr_core.parity.diagnose import diagnose
-from xlmr_core.parity.foreign import fitted, read_dump, read_names
-from xlmr_core.parity.trace import DTYPES, INPUTS, Checkpoint, Trace, TraceError, check_same_weights, is_trace
+from xlmr_core.parity.trace import DTYPES, Checkpoint, check_same_weights
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 
@@ -39,11 +38,11 @@ def command(
     \b
     xlmr parity diagnose trace.safetensors port.npz --names names.toml
     """
-    trace = Trace.load(trace_file)
+    trace = load_trace(trace_file, dump_file)
     source = model or trace.provenance.checkpoint
     checkpoint = Checkpoint.load(source)
     check_same_weights(trace, checkpoint)
-    dump = _dump(trace, dump_file, names)
+    dump = dump_from_file(trace, dump_file, names, keep_inputs=True)
     other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
     with progress("trying mistakes") as tick:
         found = diagnose(
@@ -58,18 +57,3 @@ def command(
     click.echo(found.to_json() if as_json else str(found))
     if not found.ok:
         raise SystemExit(1)
-
-
-def _dump(trace: Trace, path: Path, names: Path | None) -> dict[str, Tensor]:
-    """The file under our names and in our shapes; other ids than those of the trace are kept, to be explained."""
-    if path.suffix == ".safetensors" and is_trace(path):
-        other = Trace.load(path)
-        return {**other.inputs, **other.sites}
-    dump = read_dump(path, trace, read_names(names) if names is not None else None)
-    rows = len(trace.inputs["input_ids"])
-    inputs = {name: dump.pop(name) for name in INPUTS if name in dump}
-    for name, tensor in inputs.items():
-        if tensor.numel() % rows:
-            raise TraceError(f"{path}: {name} has shape {tuple(tensor.shape)}; expected {rows} rows of one length")
-        inputs[name] = tensor.reshape(rows, -1)
-    return fitted(dump, trace.sites, trace.config, trace.real) | inputs

@@ -26,19 +26,61 @@ from xlmr_core.parity.trace import (
 from xlmr_core.taps import matches
 
 
-def dump_from_file(trace: Trace, path: Path, names: Path | None = None) -> dict[str, Tensor]:
+def load_trace(path: Path, other: Path | str | None) -> Trace:
+    """The trace in a file, which is compared with another.
+
+    Args:
+        path: The trace.
+        other: What it is compared with.
+
+    Returns:
+        The trace.
+
+    Raises:
+        TraceError: The file is not a trace. If the other one is, the message says that the two are swapped.
+    """
+    try:
+        return Trace.load(path)
+    except TraceError as error:
+        if other is None or not is_trace(Path(other)):
+            raise
+        raise TraceError(
+            f"the arguments are swapped: {other} is the trace, {path} is not. The trace comes first"
+        ) from error
+
+
+def dump_from_file(
+    trace: Trace, path: Path, names: Path | Mapping[str, Any] | None = None, *, keep_inputs: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a dump or of another trace, under our names and in our shapes.
 
-    names: a map of names, for a dump (see foreign.py). Raises TraceError for a trace of other weights or inputs, and
-    for a dump that holds other ids than the trace.
+    Args:
+        trace: What they are compared with.
+        path: The dump, or the other trace.
+        names: A map of names, for a dump (see foreign.py), or its file.
+        keep_inputs: Whether ids, masks and weights may differ from the trace's, as `diagnose` explains. Ids and mask
+            are then among the tensors.
+
+    Returns:
+        The tensors by our names.
+
+    Raises:
+        TraceError: The file cannot be read, the map does not fit it, or, without `keep_inputs`, it was made from other
+            weights or inputs than the trace.
     """
     if path.suffix == ".safetensors" and is_trace(path):
-        return _from_trace(trace, Trace.load(path))
-    dump = read_dump(path, trace, read_names(names) if names is not None else None)
-    for name in INPUTS:
-        if name in dump and dump.pop(name).flatten().tolist() != trace.inputs[name].flatten().tolist():
+        other = Trace.load(path)
+        return {**other.inputs, **other.sites} if keep_inputs else _from_trace(trace, other)
+    dump = read_dump(path, trace, read_names(names) if isinstance(names, Path) else names)
+    rows = len(trace.real)
+    inputs = {name: dump.pop(name) for name in INPUTS if name in dump}
+    for name, tensor in inputs.items():
+        if not keep_inputs and tensor.flatten().tolist() != trace.inputs[name].flatten().tolist():
             raise TraceError(f"{path} was made from other {name} than the trace: {trace.inputs[name].tolist()}")
-    return fitted(dump, trace.sites, trace.config, trace.real)
+        if tensor.numel() % rows:
+            raise TraceError(f"{path}: {name} has shape {tuple(tensor.shape)}; expected {rows} rows of one length")
+    kept = {name: tensor.reshape(rows, -1) for name, tensor in inputs.items() if keep_inputs}
+    return fitted(dump, trace.sites, trace.config, trace.real) | kept
 
 
 def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
@@ -101,7 +143,10 @@ def check_trace(
         return comparison
     present = tuple(row for row in comparison.rows if row.verdict != "missing")
     if all(row.verdict == "extra" for row in present):
-        raise ValueError(f"the dump has no site of the trace, but {', '.join(list(actual)[:5]) or 'nothing'}")
+        raise ValueError(
+            f"the dump has no site of the trace, but {', '.join(list(actual)[:5]) or 'nothing'}: "
+            "a map of names (--names) says which is which"
+        )
     return Comparison(present)
 
 

@@ -109,7 +109,10 @@ def read_dump(path: Path, trace: Trace, names: Mapping[str, Any] | None = None) 
     ours = renamed(found, names or {}, trace.config, listed)
     if not ours:
         has = ", ".join(map(shortened, listed[:5])) or "nothing"
-        raise TraceError(f"{path} has no tensor of the trace, but {has}. A map of names (--names) says what is what")
+        raise TraceError(
+            f"{path} has no tensor of the trace, but {has}. A map of names (--names) says what is what; "
+            "`xlmr parity names TRACE DUMP -o names.toml` writes one to fill in"
+        )
     return ours | checked_inputs(path, {name: ours[name] for name in INPUTS if name in ours}, trace.config)
 
 
@@ -292,14 +295,20 @@ def _with_our_axes(tap: str, tensor: Tensor, axes: str, config: XLMRobertaConfig
     ours = _our_letters(tap)
     if "T" in letters and ours[:2] == ["B", "S"]:
         ours = ["T", *ours[2:]]  # packed: `fitted` puts it in its places
+    stored = tuple(tensor.shape)
     fine = [part for letter in letters for part in ("N D" if letter == "H" and "N" in ours else letter).split()]
     if "B" not in fine and "T" not in fine:
         tensor, fine = tensor[None], ["B", *fine]
         letters = ["B", *letters]
     if tensor.dim() != len(letters) or sorted(fine) != sorted(ours):
-        raise TraceError(
-            f"{tap}: axes {axes!r} do not fit a tensor of shape {tuple(tensor.shape)}; ours are {' '.join(ours)}"
-        )
+        raise TraceError(f"{tap}: axes {axes!r} do not fit a tensor of shape {stored}; ours are {' '.join(ours)}")
+    sizes = {"N": config.num_attention_heads, "D": config.head_dim, "F": config.intermediate_size}
+    for letter, size in zip(letters, tensor.shape, strict=True):
+        if size != sizes.get(letter, size):
+            raise TraceError(
+                f"{tap}: axes {axes!r} do not fit a tensor of shape {stored}: {letter} has {size} entries, "
+                f"the config says {sizes[letter]}"
+            )
     split = tensor
     for axis in reversed(range(len(letters))):
         if letters[axis] == "H" and "N" in ours:
