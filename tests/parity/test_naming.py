@@ -83,8 +83,8 @@ def test_names_that_are_not_ours_are_hinted_at(trace: Trace, saved: Path, tmp_pa
     np.savez(tmp_path / "port.npz", **arrays, **{Q: trace.sites[Q].numpy()})
     result = xlmr("check", saved, tmp_path / "port.npz", "--exact")
     assert result.exit_code == 1
-    assert f"{len(trace.sites) - 2} taps are missing (embeddings.word, embeddings.token_type, " in result.stdout
-    assert "tensors of the dump have no name of ours (emb_word, emb_token_type, " in result.stdout
+    assert f"{len(trace.sites) - 2} taps are missing ('embeddings.word', 'embeddings.token_type', " in result.stdout
+    assert "tensors of the dump have no name of ours ('emb_word', 'emb_token_type', " in result.stdout
     assert "--names takes a map" in result.stdout
     assert "xlmr parity names TRACE DUMP -o names.toml" in result.stdout
 
@@ -93,7 +93,7 @@ def test_heads_that_come_first_are_hinted_at(trace: Trace, saved: Path, tmp_path
     heads_first = foreign(trace)["blk.0.attn.q"]
     np.savez(tmp_path / "port.npz", **{Q: heads_first})
     result = xlmr("check", saved, tmp_path / "port.npz", "--exact", "--partial")
-    assert f"{Q}: {Q} has shape {heads_first.shape} in the file; say its axes" in result.stdout
+    assert f"{Q}: '{Q}' has shape {heads_first.shape} in the file; say its axes" in result.stdout
     assert 'axes = "N B S D"' in result.stdout
     np.savez(tmp_path / "port.npz", **{Q: heads_first[:, :, 1:]})
     result = xlmr("check", saved, tmp_path / "port.npz", "--exact", "--partial")
@@ -143,10 +143,20 @@ def test_axes_that_fit(trace: Trace) -> None:
     assert "B Q N K" in axes_that_fit("layers.0.attention.probs", (texts, tokens, heads, tokens), trace)
 
 
+def test_a_dump_without_any_name_of_ours_is_told_what_to_do(trace: Trace, saved: Path, tmp_path: Path) -> None:
+    arrays = foreign(trace)
+    np.savez(tmp_path / "port.npz", **arrays)
+    result = xlmr("check", saved, tmp_path / "port.npz", "--exact")
+    told = " ".join(result.stderr.split())
+    assert "has no tensor of the trace, but 'emb_word', 'emb_token_type', " in told
+    assert "(--names)" in told
+    assert "xlmr parity names TRACE DUMP -o names.toml" in told
+
+
 def test_shapes_are_read_from_both_kinds_of_files(saved: Path, trace: Trace, tmp_path: Path) -> None:
     assert shapes_in(saved)[Q] == tuple(trace.sites[Q].shape)
     np.savez_compressed(tmp_path / "port.npz", a=np.zeros((2, 3)), b=np.float32(1))
     assert shapes_in(tmp_path / "port.npz") == {"a": (2, 3), "b": ()}
     (tmp_path / "port.npz").write_bytes(b"PK no")
-    with pytest.raises(TraceError, match=r"port\.npz is not an \.npz or \.safetensors file"):
+    with pytest.raises(TraceError, match=r"port\.npz is not an .npz file"):
         shapes_in(tmp_path / "port.npz")

@@ -17,6 +17,7 @@ import torch
 
 from xlmr_core.parity.compare import LOGITS, TOP_IDS, Comparison, shape_of
 from xlmr_core.parity.foreign import AXES, fitted
+from xlmr_core.parity.formats import MOST_NAMES, NEAR_LENGTH, open_safetensors, shortened
 from xlmr_core.parity.trace import INPUTS, Trace, TraceError
 
 Shape = tuple[int, ...]
@@ -28,28 +29,33 @@ def shapes_in(path: Path) -> dict[str, Shape]:
     """The name and the shape of every tensor of an .npz or .safetensors file.
 
     Raises:
-        TraceError: The file is neither, or it is damaged.
+        TraceError: The file is neither, it is damaged, or it has more than MOST_NAMES tensors.
     """
-    try:
-        if path.suffix == ".npz":
-            return dict(_shapes_in_npz(path))
-        from safetensors import safe_open
+    if path.suffix == ".npz":
+        shapes = _shapes_in_npz(path)
+    else:
+        with open_safetensors(path) as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if len(shapes) > MOST_NAMES:
+        raise TraceError(f"{path} has {len(shapes):,} tensors; expected at most {MOST_NAMES:,}")
+    return shapes
 
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # zip, numpy and safetensors have errors of their own
-        raise TraceError(f"{path} is not an .npz or .safetensors file, or it is damaged ({error})") from error
 
-
-def _shapes_in_npz(path: Path) -> Iterator[tuple[str, Shape]]:
+def _shapes_in_npz(path: Path) -> dict[str, Shape]:
     from numpy.lib import format as npy
 
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            with archive.open(member) as file:
-                is_first = npy.read_magic(file) == (1, 0)
-                header = npy.read_array_header_1_0(file) if is_first else npy.read_array_header_2_0(file)
-            yield member.removesuffix(".npy"), header[0]
+    shapes: dict[str, Shape] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist()[: MOST_NAMES + 1]:
+                with archive.open(member) as file:
+                    is_first = npy.read_magic(file) == (1, 0)
+                    header = npy.read_array_header_1_0(file) if is_first else npy.read_array_header_2_0(file)
+                shapes[member.removesuffix(".npy")] = header[0]
+    except Exception as error:  # zip and numpy have errors of their own, and a corrupt file finds them all
+        cause = shortened(str(error))
+        raise TraceError(f"{path} is not an .npz file of plain arrays, or it is damaged ({cause})") from error
+    return shapes
 
 
 # ---- axes ------------------------------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ def _patterns(shapes: Mapping[str, Shape], layers: int, *, ours: bool = False) -
 
 
 def _likeness(tap: str, name: str) -> float:
-    return SequenceMatcher(None, tap.lower(), name.lower()).ratio()
+    return SequenceMatcher(None, tap.lower(), name[:NEAR_LENGTH].lower()).ratio()
 
 
 def _quoted(name: str) -> str:
@@ -206,7 +212,9 @@ def hints(trace: Trace, comparison: Comparison, shapes: Mapping[str, Shape], nam
     Returns:
         A sentence or two for each thing to do.
     """
-    called = dict(_called(names, trace.config.num_hidden_layers))
+    layers = trace.config.num_hidden_layers
+    called = dict(_called(names, layers))
+    with_axes = dict(_called({tap: e for tap, e in names.items() if not isinstance(e, str) and e.get("axes")}, layers))
     missing = [row.site for row in comparison.rows if row.verdict == "missing"]
     unused = [name for name in shapes if name not in (*INPUTS, *trace.sites, *trace.taps, *called.values())]
     found: list[str] = []
@@ -223,15 +231,16 @@ def hints(trace: Trace, comparison: Comparison, shapes: Mapping[str, Shape], nam
             advice = (
                 f'say its axes in the map of names: axes = "{axes[0]}"' if axes else "no order of axes makes it fit"
             )
-            found.append(f"{row.site}: {theirs} has shape {shapes[theirs]} in the file; {advice}")
+            found.append(f"{row.site}: {shortened(theirs)} has shape {shapes[theirs]} in the file; {advice}")
     first = comparison.first_divergence
-    if first is not None and first.verdict == "DIVERGES" and first.site in trace.sites:
+    if first is not None and first.verdict == "DIVERGES" and first.site in trace.sites and first.site not in with_axes:
         theirs = called.get(first.site, first.site)
-        axes = axes_that_fit(first.site, shapes.get(theirs, first.shape), trace)
-        if shapes.get(theirs, first.shape) != first.shape and len(axes) > 1:
+        shape = shapes.get(theirs, first.shape)
+        axes = axes_that_fit(first.site, shape, trace)
+        if shape != first.shape and len(axes) > 1:
             found.append(
-                f"{first.site}: {theirs} has shape {shapes[theirs]} in the file, which {' and '.join(axes)} fit: say "
-                "in the map of names which of these its axes are"
+                f"{first.site}: {shortened(theirs)} has shape {shape} in the file, which {' and '.join(axes)} fit: "
+                "say in the map of names which of these its axes are"
             )
     return found
 
@@ -245,4 +254,4 @@ def _called(names: Mapping[str, Any], layers: int) -> Iterator[tuple[str, str]]:
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(shortened, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
