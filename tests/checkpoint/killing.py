@@ -3,9 +3,10 @@
 One process imports everything and forks a child for each attempt: starting Python fifty times would take minutes.
 Writing and sending are slowed down, so that the kills land everywhere.
 
-    killing.py convert|save|download SOURCE FOLDER KILLS SEED
+    killing.py convert|save|download|pretrain SOURCE FOLDER KILLS SEED
 """
 
+import io
 import json
 import os
 import random
@@ -25,9 +26,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from xlmr_core import XLMRobertaForMaskedLM
+from toy_language import sentences
+
+from xlmr_core import XLMRobertaForMaskedLM, atomic
 from xlmr_core.checkpoint import convert as convert_module
 from xlmr_core.checkpoint import writing
+from xlmr_core.training import PretrainSettings, loop
 
 SLOWNESS = 0.003  # seconds for each tensor that is written, and for each chunk that is sent
 SLOW_CHUNK = 1_000  # bytes sent at a time by the slow server
@@ -197,11 +201,102 @@ def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random
     return seen
 
 
+def kill_trainings(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Each file is one that an uninterrupted run writes, the weights fit their config, and the end is always the same.
+
+    The weights are written in one of two dtypes each time: a mixture of two runs would show.
+    """
+    sizes = {"hidden_size": 8, "layers": 1, "heads": 2, "intermediate_size": 8, "max_tokens": 24, "short_tokens": 12}
+    settings = PretrainSettings(vocabulary_size=30, batch_size=2, steps=4, **sizes)
+    text = folder / "text"
+    for name, count, seed in (("corpus", 100, 1), ("held-out", 10, 2)):
+        (text / name).mkdir(parents=True)
+        (text / name / "en.txt").write_text("\n".join(sentences("en", count, seed=seed)) + "\n", encoding="utf-8")
+
+    def train(output: Path, dtype: torch.dtype) -> None:
+        files = {"corpus_files": [text / "corpus" / "en.txt"], "held_out_files": [text / "held-out" / "en.txt"]}
+        loop.pretrain(output=output, settings=settings, save_every=1, save_dtype=dtype, **files)
+
+    states: list[bytes] = []
+    save_state = loop.save_state
+
+    def save_and_keep(path: Path, *arguments: Any) -> None:
+        save_state(path, *arguments)
+        states.append(numbers_in(path.read_bytes()))
+
+    loop.save_state = save_and_keep
+    whole: dict[torch.dtype, Contents] = {}
+    for dtype in (torch.float32, torch.float16):
+        train(folder / "whole", dtype)
+        whole[dtype] = trained(folder / "whole")
+    loop.save_state = save_state
+    slow_down()
+    flush = atomic._flush
+
+    def flush_slowly(path: Path) -> None:
+        time.sleep(SLOWNESS)
+        flush(path)
+
+    atomic._flush = flush_slowly
+    output = folder / "out"
+    longest = duration_of(lambda: train(output, torch.float32))
+    seen: Counter[str] = Counter()
+    while seen["kills"] < kills:
+        dtype = chance.choice(list(whole))
+        if attempt(lambda dtype=dtype: train(output, dtype), chance.uniform(0, longest)):
+            seen["done in time"] += 1
+            assert trained(output) == whole[dtype]
+        else:
+            seen["kills"] += 1
+            found = trained(output)
+            temporary = [name for name in found if name.endswith(".tmp")]
+            seen["left something temporary"] += bool(temporary)
+            for name in temporary:
+                del found[name]
+            found.pop("run.lock", None)
+            check_training(found, whole, states)
+        if chance.random() < 0.3:
+            shutil.rmtree(output, ignore_errors=True)
+    for dtype, expected in whole.items():
+        train(output, dtype)
+        assert trained(output) == expected
+    return seen
+
+
+def trained(output: Path) -> Contents:
+    """The files of a run, the saved state as its numbers."""
+    return {name: numbers_in(data) if name == "training_state.pt" else data for name, data in contents(output).items()}
+
+
+def numbers_in(state: bytes) -> bytes:
+    """The step and all tensors of a saved state: the same numbers may be laid out otherwise in a file."""
+    content = torch.load(io.BytesIO(state), weights_only=True)
+    moments = [tensor for own in content["optimizer"]["state"].values() for tensor in own.values()]
+    tensors = [*content["model"].values(), *moments]
+    return b"".join([bytes([content["step"]]), *(bytes(tensor.flatten().view(torch.uint8)) for tensor in tensors)])
+
+
+def check_training(found: Contents, whole: dict[torch.dtype, Contents], states: list[bytes]) -> None:
+    """What a killed run left is what an uninterrupted one has at some moment."""
+    for name in found:
+        if name == "training_state.pt":
+            assert found[name] in states
+        else:
+            assert any(found[name] == expected[name] for expected in whole.values()), name
+    if "config.json" in found:
+        dtypes = [dtype for dtype, expected in whole.items() if found["config.json"] == expected["config.json"]]
+        assert any(found["model.safetensors"] == whole[dtype]["model.safetensors"] for dtype in dtypes)
+        if "evaluation.json" in found:
+            assert any(found["evaluation.json"] == whole[dtype]["evaluation.json"] for dtype in dtypes)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # tqdm's own lock is shared with the children: one that is killed while it holds it would stop all others for good.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     kind, source, folder, kills, seed = sys.argv[1:]
-    kill = {"convert": kill_conversions, "save": kill_saves, "download": kill_downloads}[kind]
+    kill = {"convert": kill_conversions, "save": kill_saves, "download": kill_downloads, "pretrain": kill_trainings}[
+        kind
+    ]
     print(json.dumps(kill(Path(source), Path(folder), int(kills), random.Random(int(seed)))))

@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 
 CONFIG = replace(reference.POST_NORM, num_hidden_layers=2, layer_norm_eps=1e-5)
 SCRIPT = Path(__file__).with_name("killing.py")
-KILLS = {"by default": {"convert": 8, "save": 6, "download": 6}, "slow": {"convert": 50, "save": 50, "download": 50}}
+KILLS = {
+    "by default": {"convert": 8, "save": 6, "download": 6, "pretrain": 6},
+    "slow": {"convert": 50, "save": 50, "download": 50, "pretrain": 200},
+}
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills: run it on Linux or macOS")
 
@@ -30,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("run_time", ["by default", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["convert", "save", "download"])
+@pytest.mark.parametrize("kind", ["convert", "save", "download", "pretrain"])
 def test_killed_at_random(kind: str, run_time: str, source: Path, tmp_path: Path) -> None:
     kills = KILLS[run_time][kind]
     command = [sys.executable, str(SCRIPT), kind, str(source), str(tmp_path), str(kills), "1"]
