@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+TOKENIZER_LIMIT = 100 * 2**20  # bytes of a tokenizer's file; the largest of XLM-R, tokenizer.json, has 17 MB
 JSON_LIMIT = 4 * 2**20  # bytes; the largest published config.json, with the names of 10,000 classes, has under 1 MB
 
 
@@ -19,15 +20,20 @@ def read_text(path: str | PathLike[str], limit: int = JSON_LIMIT) -> str:
         ValueError: the file is larger, or not UTF-8. The message names the file.
         OSError: it cannot be read.
     """
+    check_size(path, limit)
     with open(path, "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        size = max(Path(path).stat().st_size, len(content))
-        raise ValueError(f"{path}: it has {size} bytes, at most {limit} are read")
+        content = file.read(limit)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start}, {content[error.start]:#04x}, is not UTF-8") from None
+
+
+def check_size(path: str | PathLike[str], limit: int) -> None:
+    """Raises ValueError, naming the file, if it has more than `limit` bytes."""
+    size = Path(path).stat().st_size
+    if size > limit:
+        raise ValueError(f"{path}: it has {size} bytes, at most {limit} are read")
 
 
 def read_json_object(path: str | PathLike[str], limit: int = JSON_LIMIT) -> dict[str, Any]:

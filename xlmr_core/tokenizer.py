@@ -23,6 +23,7 @@ from torch import Tensor
 from typing_extensions import Self  # typing's own is from Python 3.11
 
 from xlmr_core.atomic import written_together
+from xlmr_core.json_files import TOKENIZER_LIMIT, check_size
 
 SPACE = "▁"  # U+2581: how SentencePiece spells a space
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
@@ -110,6 +111,7 @@ class XLMRobertaTokenizer:
 
         if not Path(model_file).is_file():
             raise FileNotFoundError(f"there is no SentencePiece model file {model_file}")
+        check_size(model_file, TOKENIZER_LIMIT)
         try:
             self._spm = SentencePieceProcessor(model_file=str(model_file))
         except (RuntimeError, OSError) as error:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +19,7 @@ from safetensors import safe_open
 
 import xlmr_core
 from xlmr_core.checkpoint import CheckpointError, find_tokenizer, load_pretrained, save_pretrained
+from xlmr_core.checkpoint.convert import convert
 from xlmr_core.checkpoint.layouts import NEEDS
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
@@ -415,6 +418,18 @@ def test_another_vocabulary_is_refused(model_type: str, shared: Path, tmp_path: 
     (tmp_path / "sentencepiece.bpe.model").unlink()
     with pytest.raises(CheckpointError, match=rf"type {model_type}: .* not numbered as XLM-R's"):
         find_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_gigabytes_is_not_read(toy_checkpoint: Path, tmp_path: Path) -> None:
+    for model_type, message in (("xlm-roberta", "at most"), ("camembert", "is not a SentencePiece model .*at most")):
+        folder = shutil.copytree(toy_checkpoint, tmp_path / model_type)
+        values = json.loads((folder / "config.json").read_text()) | {"model_type": model_type}
+        (folder / "config.json").write_text(json.dumps(values))
+        os.truncate(folder / "sentencepiece.bpe.model", 2**34)  # sparse: it takes no room
+        with pytest.raises(ValueError, match=rf"sentencepiece\.bpe\.model.*{message}"):
+            XLMRobertaTokenizer.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"sentencepiece\.bpe\.model: it has \d+ bytes, at most"):
+        convert(tmp_path / "xlm-roberta", tmp_path / "out", "native")
 
 
 def test_every_class_says_what_it_needs() -> None:

@@ -54,13 +54,12 @@ from xlmr_core.checkpoint.mapping import (
 from xlmr_core.checkpoint.sentence import Carried, carried_from
 from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.json_files import read_json_object
+from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_json_object
 
 StrPath = str | PathLike[str]
 FOLDED = "note: the token type was added to every position row, as asked: the same model up to rounding"
 ALL_GROUPS = ("pooler", "lm_head", *HEADS)
 TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_LIMIT = 256 * 2**20  # bytes of a tokenizer.json; XLM-R's has 17 MB
 
 
 @dataclass(frozen=True)
@@ -282,14 +281,15 @@ def _tokenizer_files(folder: Path, root: Path) -> tuple[list[Path], tuple[str, .
     folder: the copy may be published.
     """
     found = {name: check_link(folder / name, root) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for path in found.values():
+        try:
+            check_size(path, TOKENIZER_LIMIT)
+            if path.suffix == ".json":
+                read_json_object(path, TOKENIZER_LIMIT)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{error}: it is not copied. Remove or mend it") from error
     if TOKENIZER in found:
         check_dictionary_beside(found[TOKENIZER])
-    for path in found.values():
-        if path.suffix == ".json":
-            try:
-                read_json_object(path, TOKENIZER_LIMIT)
-            except (ValueError, OSError) as error:
-                raise CheckpointError(f"{error}: it is not copied. Remove or mend it") from error
     return list(found.values()), () if found else (f"note: the source has no {TOKENIZER}, so the copy has none",)
 
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.config import LABELS, XLMRobertaConfig
-from xlmr_core.json_files import read_text
+from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_text
 
 EPS = 1e-5  # fairseq's LayerNorm has no setting for it (torch.nn.LayerNorm's default)
 PAD = 1
-DICTIONARY_LIMIT = 100 * 2**20  # bytes of a dict.txt; that of XLM-R has 5 MB
 SETTINGS = {  # ours -> fairseq's (models/roberta/model.py)
     "num_hidden_layers": "encoder_layers",
     "hidden_size": "encoder_embed_dim",
@@ -152,7 +151,7 @@ def check_dictionary(dictionary: Path, pieces: Iterable[str]) -> None:
     fairseq's ids count the lines of dict.txt; ours count pieces. `pieces` leaves out <unk>, <s> and </s>.
     """
     try:
-        text = read_text(dictionary, DICTIONARY_LIMIT)
+        text = read_text(dictionary, TOKENIZER_LIMIT)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     listed = [line.rsplit(" ", 1)[0] for line in text.split("\n") if line]
@@ -177,7 +176,8 @@ def pieces_of(tokenizer: Path) -> list[str]:
     from sentencepiece import SentencePieceProcessor
 
     try:
+        check_size(tokenizer, TOKENIZER_LIMIT)
         model = SentencePieceProcessor(model_file=str(tokenizer))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{tokenizer} is not a SentencePiece model ({error})") from error
     return [str(model.IdToPiece(i)) for i in range(3, model.GetPieceSize())]

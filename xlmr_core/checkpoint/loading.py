@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from xlmr_core.atomic import written_together
+from xlmr_core.checkpoint.fairseq import SPECIALS, pieces_of
 from xlmr_core.checkpoint.files import (
     CONFIG,
     TOKENIZER,
@@ -220,9 +221,7 @@ def check_vocabulary(config: Path, tokenizer: Path | None = None) -> None:
     if model_type not in OTHER_VOCABULARIES:
         return
     if tokenizer is not None:
-        from sentencepiece import SentencePieceProcessor
-
-        size = len(SentencePieceProcessor(model_file=str(tokenizer))) + 2  # <pad> and <mask>
+        size = len(pieces_of(tokenizer)) + SPECIALS + 1  # and <mask>
         if size == read_config(config).vocab_size:
             return
     raise CheckpointError(
