@@ -245,7 +245,6 @@ def odd_options(chance: random.Random, folder: Path) -> list[str]:
         "weight-decay",
         "language-exponent",
         "heads",
-        "layers",
         "vocabulary-size",
         "dropout",
         "seed",
