@@ -194,6 +194,14 @@ def test_two_files_of_one_language(corpus_files: list[Path], tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_held_out_text_without_a_token_to_mask(corpus_files: list[Path], tmp_path: Path) -> None:
+    """Its accuracy would be NaN, which is not JSON."""
+    (tmp_path / "en.txt").write_text("\x01\n", encoding="utf-8")  # the tokenizer drops it
+    with pytest.raises(ValueError, match=r"en\.txt has no token to mask"):
+        pretrain(corpus_files, tmp_path / "out", ONE_STEP, held_out_files=[tmp_path / "en.txt"])
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="makes a named pipe: run it on Linux or macOS")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "en.txt")

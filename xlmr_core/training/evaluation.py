@@ -60,6 +60,8 @@ def evaluate(
             losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
             baseline.append(batch.labels == commonest)
         rank = torch.cat(ranks)
+        if not len(rank):
+            raise ValueError(f"{path} has no token to mask: its text has no pieces in the vocabulary")
         results[path.stem] = Accuracy(
             tokens=len(rank),
             accuracy=(rank == 0).double().mean().item(),
