@@ -321,12 +321,10 @@ def test_an_array_without_axes_is_misshapen(setting: Setting, tmp_path: Path) ->
 def test_ids_and_masks_of_a_dump_are_checked(
     setting: Setting, tmp_path: Path, name: str, array: Any, told: str
 ) -> None:
-    from xlmr_core.cli.parity_diagnose import _dump
-
     trace = Trace.load(setting.trace)
     np.savez(tmp_path / "dump.npz", **{name: array, "layers.0.mid": trace.sites["layers.0.mid"].numpy()})
     with pytest.raises(TraceError, match=told):
-        _dump(trace, tmp_path / "dump.npz", None)
+        dump_from_file(trace, tmp_path / "dump.npz", keep_inputs=True)
 
 
 @pytest.mark.parametrize(
