@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from xlmr_core import heads
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind, XLMRobertaModel, position_ids_from
+from xlmr_core.kernels import AttentionKind
+from xlmr_core.model import XLMRobertaModel, position_ids_from
 
 # Sizes are pairwise distinct, so that no two axes can be exchanged unseen, and eps is nobody's default.
 POST_NORM = XLMRobertaConfig(

@@ -20,7 +20,7 @@ from xlmr_core.heads import (
     XLMRobertaForSequenceClassification,
     XLMRobertaForTokenClassification,
 )
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 
 UNTIED = replace(POST_NORM, tie_word_embeddings=False)
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from xlmr_core import FillMask, XLMRobertaModel, XLMRobertaTokenizer
 from xlmr_core.cli import main
-from xlmr_core.inputs import check_device
+from xlmr_core.devices import check_device
 from xlmr_core.training import PretrainSettings, pretrain
 
 ABSENT = ["foo", "cuda:x", "cuda:-1", "", "cuda:99", "hpu", "xla"]

@@ -13,7 +13,8 @@ from reference import POST_NORM, PRE_NORM, awkward_batch
 from torch import Tensor, nn
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind, XLMRobertaModel, position_ids_from
+from xlmr_core.kernels import AttentionKind
+from xlmr_core.model import XLMRobertaModel, position_ids_from
 
 IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 2, 1, 1]])
 PADDING_ALONE = torch.tensor([[0, 5, 6, 7, 2], [1, 1, 1, 1, 1]])

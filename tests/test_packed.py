@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from xlmr_core import heads
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind, Layout, SelfAttention, XLMRobertaModel
+from xlmr_core.kernels import AttentionKind, PackedBatch, PaddedBatch
+from xlmr_core.model import SelfAttention, XLMRobertaModel
 from xlmr_core.pretrained import PretrainedModel
 
 norms = pytest.mark.parametrize("norm", CONFIGS)
@@ -263,7 +264,7 @@ def test_torchs_own_kernel_takes_what_we_give_it(dtype: torch.dtype) -> None:
                 module._parameters[name] = torch.empty(parameter.shape, dtype=dtype, device="cuda")
         hidden = torch.empty(8, 64, dtype=dtype, device="cuda")
         assert attention._takes_varlen(hidden)
-        out = attention(hidden, Layout(None, [5, 3], torch.empty(3, dtype=torch.int32, device="cuda")))
+        out = attention(hidden, PackedBatch(None, [5, 3], torch.empty(3, dtype=torch.int32, device="cuda")))
     assert (out.shape, out.dtype, out.device.type) == (hidden.shape, dtype, "cuda")
 
 
@@ -294,7 +295,7 @@ def test_elsewhere_than_on_the_cpu_rows_are_made_where_there_is_no_such_kernel()
     fused = attention._fused_context
     attention._fused_context = lambda q, *rest: (calls.append(f"{len(q)} rows"), fused(q, *rest))[1]
     mask = torch.ones(2, 1, 1, 5, dtype=torch.bool, device="meta")
-    out = attention(torch.empty(8, 24, device="meta"), Layout(mask, [5, 3], lengths))
+    out = attention(torch.empty(8, 24, device="meta"), PackedBatch(mask, [5, 3], lengths))
     assert out.shape == (8, 24)
     assert calls == ["2 rows"]
 
@@ -372,13 +373,13 @@ def test_gradients_reach_captured_tensors() -> None:
 
 
 def test_rows_and_back() -> None:
-    layout = Layout(None, [2, 3, 1])
+    packed = PackedBatch(None, [2, 3, 1], torch.tensor([0, 2, 5, 6]))
     tokens = torch.randn(6, 4)
-    rows = layout.to_rows(tokens)
+    rows = packed.to_rows(tokens)
     assert rows.shape == (3, 3, 4)
-    assert torch.equal(layout.from_rows(rows), tokens)
+    assert torch.equal(packed.from_rows(rows), tokens)
     assert rows[0, 2].tolist() == rows[2, 1].tolist() == [0, 0, 0, 0]
-    padded = Layout(None)
+    padded = PaddedBatch(None)
     assert padded.to_rows(rows) is rows
     assert padded.from_rows(rows) is rows
 

@@ -10,7 +10,7 @@ from reference import Pair, awkward_batch
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 
 pytestmark = pytest.mark.slow
 

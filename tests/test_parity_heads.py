@@ -9,7 +9,7 @@ from reference import CONFIGS, HEAD_KEYS, Pair, build_head_pair
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 
 LABELS = tuple("ABCDEFG")
 SETTINGS = {

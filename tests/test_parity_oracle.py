@@ -10,7 +10,8 @@ import torch
 from reference import CONFIGS, POST_NORM, PRE_NORM, build_pair, gpu_only
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind, position_ids_from
+from xlmr_core.kernels import AttentionKind
+from xlmr_core.model import position_ids_from
 
 SMALL = replace(POST_NORM, num_hidden_layers=1)
 

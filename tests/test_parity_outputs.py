@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from xlmr_core.config import ACTIVATIONS, XLMRobertaConfig
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 
 ATTENTIONS: tuple[AttentionKind, ...] = ("eager", "sdpa")
 norms = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

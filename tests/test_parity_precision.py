@@ -6,7 +6,7 @@ import torch
 from reference import CONFIGS, build_pair, devices
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 
 norms = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])

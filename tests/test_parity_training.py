@@ -7,7 +7,7 @@ from reference import CONFIGS, POST_NORM, PRE_NORM, Pair, build_pair, gpu_only
 from torch import Tensor, nn
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 
 norms = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])

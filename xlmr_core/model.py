@@ -4,8 +4,9 @@ Conneau et al. 2020, "Unsupervised Cross-lingual Representation Learning at Scal
 BERT's encoder (Devlin et al. 2019, section 3) with positions counted from pad + 1. XL and XXL (Goyal et al. 2021)
 normalise before each sublayer; `config.norm_first` is that one difference.
 
-What has nothing to do with the mathematics stands elsewhere: reading and writing in pretrained.py, errors for input
-that the model cannot take in inputs.py.
+What has nothing to do with the mathematics stands elsewhere: faster attention and packed batches in kernels.py,
+reading and writing in pretrained.py, errors for input that the model cannot take in inputs.py. Two modules change no
+number, and are there only so that taps.py can hook them: the softmax, and `mid` of a pre-norm layer.
 
 Letters: B batch, S sequence, H hidden, N heads, D head_dim (H = N * D), F intermediate, V vocabulary, T tokens of a
 packed batch; * is B, S where the batch is padded, and T where it is packed. A comment such as `# (*) -> (*, H)` after a
@@ -14,20 +15,16 @@ signature gives the shapes of its tensors; the tests check each against the code
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.inputs import check_shapes, check_values
+from xlmr_core.kernels import AnyBatch, AttentionKind, FusedAttention, batch_of, first_token, packed_position_ids
 from xlmr_core.pretrained import PretrainedModel
-
-AttentionKind = Literal["eager", "sdpa"]
+from xlmr_core.spec import POOLER, ModelSpec
 
 ACTIVATIONS = {
     "gelu": nn.GELU,  # exact, by erf: XLM-R's
@@ -35,28 +32,6 @@ ACTIVATIONS = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the sequences of a batch lie in memory: padded, as rows of one width, or packed, one after the other.
-
-    All but positions and attention works on each token alone, and need not know.
-    """
-
-    mask: Tensor | None  # (B, 1, 1, S): True where a key may be attended to; None: everywhere
-    lengths: list[int] | None = None  # packed: the number of tokens of each sequence
-    offsets: Tensor | None = None  # (B + 1): packed: where each sequence begins, and where the last one ends
-
-    def to_rows(self, tokens: Tensor) -> Tensor:  # (*, ...) -> (B, S, ...)
-        """A row for each sequence. Packed ones are filled up with zeros."""
-        return tokens if self.lengths is None else pad_sequence(list(tokens.split(self.lengths)), batch_first=True)
-
-    def from_rows(self, rows: Tensor) -> Tensor:  # (B, S, ...) -> (*, ...)
-        """The inverse: what was filled up goes."""
-        if self.lengths is None:
-            return rows
-        return torch.cat([row[:length] for row, length in zip(rows, self.lengths, strict=True)])
 
 
 class Embeddings(nn.Module):
@@ -79,7 +54,7 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(total))
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(FusedAttention):
     """Multi-head attention of every token to every real token (Vaswani et al. 2017, section 3.2)."""
 
     def __init__(self, config: XLMRobertaConfig, attention: AttentionKind) -> None:
@@ -90,21 +65,17 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.softmax = nn.Softmax(dim=-1)  # a module, so that scores and probs can be seen at its two ends
+        self.softmax = nn.Softmax(dim=-1)  # a module only for taps: scores and probs are its two ends
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:  # (*, H) -> (*, H)
+    def forward(self, hidden: Tensor, batch: AnyBatch) -> Tensor:  # (*, H) -> (*, H)
         q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
-        if self.fused and layout.lengths is not None and layout.offsets is not None:
-            if self._takes_varlen(q):
-                return self.out_proj(self._varlen_context(q, k, v, layout.offsets, max(layout.lengths)))
-            if q.device.type == "cpu":
-                return self.out_proj(self._context_by_sequence(q, k, v, layout.lengths))
-        # Rows for everything else: scores and probs look the same in both layouts, and a GPU likes one large call best.
-        q, k, v = (self._split_heads(layout.to_rows(x)) for x in (q, k, v))
-        context = self._fused_context(q, k, v, layout.mask) if self.fused else self._eager_context(q, k, v, layout.mask)
-        return self.out_proj(layout.from_rows(self._merge_heads(context)))
+        if self.fused:
+            return self.out_proj(self.fused_attention(q, k, v, batch))
+        q, k, v = (self._split_heads(batch.to_rows(x)) for x in (q, k, v))
+        context = self._eager_context(q, k, v, batch.mask)
+        return self.out_proj(batch.from_rows(self._merge_heads(context)))
 
     def _eager_context(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
@@ -114,51 +85,6 @@ class SelfAttention(nn.Module):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # exp of it is 0: pads get no attention
         probs = self.softmax(scores)
         return torch.matmul(self.dropout(probs), v)
-
-    def _fused_context(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> Tensor:  # (B, N, S, D), (B, N, S, D), (B, N, S, D), (B, 1, 1, S) -> (B, N, S, D)
-        dropout = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_dim**-0.5)
-
-    def _context_by_sequence(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]
-    ) -> Tensor:  # (T, H), (T, H), (T, H) -> (T, H)
-        """Fused attention, one sequence after the other: there is no padding to compute or to hide."""
-        contexts: list[Tensor] = []
-        for sequence in zip(*(x[None].split(lengths, dim=1) for x in (q, k, v)), strict=True):  # three of (1, S, H)
-            own_q, own_k, own_v = (self._split_heads(x) for x in sequence)
-            contexts.append(self._merge_heads(self._fused_context(own_q, own_k, own_v, None)))
-        return torch.cat(contexts, dim=1)[0]
-
-    def _varlen_context(
-        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int
-    ) -> Tensor:  # (T, H), (T, H), (T, H), (B + 1) -> (T, H)
-        """The same in one call, by the kernel for sequences of various lengths."""
-        from torch.nn.attention.varlen import varlen_attn
-
-        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in (q, k, v))  # (T, N, D)
-        context: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest)
-        return context.flatten(1)
-
-    def _takes_varlen(self, q: Tensor) -> bool:  # (T, H)
-        """Whether that kernel, FlashAttention, is here and takes these queries. It has no dropout."""
-        return (
-            q.is_cuda
-            and q.dtype in (torch.float16, torch.bfloat16)
-            and self.head_dim % 8 == 0
-            and self.head_dim <= 256
-            and not (self.training and self.dropout.p)
-            and torch.backends.cuda.is_flash_attention_available()
-            and torch.cuda.get_device_capability(q.device) >= (8, 0)  # Ampere, of 2020, and later
-            and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
-        )
-
-    def _split_heads(self, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-    def _merge_heads(self, x: Tensor) -> Tensor:  # (B, N, S, D) -> (B, S, H)
-        return x.transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Module):
@@ -187,15 +113,15 @@ class EncoderLayer(nn.Module):
         self.feed_forward_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.feed_forward_norm = _layer_norm(config)
         if config.norm_first:
-            self.mid = nn.Identity()  # a boundary: no norm stands here at which the residual stream could be changed
+            self.mid = nn.Identity()  # only for taps: no norm stands here, at which the residual stream could be seen
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:  # (*, H) -> (*, H)
+    def forward(self, hidden: Tensor, batch: AnyBatch) -> Tensor:  # (*, H) -> (*, H)
         if self.norm_first:
-            attended = self.attention(self.attention_norm(hidden), layout)
+            attended = self.attention(self.attention_norm(hidden), batch)
             mid = self.mid(hidden + self.attention_dropout(attended))
             transformed = self.feed_forward(self.feed_forward_norm(mid))
             return mid + self.feed_forward_dropout(transformed)
-        attended = self.attention(hidden, layout)
+        attended = self.attention(hidden, batch)
         mid = self.attention_norm(hidden + self.attention_dropout(attended))
         transformed = self.feed_forward(mid)
         return self.feed_forward_norm(mid + self.feed_forward_dropout(transformed))
@@ -210,7 +136,7 @@ class Pooler(nn.Module):
         self.activation = nn.Tanh()
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:  # (*, H), (B) -> (B, H)
-        return self.activation(self.dense(hidden[first_places(lengths)]))
+        return self.activation(self.dense(hidden[first_token(lengths)]))
 
 
 @dataclass(frozen=True)
@@ -223,6 +149,8 @@ class ModelOutput:
 
 class XLMRobertaModel(PretrainedModel):
     """The encoder: token ids in, one vector a token out."""
+
+    spec = ModelSpec(groups=(), optional=(POOLER,), transformers_name="Model", is_encoder=True)
 
     def __init__(
         self, config: XLMRobertaConfig, *, attention: AttentionKind = "eager", add_pooling_layer: bool = False
@@ -260,14 +188,17 @@ class XLMRobertaModel(PretrainedModel):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         check_shapes(input_ids, attention_mask, token_type_ids, position_ids, lengths)
-        layout = _layout_of(input_ids != pad if attention_mask is None else attention_mask, lengths)
+        batch = batch_of(input_ids != pad if attention_mask is None else attention_mask, lengths)
         if position_ids is None:
-            position_ids = layout.from_rows(position_ids_from(layout.to_rows(input_ids), pad))
+            if lengths is None:
+                position_ids = position_ids_from(input_ids, pad)
+            else:
+                position_ids = packed_position_ids(lengths, len(input_ids), pad)
         check_values(self.config, input_ids, token_type_ids, position_ids, packed=lengths is not None)
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         for layer in self.layers:
-            hidden = layer(hidden, layout)
+            hidden = layer(hidden, batch)
         hidden = self.final_norm(hidden)
         return ModelOutput(hidden, self.pooler(hidden, lengths) if self.pooler is not None else None)
 
@@ -276,28 +207,6 @@ def position_ids_from(input_ids: Tensor, pad_token_id: int) -> Tensor:  # (B, S)
     """Positions counted from pad + 1 over the tokens that are not pad; a pad's is pad (fairseq, make_positions)."""
     real = (input_ids != pad_token_id).long()
     return real.cumsum(dim=-1) * real + pad_token_id
-
-
-def first_places(lengths: Tensor | None) -> Any:  # (B)
-    """Where <s> stands: `hidden[first_places(lengths)]` is (B, H). lengths: those of a packed batch, else None."""
-    return (slice(None), 0) if lengths is None else lengths.cumsum(0) - lengths
-
-
-def _layout_of(attention_mask: Tensor, lengths: Tensor | None) -> Layout:  # (*), (B)
-    if lengths is None:
-        return Layout(_broadcast_mask(attention_mask))
-    counts: list[int] = lengths.tolist()
-    places = torch.arange(max(counts), device=lengths.device)
-    offsets = F.pad(lengths.cumsum(0), (1, 0)).int()
-    return Layout(_broadcast_mask(places < lengths[:, None]), counts, offsets)
-
-
-def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)
-    real = attention_mask.bool()
-    if not torch.compiler.is_compiling() and not real.is_meta and real.all():
-        return None  # nothing to hide: fused kernels are fastest without a mask
-    real = real | ~real.any(dim=1, keepdim=True)  # softmax over nothing is NaN: an empty row attends to all of itself
-    return real[:, None, None, :]
 
 
 def _layer_norm(config: XLMRobertaConfig) -> nn.LayerNorm:

@@ -1,36 +1,36 @@
-"""What every model class can do beside computing: be read and written, be looked into, be initialised.
-
-The methods that reach outside import what they need when they are called: a model alone needs no file and no network.
-"""
+"""What every model class can do beside computing: be read and written, be looked into, be initialised."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from typing_extensions import Self  # typing's own is from Python 3.11
 
+from xlmr_core.checkpoint import loading
+from xlmr_core.checkpoint.mapping import LoadReport
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.inputs import check_call
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
-    from os import PathLike
-
-    from torch import Tensor
-
-    from xlmr_core.checkpoint import LoadReport
-    from xlmr_core.model import AttentionKind
-    from xlmr_core.taps import Captured, Tap
+from xlmr_core.kernels import AttentionKind
+from xlmr_core.spec import CLASSES, ModelSpec, Tap
+from xlmr_core.taps import Captured, Change, capture, intervene, taps_of
 
 
 class PretrainedModel(nn.Module):
-    """The base of every model class."""
+    """The base of every model class. Each says in its `spec` what it has, and everything else reads that."""
 
+    spec: ClassVar[ModelSpec]
     config: XLMRobertaConfig
     load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "spec" in vars(cls):
+            CLASSES.append(cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `forward`. Raises TypeError for an argument that only transformers takes, and names what to do instead."""
@@ -59,9 +59,7 @@ class PretrainedModel(nn.Module):
         one to train (the report says so), with a class for each of `labels`, if given. A head of another class is
         dropped, and the report says that, too.
         """
-        from xlmr_core.checkpoint import load_pretrained
-
-        return load_pretrained(
+        return loading.load_pretrained(
             cls,
             source,
             attention=attention,
@@ -77,26 +75,18 @@ class PretrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes config.json and model.safetensors under the published key names: transformers loads them back."""
-        from xlmr_core.checkpoint import save_pretrained
-
-        save_pretrained(self, folder)
+        loading.save_pretrained(self, folder)
 
     def taps(self) -> list[Tap]:
         """Every internal tensor that has a name, in reading order: `name`, `shape`, `meaning`."""
-        from xlmr_core.taps import taps_of
-
         return taps_of(self)
 
     def capture(self, *patterns: str, partial: bool = False) -> AbstractContextManager[Captured]:
         """`with model.capture("layers.*.attention.probs") as acts: ...`; see `xlmr_core.taps.capture`."""
-        from xlmr_core.taps import capture
-
         return capture(self, *patterns, partial=partial)
 
-    def intervene(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
+    def intervene(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
         """`with model.intervene({"layers.3.mid": function}): ...`; see `xlmr_core.taps.intervene`."""
-        from xlmr_core.taps import intervene
-
         return intervene(self, changes)
 
     def initialize(self) -> None:

@@ -1,7 +1,7 @@
 """Named internals: what can be seen and changed on the way from ids to logits, and how.
 
-Every tensor with a name is the input or the output of a module, so torch's own hooks do the work: the model's code
-knows nothing of it, and a model that nobody looks into pays nothing.
+Every tensor with a name is the input or the output of a module, so torch's own hooks do the work, and a model that
+nobody looks into pays nothing. The taps of a head are in the `spec` of its class.
 
     with model.capture("layers.*.attention.probs", "layers.-1.output") as acts:
         model(**batch)
@@ -11,35 +11,23 @@ knows nothing of it, and a model that nobody looks into pays nothing.
         ablated = model(**batch)
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from xlmr_core.model import SelfAttention, XLMRobertaModel
-from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.spec import Tap, spec_of
+
+if TYPE_CHECKING:
+    from xlmr_core.pretrained import PretrainedModel
 
 Change = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One named tensor: the `side` of the module of that name in the model.
-
-    Letters as in model.py and heads.py. Where the batch is packed, B, S reads T, but for scores and probs, which have
-    a row for each sequence then, too. A pooler in a multiple-choice model has B * K for B.
-    """
-
-    name: str
-    shape: str
-    meaning: str
-    module: str
-    side: Literal["input", "output"] = "output"
 
 
 EMBEDDINGS = (
@@ -84,34 +72,13 @@ POOLER = (
     Tap("pooler.dense", "(B, H)", "the first token through the pooler's map", "pooler.dense"),
     Tap("pooler.output", "(B, H)", "tanh of it", "pooler"),
 )
-HEADS: Mapping[str, tuple[Tap, ...]] = {  # by the class that has them above its encoder
-    "XLMRobertaForMaskedLM": (
-        Tap("lm_head.dense", "(*, H)", "before the head's GELU", "lm_head.dense"),
-        Tap("lm_head.norm", "(*, H)", "what the word table is compared with", "lm_head.norm"),
-        Tap("lm_head.logits", "(*, V)", "vocabulary logits; of the positions asked for, if any are", "lm_head.decoder"),
-    ),
-    "XLMRobertaForSequenceClassification": (
-        Tap("classifier.dense", "(B, H)", "the first token through the head's map", "classifier.dense"),
-        Tap("classifier.logits", "(B, C)", "a logit for each label of the text", "classifier.out_proj"),
-    ),
-    "XLMRobertaForTokenClassification": (
-        Tap("tagger.logits", "(*, C)", "a logit for each label of the token", "classifier"),
-    ),
-    "XLMRobertaForQuestionAnswering": (
-        Tap("answer.logits", "(*, 2)", "whether the answer starts here, and whether it ends here", "qa_outputs"),
-    ),
-    "XLMRobertaForMultipleChoice": (Tap("choice.logits", "(B, K, 1)", "a logit for each choice", "classifier"),),
-    "XLMRobertaForM3": (
-        Tap("sparse.weight", "(*, 1)", "before the ReLU, and of special tokens, too", "sparse_linear"),
-        Tap("colbert.dense", "(*, H)", "before it is scaled to length 1", "colbert_linear"),
-    ),
-}
 
 
 def taps_of(model: PretrainedModel) -> list[Tap]:
     """Every tap of this model in reading order, its module's full name filled in."""
-    encoder: nn.Module = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
-    prefix = "" if encoder is model else "encoder."
+    spec = spec_of(type(model))
+    encoder: nn.Module = model if spec.is_encoder else model.get_submodule("encoder")
+    prefix = "" if spec.is_encoder else "encoder."
     layer = PRE_NORM_LAYER if model.config.norm_first else POST_NORM_LAYER
     taps = [_at(tap, "", prefix) for tap in EMBEDDINGS]
     for i in range(model.config.num_hidden_layers):
@@ -120,7 +87,7 @@ def taps_of(model: PretrainedModel) -> list[Tap]:
         taps.append(_at(FINAL_NORM, "", prefix))
     if getattr(encoder, "pooler", None) is not None:
         taps += [_at(tap, "", prefix) for tap in POOLER]
-    return taps + [tap for cls in type(model).__mro__ for tap in HEADS.get(cls.__name__, ())]
+    return [*taps, *spec.taps]
 
 
 def _at(tap: Tap, name: str, module: str) -> Tap:
@@ -213,7 +180,7 @@ def _matching(model: PretrainedModel, *patterns: str) -> Iterator[Tap]:
             near = get_close_matches(pattern, [tap.name for tap in taps], n=3) or [taps[0].name, "...", taps[-1].name]
             raise ValueError(f"no tap matches {pattern!r}; model.taps() lists them: {', '.join(near)}")
         chosen |= found
-    fused = any(isinstance(module, SelfAttention) and module.fused for module in model.modules())
+    fused = any(getattr(module, "fused", False) for module in model.modules())
     hidden = [name for name in chosen if name.endswith(("attention.scores", "attention.probs"))]
     if fused and hidden:
         raise ValueError(f"{hidden[0]} does not exist in fused attention: load the model with attention='eager'")

@@ -35,12 +35,12 @@ with atheris.instrument_imports(include=["xlmr_core.checkpoint"]):
     from xlmr_core.checkpoint.archive import unpack
     from xlmr_core.checkpoint.fairseq import settings_for
     from xlmr_core.checkpoint.files import open_weights, read_config, read_index
-    from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, expand
+    from xlmr_core.checkpoint.layouts import LAYOUTS, expand
     from xlmr_core.checkpoint.mapping import make_plan
     from xlmr_core.checkpoint.sentence import carried_from
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import XLMRobertaForMaskedLM, model_classes
 
 LONGEST = 4096  # bytes of an input
 SECONDS = 30  # that one input may take
@@ -199,8 +199,8 @@ def keys(data: bytes, folder: Path) -> None:
     """The keys of any layout, some left out, some spelled otherwise, some added: each is accounted for."""
     choose = atheris.FuzzedDataProvider(data)
     layout = LAYOUTS[choose.ConsumeIntInRange(0, len(LAYOUTS) - 1)]
-    name, needs = list(NEEDS.items())[choose.ConsumeIntInRange(0, len(NEEDS) - 1)]
-    found = [key for slot in expand(layout, CONFIG, needs.nested) for key in slot.keys]
+    cls = model_classes()[choose.ConsumeIntInRange(0, len(model_classes()) - 1)]
+    found = [key for slot in expand(layout, CONFIG, cls.spec) for key in slot.keys]
     for _ in range(choose.ConsumeIntInRange(0, 8)):
         place = choose.ConsumeIntInRange(0, len(found) - 1)
         change = choose.ConsumeIntInRange(0, 2)
@@ -210,7 +210,7 @@ def keys(data: bytes, folder: Path) -> None:
             found.append(choose.ConsumeUnicode(20))
         elif len(found) > 1:
             del found[place]
-    plan = make_plan(CONFIG, dict.fromkeys(found), needs, name, new_head=choose.ConsumeBool())
+    plan = make_plan(CONFIG, dict.fromkeys(found), cls.spec, cls.__name__, new_head=choose.ConsumeBool())
     lost = [key for key in found if key not in plan.fates]
     assert not lost or plan.problems, f"nothing is said of {lost}"
     if plan.problems:
@@ -295,7 +295,7 @@ TARGETS: dict[str, tuple[Reader, Callable[[], list[bytes]]]] = {
     "modules": (modules, lambda: [steps()]),
     "config": (config, lambda: [json.dumps(CONFIG.to_dict()).encode(), b'{"id2label": {"0": "A"}}']),
     "checkpoint": (checkpoint, lambda: [bytes(20), bytes(range(100, 120)), bytes([255] * 20)]),
-    "keys": (keys, lambda: [bytes([i, j, 0, 0]) for i in range(len(LAYOUTS)) for j in range(len(NEEDS))]),
+    "keys": (keys, lambda: [bytes([i, j, 0, 0]) for i in range(len(LAYOUTS)) for j in range(len(model_classes()))]),
 }
 
 

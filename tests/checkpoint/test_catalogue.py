@@ -16,14 +16,13 @@ from checkpoint.hub_server import COMMIT, Behaviour, serve, sha256
 from checkpoint.test_hub import turn_to
 from safetensors import safe_open
 
-from xlmr_core import heads
 from xlmr_core.checkpoint import CheckpointError, catalogue
-from xlmr_core.checkpoint.catalogue import Published, catalogue_file, download, find_published, read_catalogue
-from xlmr_core.checkpoint.layouts import NEEDS
+from xlmr_core.checkpoint.catalogue import Published, catalogue_file, find_published, read_catalogue
+from xlmr_core.checkpoint.download import download
 from xlmr_core.checkpoint.loading import tied_keys
 from xlmr_core.checkpoint.mapping import Source, make_plan, plan_export
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import XLMRobertaForMaskedLM, model_classes
 from xlmr_core.model import XLMRobertaModel
 
 ENTRIES = read_catalogue()
@@ -34,13 +33,13 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def class_of(entry: Published) -> type:
     """Our class for the checkpoint: the one that the layouts say reads its architecture, and the files beside it."""
-    beside = {file.removesuffix(".pt") for file in entry.extra_files}
-    [name] = [
-        name
-        for name, needs in NEEDS.items()
-        if entry.architecture in needs.architectures.values() and set(needs.beside) == beside
+    [cls] = [
+        cls
+        for cls in model_classes()
+        if entry.architecture in cls.spec.architectures(False) + cls.spec.architectures(True)
+        and {group.file for group in cls.spec.groups if group.file} == set(entry.extra_files)
     ]
-    return getattr(heads, name)
+    return cls
 
 
 def options_of(entry: Published) -> dict[str, Any]:
@@ -86,15 +85,15 @@ def test_the_true_geometry(entry: Published) -> None:
 def test_its_layout_has_a_key_for_every_tensor_and_is_recognised(entry: Published) -> None:
     """Keys alone, at the true depth: written out in the layout that the catalogue names, and read back."""
     cls = class_of(entry)
-    config, needs = entry.config, NEEDS[cls.__name__]
+    config = entry.config
     with torch.device("meta"):
         model = cls(config, **options_of(entry))
     tied = tied_keys(model)
     sources = {ours: Source(ours) for ours in model.state_dict() if ours not in tied}
-    exports = plan_export(entry.layout, config, needs, cls.__name__, sources).exports
+    exports = plan_export(entry.layout, config, cls.spec, cls.__name__, sources).exports
     keys = [export.key for export in exports]
     assert len(keys) == len(set(keys))
-    plan = make_plan(config, keys, needs, cls.__name__)
+    plan = make_plan(config, keys, cls.spec, cls.__name__)
     assert plan.problems == []
     assert (plan.layout.target, plan.config.norm_first) == (entry.layout, config.norm_first)
     assert plan.sources.keys() | plan.zeros.keys() == sources.keys()

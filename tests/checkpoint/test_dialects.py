@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError
-from xlmr_core.checkpoint.layouts import FAIRSEQ_HEAD, TARGETS, needs_of
+from xlmr_core.checkpoint.layouts import FAIRSEQ_HEAD, TARGETS
 from xlmr_core.checkpoint.mapping import ExportPlan, export_plan, lossy, make_plan
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import (
@@ -225,7 +225,7 @@ def test_two_layouts_in_one_file_are_refused(dialect: str, other: str, written: 
 
 def exported(tensors: Mapping[str, Tensor], config: XLMRobertaConfig, cls: type, target: str) -> dict[str, Tensor]:
     """The tensors in another layout, as the converter does it: tensor by tensor, without a model."""
-    plan = make_plan(config, tensors.keys(), needs_of(cls), cls.__name__)
+    plan = make_plan(config, tensors.keys(), cls.spec, cls.__name__)
     assert not plan.problems
     export: ExportPlan = export_plan(plan, target)
     assert not lossy(export, tensors)
@@ -268,7 +268,7 @@ def test_round_trips_from_hf(kind: str, through: str, folders: dict, states: dic
     pooled = [key for key in tensors if "pooler" in key]
     has_no_types = through.split("-")[0] in ("fairseq", "torchtext")
     if has_no_types:
-        plan = make_plan(config, tensors.keys(), needs_of(cls), cls.__name__)
+        plan = make_plan(config, tensors.keys(), cls.spec, cls.__name__)
         if through.startswith(("torchtext", "fairseq-")) and config.norm_first:
             with pytest.raises(CheckpointError, match="has no pre-norm model"):
                 export_plan(plan, through)
@@ -281,7 +281,7 @@ def test_round_trips_from_hf(kind: str, through: str, folders: dict, states: dic
             tensors = {key: tensor for key, tensor in tensors.items() if key not in pooled}
             if name == "ForMaskedLM":
                 return
-            plan = make_plan(config, tensors.keys(), needs_of(cls), cls.__name__)
+            plan = make_plan(config, tensors.keys(), cls.spec, cls.__name__)
         (problem,) = lossy(export_plan(plan, through), tensors)
         assert "token_type_embeddings.weight holds numbers other than 0" in problem
         tensors = {key: t.zero_() if "token_type" in key else t for key, t in tensors.items()}
@@ -300,7 +300,7 @@ def test_what_fairseq_expects_is_written(written: dict) -> None:
 
 
 def test_an_unknown_target() -> None:
-    plan = make_plan(POST_NORM, [], needs_of(XLMRobertaModel), "XLMRobertaModel")
+    plan = make_plan(POST_NORM, [], XLMRobertaModel.spec, "XLMRobertaModel")
     with pytest.raises(CheckpointError, match="there is no layout 'onnx' to write: one of hf, native, fairseq"):
         export_plan(plan, "onnx")
 

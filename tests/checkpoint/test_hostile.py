@@ -31,7 +31,6 @@ from xlmr_core.checkpoint import CheckpointError, inspect_checkpoint
 from xlmr_core.checkpoint.archive import MEMBERS_LIMIT, READ_LIMIT, SMALL
 from xlmr_core.checkpoint.convert import convert
 from xlmr_core.checkpoint.files import HEADER_LIMIT, LONGEST_KEY, open_weights
-from xlmr_core.checkpoint.layouts import needs_of
 from xlmr_core.checkpoint.mapping import make_plan
 from xlmr_core.heads import XLMRobertaForMaskedLM
 
@@ -361,7 +360,7 @@ def test_a_key_that_is_too_long(name: str, tmp_path: Path) -> None:
 def test_thousands_of_keys_near_those_that_are_missing() -> None:
     keys = [f"{KEYS[number % len(KEYS)]}_{number}" for number in range(20_000)]
     start = time.process_time()
-    plan = make_plan(CONFIG, keys, needs_of(XLMRobertaForMaskedLM), "XLMRobertaForMaskedLM")
+    plan = make_plan(CONFIG, keys, XLMRobertaForMaskedLM.spec, "XLMRobertaForMaskedLM")
     assert time.process_time() - start < 5
     assert "and 19988 more" in plan.problems[0]
 
@@ -469,7 +468,7 @@ KEYS = list(fairseq_files.fairseq_state(fairseq_files.hf_state(CONFIG), CONFIG))
 def test_any_set_of_keys(missing: set[str], added: set[str]) -> None:
     """Loads only if nothing but tied copies is missing and nothing is added; otherwise each key is told of."""
     keys = [key for key in KEYS if key not in missing] + sorted(added - set(KEYS))
-    plan = make_plan(CONFIG, keys, needs_of(XLMRobertaForMaskedLM), "XLMRobertaForMaskedLM")
+    plan = make_plan(CONFIG, keys, XLMRobertaForMaskedLM.spec, "XLMRobertaForMaskedLM")
     table = {"decoder.sentence_encoder.embed_tokens.weight", "decoder.lm_head.weight"}
     harmless = len(missing & table) < 2 and missing <= table and not added - set(KEYS)
     assert (not plan.problems) == harmless

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError, cache, find_tokenizer, guard, inspect_checkpoint
 from xlmr_core.checkpoint.cache import hash_of, verify
-from xlmr_core.checkpoint.catalogue import download
 from xlmr_core.checkpoint.convert import convert
+from xlmr_core.checkpoint.download import download
 from xlmr_core.checkpoint.trimming import trim
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForM3, XLMRobertaForMaskedLM

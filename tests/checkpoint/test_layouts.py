@@ -8,10 +8,13 @@ import torch
 from checkpoint import published
 
 import xlmr_core
-from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, Layout, expand, layout_for, needs_of, nest
+from xlmr_core.checkpoint.layouts import LAYOUTS, Layout, expand, layout_for, nest
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.model import XLMRobertaModel
+from xlmr_core.spec import spec_of
 
+OWN_CLASSES = [cls for name in xlmr_core.__all__ if hasattr(cls := getattr(xlmr_core, name), "spec")]
 LAYOUT_NAMES = [layout.name for layout in LAYOUTS]
 
 
@@ -25,16 +28,18 @@ def test_each_layout_is_a_bijection_onto_our_state_dicts(layout: Layout, tied: b
     """For every class that the layout has the groups of: each tensor of ours has one place, each key one tensor."""
     config = config_for(layout, tied=tied)
     checked = 0
-    for name, needs in NEEDS.items():
-        wanted = needs.required + needs.optional
-        if not set(wanted) - {"pooler"} <= layout.groups.keys():
+    for cls in OWN_CLASSES:
+        wanted = cls.spec.required_names + cls.spec.optional_names
+        slots = expand(layout, config, cls.spec)
+        groups = {slot.group for slot in slots}
+        if not set(wanted) - {"pooler"} <= groups:
             continue
-        options = {"add_pooling_layer": "pooler" in layout.groups} if name == "XLMRobertaModel" else {}
+        options = {"add_pooling_layer": "pooler" in groups} if cls is XLMRobertaModel else {}
         with torch.device("meta"):
-            model = getattr(xlmr_core, name)(config, **options)
-        slots = [slot for slot in expand(layout, config, needs.nested) if slot.group in wanted]
+            model = cls(config, **options)
+        slots = [slot for slot in slots if slot.group in wanted]
         ours = [tensor for slot in slots for tensor in slot.ours]
-        ours += [nest(tensor, "encoder", needs.nested) for tensor in layout.fills]
+        ours += [nest(tensor, "encoder", cls.spec) for tensor in layout.fills]
         theirs = [key for slot in slots for key in slot.keys]
         assert len(set(ours)) == len(ours)
         assert len(set(theirs)) == len(theirs)
@@ -46,7 +51,7 @@ def test_each_layout_is_a_bijection_onto_our_state_dicts(layout: Layout, tied: b
 
 def test_a_fused_tensor_is_ours_in_equal_parts() -> None:
     for layout in LAYOUTS:
-        for slot in expand(layout, config_for(layout), ()):
+        for slot in expand(layout, config_for(layout), XLMRobertaModel.spec):
             kinds = [name.rpartition(".")[2] for name in slot.ours]
             assert len(slot.ours) == 1 or [name.split(".")[-2] for name in slot.ours] == ["q_proj", "k_proj", "v_proj"]
             assert len(set(kinds)) == 1
@@ -55,24 +60,23 @@ def test_a_fused_tensor_is_ours_in_equal_parts() -> None:
 def test_every_target_is_found_again() -> None:
     """`layout_for` gives each layout for the classes it is written for, and None where a format has no such model."""
     for layout in LAYOUTS:
-        needs = NEEDS["XLMRobertaForMaskedLM" if layout.with_prefix in (True, None) else "XLMRobertaModel"]
-        assert layout_for(layout.target, needs, layout.norm_first) is layout
-    assert layout_for("torchtext", NEEDS["XLMRobertaModel"], True) is None
-    assert layout_for("fairseq-0.9", NEEDS["XLMRobertaModel"], True) is None
-    assert layout_for("fairseq", NEEDS["XLMRobertaModel"], False) is not layout_for(
-        "fairseq", NEEDS["XLMRobertaModel"], True
-    )
+        cls = XLMRobertaForMaskedLM if layout.with_prefix in (True, None) else XLMRobertaModel
+        assert layout_for(layout.target, cls.spec, layout.norm_first) is layout
+    assert layout_for("torchtext", XLMRobertaModel.spec, True) is None
+    assert layout_for("fairseq-0.9", XLMRobertaModel.spec, True) is None
+    post_norm, pre_norm = (layout_for("fairseq", XLMRobertaModel.spec, norm_first) for norm_first in (False, True))
+    assert post_norm is not pre_norm
 
 
 @pytest.mark.parametrize("kind", published.KINDS)
 def test_the_tables_say_what_transformers_says(kind: str, models: dict) -> None:
     """Pairs, not sets of names: the tests' own table, and transformers' keys, which it must cover."""
     config, name = published.KINDS[kind]
-    needs = NEEDS[f"XLMRoberta{name}"]
-    layout = layout_for("hf", needs, config.norm_first)
+    spec = getattr(xlmr_core, f"XLMRoberta{name}").spec
+    layout = layout_for("hf", spec, config.norm_first)
     assert layout is not None
-    slots = expand(layout, config, needs.nested)
-    known = needs.required + needs.optional
+    slots = expand(layout, config, spec)
+    known = spec.required_names + spec.optional_names
     assert {slot.ours[0]: next(iter(slot.keys)) for slot in slots if slot.group in known} == published.our_keys(kind)
     assert {key for slot in slots if slot.group in known for key in slot.keys if slot.keys[key] in known} == (
         models[kind].state_dict().keys()
@@ -82,7 +86,11 @@ def test_the_tables_say_what_transformers_says(kind: str, models: dict) -> None:
 def test_no_layout_fits_in_another() -> None:
     """Detection takes the one layout whose encoder is all there, so none may be part of another."""
     encoders = [
-        {next(iter(slot.keys)) for slot in expand(layout, config_for(layout), ()) if slot.group == "encoder"}
+        {
+            next(iter(slot.keys))
+            for slot in expand(layout, config_for(layout), XLMRobertaModel.spec)
+            if slot.group == "encoder"
+        }
         for layout in LAYOUTS
     ]
     for i, first in enumerate(encoders):
@@ -94,7 +102,7 @@ def test_no_layout_fits_in_another() -> None:
 def test_a_layer_number_is_written_out_in_full() -> None:
     """Twelve layers: layer 1 and layer 11 stay apart."""
     config = replace(reference.POST_NORM, num_hidden_layers=12)
-    slots = expand(LAYOUTS[0], config, ())
+    slots = expand(LAYOUTS[0], config, XLMRobertaModel.spec)
     pairs = {slot.ours[0]: next(iter(slot.keys)) for slot in slots}
     assert pairs["layers.11.attention.q_proj.bias"] == "roberta.encoder.layer.11.attention.self.query.bias"
     assert pairs["layers.1.attention.q_proj.bias"] == "roberta.encoder.layer.1.attention.self.query.bias"
@@ -104,6 +112,6 @@ def test_a_subclass_needs_what_its_parent_needs() -> None:
     class Mine(XLMRobertaForMaskedLM):
         pass
 
-    assert needs_of(Mine) is NEEDS["XLMRobertaForMaskedLM"]
-    with pytest.raises(TypeError, match="Linear has no entry"):
-        needs_of(torch.nn.Linear)
+    assert spec_of(Mine) is XLMRobertaForMaskedLM.spec
+    with pytest.raises(TypeError, match="Linear has no spec"):
+        spec_of(torch.nn.Linear)

@@ -20,9 +20,9 @@ from safetensors import safe_open
 import xlmr_core
 from xlmr_core.checkpoint import CheckpointError, find_tokenizer, load_pretrained, save_pretrained
 from xlmr_core.checkpoint.convert import convert
-from xlmr_core.checkpoint.layouts import NEEDS
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import XLMRobertaForMaskedLM, model_classes
 from xlmr_core.model import XLMRobertaModel
+from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 CLASSES = {"ForMaskedLM": XLMRobertaForMaskedLM, "Model": XLMRobertaModel}
@@ -432,6 +432,8 @@ def test_a_tokenizer_of_gigabytes_is_not_read(toy_checkpoint: Path, tmp_path: Pa
         convert(tmp_path / "xlm-roberta", tmp_path / "out", "native")
 
 
-def test_every_class_says_what_it_needs() -> None:
-    classes = {name for name in xlmr_core.__all__ if name.startswith(("XLMRobertaFor", "XLMRobertaModel"))}
-    assert NEEDS.keys() == classes
+def test_every_class_says_what_it_has() -> None:
+    exported = [getattr(xlmr_core, name) for name in xlmr_core.__all__]
+    classes = [cls for cls in exported if isinstance(cls, type) and issubclass(cls, PretrainedModel)]
+    assert set(classes) <= set(model_classes())
+    assert len(classes) == 7

@@ -11,7 +11,6 @@ from checkpoint import published
 from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError
-from xlmr_core.checkpoint.layouts import needs_of
 from xlmr_core.checkpoint.mapping import Source, make_plan
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
@@ -280,7 +279,7 @@ def test_a_buffer_that_does_not_count_is_not_dropped(buffer: Tensor, folders: di
 @pytest.mark.parametrize("cls", CLASSES.values())
 def test_every_key_has_exactly_one_fate(kind: str, cls: Any, folders: dict) -> None:
     keys = published.tensors_of(folders[kind]).keys()
-    plan = make_plan(published.config_of(kind), keys, needs_of(cls), cls.__name__)
+    plan = make_plan(published.config_of(kind), keys, cls.spec, cls.__name__)
     if plan.problems:
         assert cls is XLMRobertaForMaskedLM
         assert kind.startswith("encoder")
@@ -294,7 +293,7 @@ def test_the_plan_does_not_change_its_arguments(folders: dict) -> None:
     config = replace(reference.POST_NORM)
     keys = list(published.tensors_of(folders["masked-lm-xl"]))
     before = list(keys)
-    plan = make_plan(config, keys, needs_of(XLMRobertaForMaskedLM), "XLMRobertaForMaskedLM")
+    plan = make_plan(config, keys, XLMRobertaForMaskedLM.spec, "XLMRobertaForMaskedLM")
     assert keys == before
     assert config == reference.POST_NORM
     assert plan.config.norm_first

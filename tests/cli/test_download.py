@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from xlmr_core.checkpoint.catalogue import Downloaded
+from xlmr_core.checkpoint.download import Downloaded
 from xlmr_core.cli import download, main
 
 

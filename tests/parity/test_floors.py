@@ -47,7 +47,7 @@ def test_a_reversed_model_is_the_same_mathematics(norm: str, grad: bool) -> None
     assert not torch.equal(
         turned.encoder.layers[0].attention.q_proj.weight, pair.ours.encoder.layers[0].attention.q_proj.weight
     )
-    found = _unreversed(run_sites(turned, pair.batch, taps, grad=grad))
+    found = _unreversed(run_sites(turned, pair.batch, taps, grad=grad), pair.ours.spec)
     assert list(found) == list(expected)
     for row in compare(expected, found, real=pair.real).rows:
         assert row.max_abs <= reference.ORACLE_TOLERANCE, row
@@ -56,7 +56,9 @@ def test_a_reversed_model_is_the_same_mathematics(norm: str, grad: bool) -> None
 def test_a_reversed_pooler_too() -> None:
     pair = reference.build_encoder_pair(CONFIGS["post-norm"])
     expected = dump_of(_variant(pair.ours, torch.float64, "eager", "cpu"), pair.batch)
-    found = _unreversed(dump_of(_reversed(_variant(pair.ours, torch.float64, "eager", "cpu")), pair.batch))
+    found = _unreversed(
+        dump_of(_reversed(_variant(pair.ours, torch.float64, "eager", "cpu")), pair.batch), pair.ours.spec
+    )
     assert reference.gap(expected["pooler.output"], found["pooler.output"]) <= reference.ORACLE_TOLERANCE
 
 
@@ -171,7 +173,7 @@ def test_a_fault_is_above_the_floor_at_its_site_and_nothing_before(name: str) ->
     expected, fault = dump_of(pair.ours, pair.batch), find_fault(name)
     other_order = _reversed(_variant(pair.ours, torch.float32, "eager", "cpu"))  # a port with its own rounding
     with fault.applied(other_order):
-        actual = _unreversed(dump_of(other_order, pair.batch))
+        actual = _unreversed(dump_of(other_order, pair.batch), pair.ours.spec)
     first = compare(expected, actual, real=pair.real, floors=floors).first_divergence
     assert first is not None
     assert first.site == fault.site

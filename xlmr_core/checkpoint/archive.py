@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.errors import CheckpointError
 
 TARS = (".tar.gz", ".tgz", ".tar")
 MEMBER_LIMIT = 64 * 2**30  # bytes in a tar, unpacked; the largest model, XXL, has 43 GB

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from xlmr_core.atomic import written_as
-from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.errors import CheckpointError
 
 CHUNK = 16 * 2**20  # bytes hashed at a time
 COMMIT = "[0-9a-f]{40}"

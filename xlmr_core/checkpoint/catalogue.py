@@ -1,23 +1,21 @@
-"""The catalogue of published checkpoints: weights/catalogue.toml, read, checked and typed; and downloads by name."""
+"""The catalogue of published checkpoints: weights/catalogue.toml, read, checked and typed."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from xlmr_core.checkpoint.cache import NOT_CHECKED, discard, hash_of, verify
-from xlmr_core.checkpoint.files import BUNDLED, read_index
-from xlmr_core.checkpoint.layouts import BESIDE, file_beside
-from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.errors import CheckpointError
 
 StrPath = str | PathLike[str]
 CATALOGUE = "catalogue.toml"
+BUNDLED = "xlmr-tiny"  # the checkpoint that comes with the package
 HEADS = {  # the end of the reference's class name: what the model is for
     "ForMaskedLM": "masked-lm",
     "ForSequenceClassification": "classification",
@@ -96,14 +94,6 @@ class Published:
         )
 
 
-@dataclass(frozen=True)
-class Downloaded:
-    """One file of a download."""
-
-    path: Path
-    verified: str  # "verified: ...", "size only, ..." or "not checked: ..."
-
-
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -153,7 +143,7 @@ def hub_id(name: str) -> str:
     entry = None if "/" in name else find_published(name)
     if entry is None:
         return name
-    _check_on_hub(entry)
+    check_on_hub(entry)
     return entry.id
 
 
@@ -162,7 +152,7 @@ def near_names(name: str) -> list[str]:
     return get_close_matches(name, [BUNDLED, *(entry.name for entry in read_catalogue().values())], n=3)
 
 
-def _check_on_hub(entry: Published) -> None:
+def check_on_hub(entry: Published) -> None:
     if not entry.supported:
         raise CheckpointError(f"{entry.id} cannot be used here: {entry.reason}")
     if entry.url is not None:
@@ -224,78 +214,3 @@ def _demand(condition: bool, message: str) -> None:
 
 
 # ---- downloading -----------------------------------------------------------------------------------------------------
-
-
-def download(
-    name: str,
-    *,
-    revision: str | None = None,
-    cache_dir: StrPath | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> list[Downloaded]:
-    """Model and tokenizer of a catalogue name or a hub id, fetched to the cache or found there, and verified.
-
-    With the model come heads in files of their own (BGE-M3), tokenizer.json, and the configuration of
-    sentence-transformers, where the repository has them. Files whose size or sha256 the catalogue has are compared with
-    that, cached or fresh, at the pinned revision, which is the one taken unless `revision` says otherwise. Every file
-    is compared once with the hash that the hub promised. What differs leaves the cache. A download that was cut goes on
-    where it stopped.
-
-    Args:
-        name: a name in the catalogue, or a hub id.
-        revision: branch, tag or commit; None: the pinned one, or main.
-        cache_dir: huggingface_hub's cache folder; None: its default.
-        local_files_only: never ask the hub, only verify what is in the cache.
-        token: for gated repositories, as in huggingface_hub.
-
-    Returns:
-        The files, each with what it was compared with: "verified: ...", "size only, ...", or "not checked: ...".
-
-    Raises:
-        CheckpointError: there is no such model, it cannot be fetched, or a file differs.
-    """
-    from xlmr_core.checkpoint.hub import Hub
-
-    entry = find_published(name)
-    if entry is None and "/" not in name:
-        near = near_names(name)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise CheckpointError(f"{name!r} is neither in the catalogue (see `xlmr models`) nor a hub id{hint}")
-    if entry is not None:
-        _check_on_hub(entry)
-    repo = entry.id if entry else name
-    revision = revision or (entry.revision if entry else None)
-    hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
-    model = hub.model_files([*map(file_beside, BESIDE), "tokenizer.json"], whole=True)
-    commit = model.root.name  # the cache keeps a commit in a folder of its name: the rest is of the same
-    tokenizer, _ = replace(hub, revision=commit).tokenizer_files()
-    paths = [model.config, model.weights, tokenizer]
-    if model.weights.name.endswith(".index.json"):
-        paths += [model.weights.with_name(shard) for shard in sorted(set(read_index(model.weights).values()))]
-    paths += replace(hub, revision=commit).other_files(entry.extra_files if entry else ())
-    paths += [path for path in model.more if path not in paths]
-    pinned = entry.files if entry is not None and commit == entry.revision else {}
-    names = [path.relative_to(model.root).as_posix() for path in paths]
-    known = [pinned.get(name, PinnedFile()) for name in names]
-    return [Downloaded(path, _verify(path, pin, repo)) for path, pin in zip(paths, known, strict=True)]
-
-
-def _verify(path: Path, pinned: PinnedFile, repo: str) -> str:
-    """Compares a file with what the catalogue has of it, and says what it was compared with."""
-    size = path.stat().st_size
-    wrong_size = pinned.size not in (None, size)
-    wrong_hash = not wrong_size and pinned.sha256 is not None and hash_of(path, "sha256") != pinned.sha256
-    if wrong_size or wrong_hash:
-        discard(path)
-        raise CheckpointError(
-            f"{repo} ({path.name}): its {size} bytes are not those in the catalogue (size {pinned.size}, sha256 "
-            f"{pinned.sha256}). They were thrown away. Run it again; if that does not help, either the file was "
-            "tampered with on its way, or the catalogue is wrong"
-        )
-    if pinned.sha256 is not None:
-        return "verified: sha256 as in the catalogue"
-    compared = verify(path)
-    if compared != NOT_CHECKED:
-        return f"verified: {compared}"
-    return "size only, as in the catalogue" if pinned.size is not None else NOT_CHECKED

@@ -31,7 +31,7 @@ from xlmr_core.checkpoint.files import (
     read_config_object,
 )
 from xlmr_core.checkpoint.inspection import best_class
-from xlmr_core.checkpoint.layouts import BESIDE, HEADS, POSITIONS, TOKEN_TYPES, file_beside, needs_of, nest
+from xlmr_core.checkpoint.layouts import POSITIONS, TOKEN_TYPES, nest
 from xlmr_core.checkpoint.loading import (
     build_on_meta,
     find_checkpoint,
@@ -42,7 +42,6 @@ from xlmr_core.checkpoint.loading import (
     value_problems,
 )
 from xlmr_core.checkpoint.mapping import (
-    CheckpointError,
     Export,
     ExportPlan,
     Fate,
@@ -54,11 +53,12 @@ from xlmr_core.checkpoint.mapping import (
 from xlmr_core.checkpoint.sentence import Carried, carried_from
 from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_json_object
+from xlmr_core.spec import files_beside, known_groups, spec_of
 
 StrPath = str | PathLike[str]
 FOLDED = "note: the token type was added to every position row, as asked: the same model up to rounding"
-ALL_GROUPS = ("pooler", "lm_head", *HEADS)
 TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -191,9 +191,9 @@ def _plan(
     config: XLMRobertaConfig, weights: Mapping[str, Tensor], files: Files, drop: Collection[str]
 ) -> tuple[Plan, dict[str, Fate]]:
     """What the file holds, for a class that has every group of it, and the fates of what is dropped on purpose."""
-    unknown = sorted(set(drop) - set(ALL_GROUPS))
+    unknown = sorted(set(drop) - known_groups().keys())
     if unknown:
-        raise CheckpointError(f"there is no group {unknown[0]!r} to drop: one of {', '.join(ALL_GROUPS)}")
+        raise CheckpointError(f"there is no group {unknown[0]!r} to drop: one of {', '.join(known_groups())}")
     whole = _whole_plan(config, dict(weights), files)
     unwanted = {key for slot in whole.slots for key, group in slot.keys.items() if group in drop}
     dropped = {key: Fate("dropped", "left out on purpose") for key in weights if key in unwanted}
@@ -205,16 +205,16 @@ def _plan(
 def _whole_plan(config: XLMRobertaConfig, weights: dict[str, Tensor], files: Files) -> Plan:
     cls, plan = best_class(config, weights, files)
     problems = plan.problems + header_problems(plan, build_on_meta(cls, plan, "eager"), weights)
-    needs = needs_of(cls)
-    others = tuple(group for group in ALL_GROUPS if group not in needs.required)
-    whole = make_plan(config, weights.keys(), replace(needs, optional=others), cls.__name__)
+    spec = spec_of(cls)
+    others = tuple(group for group in known_groups().values() if group not in spec.groups)
+    whole = make_plan(config, weights.keys(), replace(spec, optional=others), cls.__name__)
     raise_any(list(dict.fromkeys(problems + whole.problems + value_problems(whole, weights))), files)
     return whole
 
 
 def _folded(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype | None, files: Files) -> dict[str, Tensor]:
     """The position table with the token type in every row, and zeros for the token types; nothing where they are 0."""
-    positions, types = (plan.sources.get(nest(name, "encoder", plan.needs.nested)) for name in (POSITIONS, TOKEN_TYPES))
+    positions, types = (plan.sources.get(nest(name, "encoder", plan.spec)) for name in (POSITIONS, TOKEN_TYPES))
     if positions is None or types is None or not types.read(weights).any():
         return {}
     rows = types.read(weights)
@@ -245,11 +245,11 @@ def _reader(export: Export, weights: Mapping[str, Tensor]) -> Any:
 def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Any) -> list[Entry]:
     """Writes the heads that the published form has in files of their own, and says which entries they were."""
     apart: list[Entry] = []
-    for group in BESIDE:
+    for group, file in files_beside().items():
         own = [entry for entry in entries if group in plan.groups and entry.key.startswith(f"{group}.")]
         if own:
             short = [replace(entry, key=entry.key.removeprefix(f"{group}.")) for entry in own]
-            write_torch(short, folder / file_beside(group), tick=tick)
+            write_torch(short, folder / file, tick=tick)
         apart += own
     return apart
 
@@ -259,7 +259,7 @@ def _config(plan: Plan, files: Files, entries: list[Entry]) -> str:
     values: dict[str, Any] = read_config_object(files.config) if files.config.name == CONFIG else {}
     values.pop("torch_dtype", None)  # the older name of dtype
     values.pop("dtype", None)
-    values |= {"architectures": [plan.needs.architectures[plan.config.norm_first]], **plan.config.to_dict()}
+    values |= {"architectures": plan.spec.architectures(plan.config.norm_first), **plan.config.to_dict()}
     dtypes = {str(entry.dtype).removeprefix("torch.") for entry in entries}
     if len(dtypes) == 1:
         values["dtype"] = dtypes.pop()

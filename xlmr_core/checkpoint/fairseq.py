@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.config import LABELS, XLMRobertaConfig
+from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_text
 
 EPS = 1e-5  # fairseq's LayerNorm has no setting for it (torch.nn.LayerNorm's default)

@@ -7,7 +7,7 @@ it writes a new file and renames it (`xlmr_core.atomic`).
 
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from xlmr_core.checkpoint.archive import TARS, unpack
+from xlmr_core.checkpoint.catalogue import BUNDLED
 from xlmr_core.checkpoint.fairseq import check_dictionary, config_from, note_on, pieces_of
-from xlmr_core.checkpoint.layouts import BESIDE, file_beside
-from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.pickles import read_pickle
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import read_json_object
+from xlmr_core.spec import files_beside
 
 CONFIG = "config.json"
 TOKENIZER = "sentencepiece.bpe.model"
-BUNDLED = "xlmr-tiny"
 # In order of preference: safetensors before pickles, one file before shards.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SUFFIXES = (".safetensors", ".index.json", ".bin", ".pt", *TARS)  # of files of weights
@@ -67,7 +67,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     path = Path(os.path.expanduser(source))
     if os.path.exists(path) and str(source):  # unlike path.exists, this is False for a name no file can have
         is_tar = path.is_file() and path.name.endswith(TARS)
-        heads = map(file_beside, BESIDE)
+        heads = files_beside().values()
         return unpack(path, (FAIRSEQ, *WEIGHTS, *heads, CONFIG, TOKENIZER, DICTIONARY)) if is_tar else path
     if source == BUNDLED:
         return bundled()
@@ -164,11 +164,15 @@ def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]
     return tensors
 
 
-def open_beside(weights: Path, groups: Iterable[str] = BESIDE, *, headers_only: bool = False) -> dict[str, Tensor]:
-    """The tensors of those of `groups` that lie in files of their own beside `weights`, the group before each key."""
+def open_beside(
+    weights: Path, groups: Collection[str] | None = None, *, headers_only: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of those of `groups`, or of all, that lie in files beside `weights`, the group before each key."""
     tensors: dict[str, Tensor] = {}
-    for group in groups:
-        path = weights.parent / file_beside(group)
+    for group, file in files_beside().items():
+        if groups is not None and group not in groups:
+            continue
+        path = weights.parent / file
         if path.is_file():
             found = open_weights(path, headers_only=headers_only)
             tensors |= {f"{group}.{key}": tensor for key, tensor in found.items()}

@@ -18,7 +18,7 @@ from functools import wraps
 from typing import Any
 
 from xlmr_core.checkpoint.cache import COMMIT, hash_kind
-from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.errors import CheckpointError
 
 LONGEST_WAIT = 60  # seconds: the sum of the waits that a server may ask for during one file
 SILENCE = 60  # seconds without new data after which the user is told

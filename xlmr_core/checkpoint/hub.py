@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from xlmr_core.checkpoint.cache import COMMIT, NOT_CHECKED, verify
+from xlmr_core.checkpoint.catalogue import near_names
 from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
 from xlmr_core.checkpoint.guard import HubBusyError, guarded
-from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.sentence import MODULES, file_names, transformer_path
+from xlmr_core.errors import CheckpointError
 
 LOG_IN = "log in (`hf auth login`, HF_TOKEN, or token=...)"
 
@@ -181,8 +182,6 @@ class Hub:
 
     def _near(self) -> str:
         """More for a name without a slash, which may have been meant for something else than a hub id."""
-        from xlmr_core.checkpoint.catalogue import near_names
-
         if "/" in self.repo:
             return ""
         near = near_names(self.repo)

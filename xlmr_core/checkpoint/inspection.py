@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.files import Files, notes_on_config, open_beside, open_weights, read_config
-from xlmr_core.checkpoint.layouts import file_beside
 from xlmr_core.checkpoint.loading import (
     build_on_meta,
     find_checkpoint,
@@ -20,29 +19,15 @@ from xlmr_core.checkpoint.loading import (
     plan_for,
     value_problems,
 )
-from xlmr_core.checkpoint.mapping import CheckpointError, Fate, Plan
+from xlmr_core.checkpoint.mapping import Fate, Plan
 from xlmr_core.checkpoint.sentence import MODULES, read_sentence_config
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import (
-    XLMRobertaForM3,
-    XLMRobertaForMaskedLM,
-    XLMRobertaForMultipleChoice,
-    XLMRobertaForQuestionAnswering,
-    XLMRobertaForSequenceClassification,
-    XLMRobertaForTokenClassification,
-)
-from xlmr_core.model import PretrainedModel, XLMRobertaModel
+from xlmr_core.errors import CheckpointError
+from xlmr_core.heads import model_classes
+from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.spec import files_beside, spec_of
 
 PART = 2**22  # elements looked at in one go
-CLASSES: tuple[type[PretrainedModel], ...] = (
-    XLMRobertaForMaskedLM,
-    XLMRobertaForSequenceClassification,
-    XLMRobertaForTokenClassification,
-    XLMRobertaForQuestionAnswering,
-    XLMRobertaForMultipleChoice,
-    XLMRobertaForM3,
-    XLMRobertaModel,  # last: a head goes before a pooler
-)
 
 
 @dataclass(frozen=True)
@@ -171,15 +156,16 @@ def best_class(
     config: XLMRobertaConfig, weights: dict[str, Tensor], files: Files
 ) -> tuple[type[PretrainedModel], Plan]:
     """Of the classes whose head is in the file, the one that takes in most of it."""
-    plans = {cls: plan_for(cls, config, weights, files) for cls in CLASSES}
     classifier = weights.get("classifier.weight")
-    if classifier is None or len(classifier) != 1:  # a tagger beside a pooler has the same keys, and more rows
-        del plans[XLMRobertaForMultipleChoice]
-    return min(plans.items(), key=lambda item: (len(item[1].absent), -len(item[1].sources)))
+    one_row = classifier is not None and len(classifier) == 1  # a tagger beside a pooler has the same keys, and more
+    classes = [cls for cls in model_classes() if one_row or not spec_of(cls).has_choices]
+    plans = {cls: plan_for(cls, config, weights, files) for cls in classes}
+    # The encoder comes last: a head goes before a pooler.
+    return min(plans.items(), key=lambda item: (len(item[1].absent), -len(item[1].sources), item[1].spec.is_encoder))
 
 
 def _note_on_files(apart: Mapping[str, Tensor]) -> tuple[str, ...]:
-    names = dict.fromkeys(file_beside(key.partition(".")[0]) for key in apart)
+    names = dict.fromkeys(files_beside()[key.partition(".")[0]] for key in apart)
     return (f"beside   {', '.join(names)}",) if names else ()
 
 

@@ -1,4 +1,4 @@
-"""The key tables: what each published layout calls our tensors, and which of them each model class has.
+"""The key tables: what each published layout calls our tensors.
 
 A template is for people: `{i}` stands for a layer number, `{head}` for the name of a fairseq head, a last `*` for
 `weight` and `bias`. `expand` writes every template out with the config, and from there on a key is a literal string.
@@ -6,10 +6,11 @@ The tables serve both ways: reading looks up `theirs`, writing looks up `ours`. 
 is ours one below the other: fused. What a format does not have, and what it has beside the weights, is data too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.spec import LM_HEAD, POOLER, ModelSpec, known_groups
 
 Rows = tuple[tuple[str | tuple[str, ...], str], ...]  # (ours, theirs)
 ByTie = Mapping[bool, Rows]  # by config.tie_word_embeddings
@@ -41,7 +42,6 @@ HF_PRE_NORMS: Rows = (  # XL and XXL: a norm precedes each sublayer, and one mor
     ("layers.{i}.feed_forward_norm.*", "encoder.layer.{i}.LayerNorm.*"),
     ("final_norm.*", "encoder.LayerNorm.*"),
 )
-POOLER: Rows = (("pooler.dense.*", "pooler.dense.*"),)
 HF_LM_HEAD: Rows = (
     ("lm_head.dense.*", "lm_head.dense.*"),
     ("lm_head.norm.*", "lm_head.layer_norm.*"),
@@ -56,25 +56,6 @@ HF_SECOND_NAMES: ByTie = {
     True: (("lm_head.decoder.bias", "lm_head.decoder.bias"), (WORDS, "lm_head.decoder.weight")),
     False: (("lm_head.decoder.bias", "lm_head.bias"),),
 }
-# Sequence classification has two linear maps, tagging and multiple choice one: no key is in both groups.
-HEADS: Mapping[str, Rows] = {
-    "sequence_classifier": (
-        ("classifier.dense.*", "classifier.dense.*"),
-        ("classifier.out_proj.*", "classifier.out_proj.*"),
-    ),
-    "linear_classifier": (("classifier.*", "classifier.*"),),
-    "qa_outputs": (("qa_outputs.*", "qa_outputs.*"),),
-    # BGE-M3's two, see BESIDE; their keys get the file's name in front.
-    "sparse_linear": (("sparse_linear.*", "sparse_linear.*"),),
-    "colbert_linear": (("colbert_linear.*", "colbert_linear.*"),),
-}
-BESIDE = ("sparse_linear", "colbert_linear")  # groups that are published in a file of their own beside the weights
-
-
-def file_beside(group: str) -> str:
-    """The name of the file that holds a group of BESIDE."""
-    return f"{group}.pt"
-
 
 # ---- fairseq: models/roberta/model.py (upgrade_state_dict_named tells the older names), modules/multihead_attention.py
 
@@ -133,6 +114,7 @@ class Layout:
     target: str  # what the converter calls it; two layouts of one target differ in norm_first or with_prefix
     norm_first: bool
     groups: Mapping[str, Rows]  # a group is in a file as a whole or not at all
+    our_heads: bool = False  # whether every head that is not among the groups has our own names in it
     with_prefix: bool | None = None  # written for the classes with a head (True), without (False), for all (None)
     decoder: ByTie = field(default_factory=dict[bool, Rows])  # more rows of the group lm_head
     second_names: ByTie = field(default_factory=dict[bool, Rows])  # more keys, all in lm_head, that a tensor may have
@@ -156,10 +138,10 @@ def _hf_layout(prefix: str, norm_first: bool) -> Layout:
         with_prefix=bool(prefix),
         groups={
             "encoder": _prefixed(prefix, encoder),
-            "pooler": _prefixed(prefix, POOLER),
+            "pooler": _prefixed(prefix, _same(POOLER.keys)),
             "lm_head": HF_LM_HEAD,
-            **HEADS,
         },
+        our_heads=True,
         decoder=HF_DECODER,
         second_names=HF_SECOND_NAMES,
         counters=(f"{prefix}embeddings.position_ids",),
@@ -179,18 +161,17 @@ def _native_layout(prefix: str, norm_first: bool) -> Layout:
         norm_first=norm_first,
         with_prefix=bool(prefix),
         groups={
-            "encoder": _prefixed(prefix, _own(encoder)),
-            "pooler": _prefixed(prefix, POOLER),
-            "lm_head": _own(HF_LM_HEAD),
-            **HEADS,
+            "encoder": _prefixed(prefix, _same(ours for ours, _ in encoder if isinstance(ours, str))),
+            "pooler": _prefixed(prefix, _same(POOLER.keys)),
         },
+        our_heads=True,
         decoder=decoder,
         second_names={True: ((WORDS, "lm_head.decoder.weight"),), False: ()},
     )
 
 
-def _own(rows: Rows) -> Rows:
-    return tuple((ours, ours) for ours, _ in rows if isinstance(ours, str))
+def _same(names: Iterable[str]) -> Rows:
+    return tuple((name, name) for name in names)
 
 
 def _fairseq_layout(
@@ -253,56 +234,6 @@ TARGETS = tuple(dict.fromkeys(layout.target for layout in LAYOUTS))
 
 
 @dataclass(frozen=True)
-class Needs:
-    """The groups of one model class, how it nests them, and what the reference calls it."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    nested: tuple[str, ...]  # groups whose tensors lie in the class's `encoder.`
-    architectures: Mapping[bool, str]  # the reference's class: by norm_first
-    with_prefix: bool = True  # whether the reference's keys of this class have a prefix for the encoder
-    beside: tuple[str, ...] = ()  # of BESIDE: groups that lie in files of their own
-
-
-def _needs(kind: str, *groups: str) -> Needs:
-    """What a class with a head needs. `kind` is how the reference's class name ends."""
-    architectures = {False: f"XLMRoberta{kind}", True: f"XLMRobertaXL{kind}"}
-    return Needs(("encoder", *groups), (), ("encoder", "pooler"), architectures)
-
-
-NEEDS: Mapping[str, Needs] = {
-    "XLMRobertaModel": Needs(
-        required=("encoder",),
-        optional=("pooler",),
-        nested=(),
-        architectures={False: "XLMRobertaModel", True: "XLMRobertaXLModel"},
-        with_prefix=False,
-    ),
-    "XLMRobertaForMaskedLM": _needs("ForMaskedLM", "lm_head"),
-    "XLMRobertaForSequenceClassification": _needs("ForSequenceClassification", "sequence_classifier"),
-    "XLMRobertaForTokenClassification": _needs("ForTokenClassification", "linear_classifier"),
-    "XLMRobertaForQuestionAnswering": _needs("ForQuestionAnswering", "qa_outputs"),
-    "XLMRobertaForMultipleChoice": _needs("ForMultipleChoice", "pooler", "linear_classifier"),
-    "XLMRobertaForM3": Needs(
-        required=("encoder", *BESIDE),
-        optional=(),
-        nested=("encoder", "pooler"),
-        architectures={False: "XLMRobertaModel", True: "XLMRobertaXLModel"},  # config.json of BGE-M3 says no more
-        with_prefix=False,
-        beside=BESIDE,
-    ),
-}
-
-
-def needs_of(cls: type) -> Needs:
-    """What `cls` needs. A subclass needs what its parent does. Raises TypeError for a class with no entry in NEEDS."""
-    for parent in cls.__mro__:
-        if parent.__name__ in NEEDS:
-            return NEEDS[parent.__name__]
-    raise TypeError(f"{cls.__name__} has no entry in xlmr_core.checkpoint.layouts.NEEDS: what it needs is not known")
-
-
-@dataclass(frozen=True)
 class Slot:
     """One tensor of a file: ours that it holds, and the keys it may have, the published one first, each with its group.
 
@@ -315,11 +246,13 @@ class Slot:
 
 
 def expand(
-    layout: Layout, config: XLMRobertaConfig, nested: tuple[str, ...], heads: Sequence[str] = (FAIRSEQ_HEAD,)
+    layout: Layout, config: XLMRobertaConfig, spec: ModelSpec, heads: Sequence[str] = (FAIRSEQ_HEAD,)
 ) -> list[Slot]:
     """Every tensor of every group of `layout`, its names written out. heads: the names of fairseq's heads."""
     tied = config.tie_word_embeddings
     groups = dict(layout.groups)
+    if layout.our_heads:
+        groups |= {name: _same(group.keys) for name, group in known_groups().items() if name not in groups}
     if "lm_head" in groups:
         groups["lm_head"] += layout.decoder[tied]
     second_names = dict(layout.second_names.get(tied, ()))
@@ -329,13 +262,21 @@ def expand(
             keys = {theirs: group}
             if len(ours) == 1 and ours[0] in second_names:
                 keys[second_names[ours[0]]] = "lm_head"
-            slots.append(Slot(tuple(nest(name, group, nested) for name in ours), group, keys))
+            slots.append(Slot(tuple(nest(name, group, spec) for name in ours), group, keys))
     return slots
 
 
-def nest(ours: str, group: str, nested: tuple[str, ...]) -> str:
-    """The name of a tensor in a class that has its `group` in `encoder.`, if it has."""
-    return f"encoder.{ours}" if group in nested else ours
+def hf_names(spec: ModelSpec) -> dict[str, str]:
+    """transformers' names of the modules above the encoder that have parameters: {ours: theirs}."""
+    layout = LAYOUTS[0]
+    rows = [row for group in spec.groups for row in layout.groups.get(group.name, _same(group.keys))]
+    rows += layout.decoder[False] if LM_HEAD in spec.groups else ()
+    return {ours.removesuffix(".*"): theirs.removesuffix(".*") for ours, theirs in rows if isinstance(ours, str)}
+
+
+def nest(ours: str, group: str, spec: ModelSpec) -> str:
+    """The name of a tensor in a class with that spec: a class with a head has encoder and pooler in `encoder.`."""
+    return f"encoder.{ours}" if group in ("encoder", "pooler") and not spec.is_encoder else ours
 
 
 def literal(rows: Rows, num_layers: int, heads: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -352,10 +293,10 @@ def literal(rows: Rows, num_layers: int, heads: Sequence[str]) -> Iterator[tuple
                     yield tuple(written[:-1]), written[-1]
 
 
-def layout_for(target: str, needs: Needs, norm_first: bool) -> Layout | None:
+def layout_for(target: str, spec: ModelSpec, norm_first: bool) -> Layout | None:
     """The layout to write for a class, or None where the format has no such model."""
     for layout in LAYOUTS:
-        fits = layout.with_prefix in (None, needs.with_prefix)
+        fits = layout.with_prefix in (None, spec.with_prefix)
         if fits and layout.target == target and layout.norm_first == norm_first:
             return layout
     return None

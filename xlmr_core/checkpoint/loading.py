@@ -30,9 +30,8 @@ from xlmr_core.checkpoint.files import (
     read_config_object,
     sibling,
 )
-from xlmr_core.checkpoint.layouts import BESIDE, expand, file_beside, layout_for, needs_of
+from xlmr_core.checkpoint.layouts import expand, layout_for
 from xlmr_core.checkpoint.mapping import (
-    CheckpointError,
     Fate,
     LoadReport,
     Plan,
@@ -45,12 +44,14 @@ from xlmr_core.checkpoint.mapping import (
 from xlmr_core.checkpoint.sentence import transformer_folder
 from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.config import LONGEST_MESSAGE, XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForSequenceClassification, XLMRobertaForTokenClassification
-from xlmr_core.inputs import check_device
-from xlmr_core.model import AttentionKind, PretrainedModel
+from xlmr_core.devices import check_device
+from xlmr_core.errors import CheckpointError
+from xlmr_core.spec import files_beside, spec_of
 
 if TYPE_CHECKING:
     from xlmr_core.checkpoint.hub import Hub
+    from xlmr_core.kernels import AttentionKind
+    from xlmr_core.pretrained import PretrainedModel
 
 StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
@@ -59,7 +60,7 @@ SIZE_LIMIT = 2**28  # the product of two such sizes is still a number of bytes t
 PACKED = (torch.float4_e2m1fn_x2,)  # two numbers a byte: torch casts it to nothing
 LISTED = 12  # labels named in one message
 OTHER_VOCABULARIES = ("roberta", "camembert")  # of config.json's model_type: the same model, another tokenizer
-Model = TypeVar("Model", bound=PretrainedModel)
+Model = TypeVar("Model", bound="PretrainedModel")
 
 
 def load_pretrained(
@@ -89,10 +90,10 @@ def load_pretrained(
     if labels is not None:
         check_labels(cls, labels, new_head)
     device = check_device(device, computes=False)  # before anything is fetched
-    groups = needs_of(cls).beside
+    spec = spec_of(cls)
     files = find_model(
         source,
-        [file_beside(group) for group in groups],
+        [group.file for group in spec.groups if group.file is not None],
         revision=revision,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
@@ -100,7 +101,7 @@ def load_pretrained(
     )
     config = read_config(files.config)
     new_config = config if labels is None else replace(config, labels=tuple(labels))
-    weights = open_weights(files.weights) | open_beside(files.weights, groups)
+    weights = open_weights(files.weights) | open_beside(files.weights, spec.required_names)
     plan = plan_for(cls, new_config, weights, files, new_head=new_head)
     if labels is not None and not plan.absent:
         had = ", ".join(config.labels[:LISTED]) + ", ..." * (config.num_labels > LISTED)
@@ -135,7 +136,7 @@ def load_pretrained(
 
 def check_labels(cls: type[PretrainedModel], labels: Sequence[str], new_head: bool) -> None:
     """Raises ValueError for labels that no new head of `cls` can have."""
-    if not issubclass(cls, XLMRobertaForSequenceClassification | XLMRobertaForTokenClassification):
+    if not spec_of(cls).has_labels:
         raise ValueError(f"{cls.__name__} has no classes to name with labels")
     if not new_head:
         raise ValueError("labels are the classes of a new head: pass new_head=True with them")
@@ -160,28 +161,34 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
         CheckpointError: the model has tensors that the layout has no name for. Nothing was written.
     """
     folder = Path(folder)
-    needs = needs_of(type(model))
+    spec = spec_of(type(model))
     state, tied = model.state_dict(), tied_keys(model)
-    layout = layout_for("hf", needs, model.config.norm_first)
-    slots = expand(layout, model.config, needs.nested) if layout is not None else []
+    layout = layout_for("hf", spec, model.config.norm_first)
+    slots = expand(layout, model.config, spec) if layout is not None else []
     named = {ours for slot in slots for ours in slot.ours}  # one tensor may be shared where the config does not tie it
     sources = {ours: Source(ours) for ours in state if ours in named or ours not in tied}
-    plan = plan_export("hf", model.config, needs, type(model).__name__, sources)
+    plan = plan_export("hf", model.config, spec, type(model).__name__, sources)
     tensors = {export.key: export.read(state) for export in plan.exports}
     apart = {
-        group: {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{group}.")} for group in needs.beside
+        group.file: {
+            key.removeprefix(f"{group.name}."): tensors.pop(key).clone()
+            for key in list(tensors)
+            if key.startswith(f"{group.name}.")
+        }
+        for group in spec.groups
+        if group.file is not None
     }
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    config = {"architectures": [needs.architectures[model.config.norm_first]], **model.config.to_dict()}
+    config = {"architectures": spec.architectures(model.config.norm_first), **model.config.to_dict()}
     if len(dtypes) == 1:
         config["dtype"] = dtypes.pop()
 
     folder.mkdir(parents=True, exist_ok=True)
-    with written_together(folder, WEIGHTS[0], *map(file_beside, apart), CONFIG) as (weights, *beside, settings):
+    with written_together(folder, WEIGHTS[0], *apart, CONFIG) as (weights, *beside, settings):
         write_safetensors(tensors, weights)
-        for (group, parts), path in zip(apart.items(), beside, strict=True):
+        for parts, path in zip(apart.values(), beside, strict=True):
             with path.open("wb") as file:  # given a path, torch would write the temporary name into the file
-                torch.save({key.removeprefix(f"{group}."): tensor.clone() for key, tensor in parts.items()}, file)
+                torch.save(parts, file)
         settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -252,7 +259,7 @@ def find_model(
 
 def find_checkpoint(source: StrPath, beside: Sequence[str] = (), **where: Any) -> Files:
     """As `find_model`, with all that belongs to the checkpoint: for those who must not lose any of it."""
-    return find_model(source, [*map(file_beside, BESIDE), *beside], whole=True, **where)
+    return find_model(source, [*files_beside().values(), *beside], whole=True, **where)
 
 
 def notes_on_files(files: Files) -> tuple[str, ...]:
@@ -295,13 +302,13 @@ def plan_for(
     )
     if config.num_hidden_layers > len(weights):  # before the names of a billion layers are written out
         raise_any([f"config.json asks for {config.num_hidden_layers} layers; the file has {len(weights)} keys"], files)
-    return make_plan(config, weights.keys(), needs_of(cls), cls.__name__, new_head=new_head)
+    return make_plan(config, weights.keys(), spec_of(cls), cls.__name__, new_head=new_head)
 
 
 def build_on_meta(cls: type[Model], plan: Plan, attention: AttentionKind) -> Model:
     """The model with shapes and no memory: nothing is initialised that the file is about to give."""
     build: Callable[..., Model] = cls
-    options = {"add_pooling_layer": "pooler" in plan.groups} if "pooler" in needs_of(cls).optional else {}
+    options = {"add_pooling_layer": "pooler" in plan.groups} if "pooler" in spec_of(cls).optional_names else {}
     with torch.device("meta"), _SkipInit():
         return build(plan.config, attention=attention, **options)
 

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.layouts import (
-    BESIDE,
     FAIRSEQ_HEAD,
     FAIRSEQ_HEADS,
     LAYOUTS,
     TARGETS,
     Layout,
-    Needs,
     Slot,
     expand,
-    file_beside,
     layout_for,
     nest,
 )
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.errors import CheckpointError
+from xlmr_core.spec import ENCODER, ModelSpec, files_beside
 
 LISTED = 12  # keys named in one message: a foreign file has hundreds
 SEARCHED = 500  # keys among which the nearest to one of them is looked for: each takes 50 microseconds
@@ -34,10 +33,6 @@ SEARCHED = 500  # keys among which the nearest to one of them is looked for: eac
 Status = Literal["loaded", "tied", "dropped", "filled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 Shape = tuple[int, ...]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or accounted for. The message names the cause and the way out."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class Plan:
 
     layout: Layout
     config: XLMRobertaConfig  # with `norm_first` as the keys have it
-    needs: Needs
+    spec: ModelSpec
     class_name: str
     groups: tuple[str, ...]  # of the file, and wanted
     slots: list[Slot]  # every tensor that the layout knows
@@ -104,21 +99,21 @@ class Plan:
 
 
 def make_plan(
-    config: XLMRobertaConfig, keys: Collection[str], needs: Needs, class_name: str, *, new_head: bool = False
+    config: XLMRobertaConfig, keys: Collection[str], spec: ModelSpec, class_name: str, *, new_head: bool = False
 ) -> Plan:
-    """Accounts for every one of `keys`, for a model class that needs `needs`.
+    """Accounts for every one of `keys`, for a model class that needs `spec`.
 
     new_head: a group that the file lacks, the encoder apart, is left to be initialised instead of being a problem.
     """
     heads = sorted({key.split(".")[1] for key in keys if key.startswith(FAIRSEQ_HEADS)}) or [FAIRSEQ_HEAD]
-    expansions = {layout.name: expand(layout, config, needs.nested, heads) for layout in LAYOUTS}
+    expansions = {layout.name: expand(layout, config, spec, heads) for layout in LAYOUTS}
     layout, problems = _detect(expansions, keys)
     slots = expansions[layout.name]
     touched = {slot.group for slot in slots if _found(slot, keys)}
-    absent = tuple(group for group in needs.required if group not in touched and group != "encoder")
-    wanted = (*needs.required, *(group for group in needs.optional if group in touched))
+    absent = tuple(group for group in spec.required_names if group not in touched and group != ENCODER.name)
+    wanted = (*spec.required_names, *(group for group in spec.optional_names if group in touched))
     config = replace(config, norm_first=layout.norm_first)
-    plan = Plan(layout, config, needs, class_name, wanted, slots, absent, problems=problems)
+    plan = Plan(layout, config, spec, class_name, wanted, slots, absent, problems=problems)
 
     missing: list[str] = []
     for slot in slots:
@@ -129,7 +124,7 @@ def make_plan(
             plan.fates |= {key: Fate("dropped", f"{class_name} has no {slot.group}") for key in found}
         elif slot.group in touched or slot.group == "encoder":
             missing.append(next(iter(slot.keys)))
-    plan.zeros = {nest(ours, "encoder", needs.nested): why for ours, why in layout.fills.items()}
+    plan.zeros = {nest(ours, "encoder", spec): why for ours, why in layout.fills.items()}
     plan.counters = [key for key in layout.counters if key in keys]
     plan.fates |= {key: Fate("dropped", "a buffer that counts 0, 1, 2, ...: no weights") for key in plan.counters}
     plan.constants = {key: value for key, value in layout.constants.items() if key in keys}
@@ -164,17 +159,17 @@ def _load(plan: Plan, slot: Slot, found: list[str]) -> None:
 
 def _own_keys(plan: Plan, groups: Collection[str], why: str) -> dict[str, str]:
     """Our names of the tensors of `groups`, whether or not the file's layout has them: our own has them all."""
-    native = layout_for("native", plan.needs, plan.config.norm_first)
+    native = layout_for("native", plan.spec, plan.config.norm_first)
     assert native is not None
-    slots = expand(native, plan.config, plan.needs.nested)
+    slots = expand(native, plan.config, plan.spec)
     return {ours: why for slot in slots if slot.group in groups for ours in slot.ours}
 
 
 def _no_group(plan: Plan, group: str) -> str:
     keys = [key for slot in plan.slots if slot.group == group for key in slot.keys]
     example = f"{keys[0]}, ..." if keys else f"none in {plan.layout.name}"
-    if group in BESIDE:
-        example += f"; published as {file_beside(group)} beside the weights"
+    if group in files_beside():
+        example += f"; published as {files_beside()[group]} beside the weights"
     return (
         f"{plan.class_name} needs the group {group} ({example}), which is not in this checkpoint; "
         "`xlmr inspect` tells what is. It may fit XLMRobertaModel, the bare encoder; in Python, new_head=True makes "
@@ -221,13 +216,13 @@ def export_plan(plan: Plan, target: str) -> ExportPlan:
     """
     shape = (plan.config.type_vocab_size, plan.config.hidden_size)  # of the token types: nothing else is filled with 0
     zeros = {ours: Constant(shape) for ours in plan.zeros}
-    return plan_export(target, plan.config, plan.needs, plan.class_name, plan.sources | zeros)
+    return plan_export(target, plan.config, plan.spec, plan.class_name, plan.sources | zeros)
 
 
 def plan_export(
     target: str,
     config: XLMRobertaConfig,
-    needs: Needs,
+    spec: ModelSpec,
     class_name: str,
     sources: Mapping[str, Source] | Mapping[str, Source | Constant],
 ) -> ExportPlan:
@@ -235,12 +230,12 @@ def plan_export(
     if target not in TARGETS:
         raise CheckpointError(f"there is no layout {target!r} to write: one of {', '.join(TARGETS)}")
     kind = "pre-norm" if config.norm_first else "post-norm"
-    layout = layout_for(target, needs, config.norm_first)
+    layout = layout_for(target, spec, config.norm_first)
     if layout is None:
         raise CheckpointError(f"the layout {target} has no {kind} model")
     exports: list[Export] = []
     named: set[str] = set()
-    for slot in expand(layout, config, needs.nested):
+    for slot in expand(layout, config, spec):
         present = [ours for ours in slot.ours if ours in sources]
         if len(present) < len(slot.ours):
             continue
@@ -249,12 +244,12 @@ def plan_export(
         exports.append(Export(first, slot.ours, tuple(sources[ours] for ours in slot.ours)))
         for name in second_names:  # transformers ties names when it loads, but untied it expects them all
             spelled_out = layout.writes_second_names or not config.tie_word_embeddings
-            if spelled_out and slot.keys[name] in needs.required:
+            if spelled_out and slot.keys[name] in spec.required_names:
                 exports.append(replace(exports[-1], key=name, again=True))
-    fills = {nest(ours, "encoder", needs.nested) for ours in layout.fills}
+    fills = {nest(ours, "encoder", spec) for ours in layout.fills}
     nameless = [ours for ours in sources if ours not in named and ours not in fills]
     if nameless:
-        groups = _groups_of(nameless, config, needs)
+        groups = _groups_of(nameless, config, spec)
         way_out = f". Leave {' and '.join(groups)} out on purpose (drop), or choose another layout" if groups else ""
         raise CheckpointError(
             f"the layout {layout.name} has no name for {', '.join(nameless[:LISTED])} of {class_name}: "
@@ -264,10 +259,10 @@ def plan_export(
     return ExportPlan(layout, tuple(exports), {ours: sources[ours] for ours in fills if ours in sources})
 
 
-def _groups_of(names: Collection[str], config: XLMRobertaConfig, needs: Needs) -> list[str]:
+def _groups_of(names: Collection[str], config: XLMRobertaConfig, spec: ModelSpec) -> list[str]:
     """The groups that tensors of ours belong to."""
-    native = layout_for("native", needs, config.norm_first)
-    slots = expand(native, config, needs.nested) if native is not None else []
+    native = layout_for("native", spec, config.norm_first)
+    slots = expand(native, config, spec) if native is not None else []
     return list(dict.fromkeys(slot.group for slot in slots if set(slot.ours) & set(names)))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.errors import CheckpointError
 
 PICKLE_LIMIT = 8 * 2**20  # bytes; XXL with the state of its optimizer has less than 1 MB
 OPCODES_LIMIT = 1_000_000  # in one file; XXL with the state of its optimizer has about 100,000

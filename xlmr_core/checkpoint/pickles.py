@@ -19,8 +19,8 @@ from torch.serialization import safe_globals, skip_data
 from typing_extensions import Self
 
 from xlmr_core.checkpoint.archive import check_zip
-from xlmr_core.checkpoint.mapping import CheckpointError
 from xlmr_core.checkpoint.opcodes import PICKLE_LIMIT, RefusedPickleError, check_pickles
+from xlmr_core.errors import CheckpointError
 
 ZIP = b"PK\x03\x04"
 PICKLES = 5  # in a file that is not a zip: a magic number, a version, the machine, the content, the storages' keys

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlmr_core.checkpoint.cache import check_link
-from xlmr_core.checkpoint.mapping import CheckpointError
+from xlmr_core.errors import CheckpointError
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"

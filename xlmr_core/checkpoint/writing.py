@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from xlmr_core.checkpoint.mapping import CheckpointError, Shape
+from xlmr_core.checkpoint.mapping import Shape
+from xlmr_core.errors import CheckpointError
 
 PART = 2**22  # elements cast and written in one go
 ALIGNMENT = 64  # bytes; where the numbers of a tensor begin in a zip, as torch has it

@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 import torch
 
-from xlmr_core.checkpoint.convert import ALL_GROUPS, convert
+from xlmr_core.checkpoint.convert import convert
 from xlmr_core.checkpoint.layouts import TARGETS
 from xlmr_core.cli.options import hub_arguments, hub_options
+from xlmr_core.spec import known_groups
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -17,7 +18,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--to", type=click.Choice(TARGETS), required=True, help="The form to write.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Cast to this; by default nothing is cast.")
-@click.option("--drop", type=click.Choice(ALL_GROUPS), multiple=True, help="Leave this part out. May be repeated.")
+@click.option(
+    "--drop", type=click.Choice(list(known_groups())), multiple=True, help="Leave this part out. May be repeated."
+)
 @click.option("--fold-token-types", is_flag=True, help="Add the token type to the positions: fairseq has none.")
 @click.option("--verbose", is_flag=True, help="Tell the fate of every key.")
 @hub_options()

@@ -2,7 +2,7 @@
 
 import click
 
-from xlmr_core.checkpoint.catalogue import download
+from xlmr_core.checkpoint.download import download
 from xlmr_core.cli.options import hub_arguments, hub_options
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xlmr_core.checkpoint.layouts import LAYOUTS, NEEDS, expand, needs_of
+from xlmr_core.checkpoint.layouts import LAYOUTS, expand, hf_names
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.heads import XLMRobertaForMaskedLM, model_classes
 from xlmr_core.model import SelfAttention
 from xlmr_core.parity.compare import Comparison, Dump, Floors, compare, in_reading_order
 from xlmr_core.pretrained import PretrainedModel
@@ -207,21 +207,16 @@ def transformers_places(model: nn.Module) -> dict[str, Place]:
         if config._attn_implementation == "eager":
             places[f"layers.{i}.attention.scores"] = Place("", "softmax input", i)
             places[f"layers.{i}.attention.probs"] = Place("", "softmax output", i)
-    rest = {
-        "pooler.dense": Place(f"{prefix}pooler.dense"),
-        "pooler.output": Place(f"{prefix}pooler"),
-        "lm_head.dense": Place("lm_head.dense"),
-        "lm_head.norm": Place("lm_head.layer_norm"),
-        "lm_head.logits": Place("lm_head.decoder"),
-        "classifier.dense": Place("classifier.dense"),
-        "classifier.logits": Place("classifier.out_proj"),
-        "answer.logits": Place("qa_outputs"),
-    }
-    if "classifier" in modules and "classifier.dense" not in modules:
-        rest["tagger.logits"] = Place("classifier")
+    if f"{prefix}pooler" in modules:
+        places |= {"pooler.dense": Place(f"{prefix}pooler.dense"), "pooler.output": Place(f"{prefix}pooler")}
     if pre_norm:
-        rest["final_norm"] = Place(f"{prefix}encoder.LayerNorm")
-    return places | {site: place for site, place in rest.items() if place.module in modules}
+        places["final_norm"] = Place(f"{prefix}encoder.LayerNorm")
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for cls in model_classes():
+        names = hf_names(cls.spec)
+        if parameters.issuperset(f"{name}.weight" for name in names.values()) and not cls.spec.has_choices:
+            places |= {tap.name: Place(names[tap.module], tap.side) for tap in cls.spec.taps if tap.module in names}
+    return places
 
 
 def _transformers_layer(layer: str, pre_norm: bool) -> dict[str, Place]:
@@ -252,9 +247,8 @@ def _transformers_layer(layer: str, pre_norm: bool) -> dict[str, Place]:
 def transformers_parameters(model: nn.Module, config: XLMRobertaConfig) -> dict[str, str]:
     """Their name -> ours, of every parameter of a masked language model of transformers."""
     theirs = {name for name, _ in model.named_parameters()}
-    nested = needs_of(XLMRobertaForMaskedLM).nested
     for layout in LAYOUTS:
-        names = {key: slot.ours[0] for slot in expand(layout, config, nested) for key in slot.keys}
+        names = {key: slot.ours[0] for slot in expand(layout, config, XLMRobertaForMaskedLM.spec) for key in slot.keys}
         if theirs <= names.keys():
             return names
     raise ValueError(f"{type(model).__name__} is not a masked language model of transformers: its parameters differ")
@@ -262,10 +256,11 @@ def transformers_parameters(model: nn.Module, config: XLMRobertaConfig) -> dict[
 
 def transformers_model(folder: str, model: str, norm_first: bool, attention: str, dtype: torch.dtype) -> Any:
     """transformers' class for ours of the name `model`, from a folder or a hub id, in eval mode."""
+    [architecture] = next(cls for cls in model_classes() if cls.__name__ == model).spec.architectures(norm_first)
     try:
         import transformers
     except ImportError as error:
         raise ValueError("transformers is not installed: pip install transformers") from error
 
-    cls = getattr(transformers, NEEDS[model].architectures[norm_first])
+    cls = getattr(transformers, architecture)
     return cls.from_pretrained(folder, attn_implementation=attention, dtype=dtype).eval()

@@ -18,7 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, HEADS, POOLER, POST_NORM_LAYER, Tap
+from xlmr_core.heads import model_classes
+from xlmr_core.spec import Tap
+from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, POOLER, POST_NORM_LAYER
 
 Dump = Mapping[str, Tensor]
 Verdict = Literal[
@@ -233,22 +235,27 @@ def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
-ABOVE = (FINAL_NORM, *POOLER, *(tap for taps in HEADS.values() for tap in taps))
-SHAPES = {tap.name: tap.shape for tap in (*EMBEDDINGS, *POST_NORM_LAYER, *ABOVE)} | {
-    TOP: "(B, S, K)",
-    LOGSUMEXP: "(B, S)",
-    "loss": "(B, S)",
-}
 LAYER_SITES = {tap.name for tap in POST_NORM_LAYER}
+OTHER_SHAPES = {TOP: "(B, S, K)", LOGSUMEXP: "(B, S)", "loss": "(B, S)"}
 PER_SEQUENCE = ("(B, H)", "(B, C)")  # one vector for all tokens of a text
+
+
+def taps_above() -> tuple[Tap, ...]:
+    """The taps above the layers, of every model class."""
+    return (FINAL_NORM, *POOLER, *(tap for cls in model_classes() for tap in cls.spec.taps))
+
+
+def tap_shapes() -> dict[str, str]:
+    """The letters of the shape of every tap; of a layer's, by its name in the layer."""
+    return {tap.name: tap.shape for tap in (*EMBEDDINGS, *POST_NORM_LAYER, *taps_above())} | OTHER_SHAPES
 
 
 def shape_of(site: str) -> str | None:
     """The letters of a tap's shape, as in the tap table; None for a name that is no tap."""
     parts = site.split(".", 2)
     if parts[0] == "layers" and len(parts) == 3 and parts[1].isdecimal():
-        return SHAPES.get(parts[2]) if parts[2] in LAYER_SITES else None
-    return SHAPES.get(site) if site not in LAYER_SITES else None
+        return tap_shapes().get(parts[2]) if parts[2] in LAYER_SITES else None
+    return tap_shapes().get(site) if site not in LAYER_SITES else None
 
 
 def in_reading_order(names: Iterable[str]) -> list[str]:
@@ -260,7 +267,7 @@ def _place(site: str) -> tuple[int, int, int]:
     parts = site.split(".", 2)
     if parts[0] == "layers" and shape_of(site):
         return 1, int(parts[1]), _index(POST_NORM_LAYER, parts[2])
-    for section, taps in ((0, EMBEDDINGS), (2, ABOVE)):
+    for section, taps in ((0, EMBEDDINGS), (2, taps_above())):
         if any(tap.name == site for tap in taps):
             return section, 0, _index(taps, site)
     return 3 if site in (TOP_IDS, TOP, LOGSUMEXP) else 4, 0, 0

@@ -33,11 +33,11 @@ from xlmr_core.heads import (
     XLMRobertaForQuestionAnswering,
     XLMRobertaForTokenClassification,
 )
+from xlmr_core.kernels import AnyBatch
 from xlmr_core.model import (
     Embeddings,
     EncoderLayer,
     FeedForward,
-    Layout,
     Pooler,
     SelfAttention,
     XLMRobertaModel,
@@ -257,7 +257,7 @@ def _scores(rule: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]) -> P
     return patch
 
 
-def _layer_forward(rule: Callable[[EncoderLayer, Tensor, Layout], Tensor]) -> Patch:
+def _layer_forward(rule: Callable[[EncoderLayer, Tensor, AnyBatch], Tensor]) -> Patch:
     def patch(model: PretrainedModel, undo: ExitStack) -> None:
         for layer in _parts(model, EncoderLayer):
             _override(undo, layer, "forward", partial(rule, layer))
@@ -437,18 +437,18 @@ def _norm_placement_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
             undo.callback(delattr, layer, "mid")
 
 
-def _norm_before_residual(layer: EncoderLayer, hidden: Tensor, layout: Layout) -> Tensor:
-    mid = hidden + layer.attention_norm(layer.attention_dropout(layer.attention(hidden, layout)))
+def _norm_before_residual(layer: EncoderLayer, hidden: Tensor, batch: AnyBatch) -> Tensor:
+    mid = hidden + layer.attention_norm(layer.attention_dropout(layer.attention(hidden, batch)))
     return mid + layer.feed_forward_norm(layer.feed_forward_dropout(layer.feed_forward(mid)))
 
 
-def _attention_residual_missing(layer: EncoderLayer, hidden: Tensor, layout: Layout) -> Tensor:
-    mid = layer.attention_norm(layer.attention_dropout(layer.attention(hidden, layout)))
+def _attention_residual_missing(layer: EncoderLayer, hidden: Tensor, batch: AnyBatch) -> Tensor:
+    mid = layer.attention_norm(layer.attention_dropout(layer.attention(hidden, batch)))
     return layer.feed_forward_norm(mid + layer.feed_forward_dropout(layer.feed_forward(mid)))
 
 
-def _residual_from_layer_input(layer: EncoderLayer, hidden: Tensor, layout: Layout) -> Tensor:
-    mid = layer.attention_norm(hidden + layer.attention_dropout(layer.attention(hidden, layout)))
+def _residual_from_layer_input(layer: EncoderLayer, hidden: Tensor, batch: AnyBatch) -> Tensor:
+    mid = layer.attention_norm(hidden + layer.attention_dropout(layer.attention(hidden, batch)))
     return layer.feed_forward_norm(hidden + layer.feed_forward_dropout(layer.feed_forward(mid)))
 
 
@@ -464,7 +464,7 @@ def _last_layer_skipped(model: PretrainedModel, undo: ExitStack) -> None:
     _override(undo, _parts(model, EncoderLayer)[-1], "forward", _first_argument)
 
 
-def _first_argument(hidden: Tensor, _layout: Layout) -> Tensor:
+def _first_argument(hidden: Tensor, _batch: AnyBatch) -> Tensor:
     return hidden
 
 

@@ -46,19 +46,11 @@ from xlmr_core.parity.formats import (
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
 from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.spec import ModelSpec
 
 FORMAT, VERSION = "xlmr-core floors", 2
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Parts of the names of parameters.
-ROWS_ARE_NO_FEATURES = (
-    "_embeddings.",
-    "lm_head.decoder.",
-    "classifier.out_proj.",
-    "classifier.weight",
-    "classifier.bias",
-    "qa_outputs.",
-    "sparse_linear.",
-)
+TABLES = "_embeddings."  # of words, positions and types: part of the names of parameters whose rows are no features
 FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps  # rounding errors scale with eps
 
 
@@ -244,7 +236,7 @@ def measure(
             found = _packed_sites(variant, batch, names)
         else:
             found = run_sites(variant, batch, names, grad=grad and not is_int8, steps=0 if is_int8 else steps)
-        found = with_reduced_logits(_unreversed(found) if way.order == "reversed" else found, top_ids)
+        found = with_reduced_logits(_unreversed(found, model.spec) if way.order == "reversed" else found, top_ids)
         measurements.append(Measurement(**vars(way), errors=_errors(truth, found, real)))
         tick(1)
     return FloorTable(tuple(measurements))
@@ -339,24 +331,24 @@ def _reversed(model: PretrainedModel) -> PretrainedModel:
     """The model with all features (hidden, heads, within a head, intermediate) in reverse order. Changes `model`."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            axes = _feature_axes(name, parameter)
+            axes = _feature_axes(name, parameter, model.spec)
             parameter.copy_(parameter.flip(axes) if axes else parameter.clone())
     return model
 
 
-def _feature_axes(parameter: str, tensor: Tensor) -> list[int]:
+def _feature_axes(parameter: str, tensor: Tensor, spec: ModelSpec) -> list[int]:
     """Axes that are features. Rows of a table or of the last map of a head are words, positions, types or labels."""
     axes = list(range(tensor.dim()))
-    return axes[1:] if any(name in parameter for name in ROWS_ARE_NO_FEATURES) else axes
+    return axes[1:] if any(name in parameter for name in (TABLES, *spec.row_parameters)) else axes
 
 
-def _unreversed(dump: Dump) -> dict[str, Tensor]:
+def _unreversed(dump: Dump, spec: ModelSpec) -> dict[str, Tensor]:
     """The tensors of a reversed model, in the order of the given one."""
     restored: dict[str, Tensor] = {}
     for site, tensor in dump.items():
         shape = shape_of(site)
         if site.startswith(GRADIENT):
-            axes = [0] if site.endswith(COLUMN_SUMS) else _feature_axes(site, tensor)
+            axes = [0] if site.endswith(COLUMN_SUMS) else _feature_axes(site, tensor, spec)
         elif shape == "(B, N, S, S)":
             axes = [1]
         else:

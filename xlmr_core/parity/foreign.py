@@ -23,7 +23,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import LAYER_SITES, SHAPES, TOP_IDS, shape_of, unpacked
+from xlmr_core.parity.compare import LAYER_SITES, TOP_IDS, shape_of, tap_shapes, unpacked
 from xlmr_core.parity.diagnose import SENTENCE
 from xlmr_core.parity.formats import (
     INPUTS,
@@ -121,7 +121,7 @@ def _sizes(trace: Trace) -> dict[str, int]:
     ids, config = trace.inputs["input_ids"].shape, trace.config
     top = TOP_K if trace.top_ids is None else trace.top_ids.shape[-1]
     layers = [f"layers.{i}.{site}" for i in range(config.num_hidden_layers) for site in LAYER_SITES]
-    shapes = {name: tap_shape(name, config, tuple(ids), top) for name in (*SHAPES, *layers)}
+    shapes = {name: tap_shape(name, config, tuple(ids), top) for name in (*tap_shapes(), *layers)}
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if shape is not None}
     sizes |= {SENTENCE: ids[0] * config.hidden_size, **dict.fromkeys(INPUTS, ids.numel())}
     return sizes | {site: tensor.numel() for site, tensor in trace.sites.items()}
@@ -282,7 +282,7 @@ def _expanded(names: Mapping[str, Any], config: XLMRobertaConfig) -> Iterator[li
         first = tap.replace("{i}", "0")
         known = first.startswith(GRADIENT) or first in (*INPUTS, LOSSES, SENTENCE)
         if not known and tap_shape(first, config, (1, 1), 1) is None:
-            near = near_names(tap, [*SHAPES, *(f"layers.{{i}}.{site}" for site in LAYER_SITES)])
+            near = near_names(tap, [*tap_shapes(), *(f"layers.{{i}}.{site}" for site in LAYER_SITES)])
             raise TraceError(
                 f"the map names {shortened(tap)}, which is no tap" + (f"; near: {', '.join(near)}" if near else "")
             )

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.checkpoint.files import local_path
-from xlmr_core.checkpoint.inspection import CLASSES
 from xlmr_core.checkpoint.writing import write_safetensors_to
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMultipleChoice
-from xlmr_core.inputs import check_device
-from xlmr_core.model import AttentionKind, XLMRobertaModel
+from xlmr_core.devices import check_device
+from xlmr_core.heads import model_classes
+from xlmr_core.kernels import AttentionKind
+from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
 from xlmr_core.parity.floors import run_sites
@@ -62,8 +62,6 @@ KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, the
 VERSION: Literal[2] = 2
 TOP_K = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
-# Of multiple choice, whose batches have one more axis, the encoder and the pooler are recorded.
-MODELS = {model.__name__: model for model in CLASSES if model is not XLMRobertaForMultipleChoice}
 
 
 @with_config(STRICT)
@@ -243,8 +241,9 @@ def _check_sites(path: Path, names: Sequence[str], stored: Sequence[str], proven
         raise TraceError(f"{path} has {', '.join(reduced)}; expected {TOP_IDS}, {TOP} and {LOGSUMEXP} together")
     if (LOSSES in names) != bool(provenance.steps):
         raise TraceError(f"{path}: provenance.steps is {provenance.steps}; expected the number of steps of {LOSSES}")
-    if provenance.model not in MODELS:
-        raise TraceError(f"{path}: provenance.model is {provenance.model!r}; expected one of {', '.join(MODELS)}")
+    if provenance.model not in recordable():
+        models = ", ".join(recordable())
+        raise TraceError(f"{path}: provenance.model is {provenance.model!r}; expected one of {models}")
     if "torch" not in provenance.versions:
         raise TraceError(f"{path}: provenance.versions has no torch")
 
@@ -273,10 +272,16 @@ class Checkpoint:
 
         options: revision, cache_dir, local_files_only, token, as for `from_pretrained`.
         """
-        model = MODELS.get(inspect_checkpoint(source, **options).model, XLMRobertaModel)
+        found = inspect_checkpoint(source, **options).model
+        model = recordable().get(found, XLMRobertaModel)
         path = local_path(source)
         name = str(source) if path is None or not Path(source).exists() else path.resolve().name
         return cls(model.from_pretrained(source, attention=attention, **options), name, options.get("revision"))
+
+
+def recordable() -> dict[str, type[PretrainedModel]]:
+    """The classes of which traces are recorded, by name: of multiple choice, the encoder with its pooler is."""
+    return {cls.__name__: cls for cls in model_classes() if not cls.spec.has_choices}
 
 
 def record(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.inputs import check_device
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 from xlmr_core.tokenizer import MASK, XLMRobertaTokenizer
 
 

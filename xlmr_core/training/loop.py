@@ -16,8 +16,8 @@ from tqdm import tqdm
 from xlmr_core.atomic import SUFFIX, written_as
 from xlmr_core.checkpoint.writing import cast_to
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.inputs import check_device
 from xlmr_core.json_files import read_json_object
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.corpus import Corpus, sentences_in
