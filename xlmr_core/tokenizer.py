@@ -242,6 +242,21 @@ class XLMRobertaTokenizer:
             position = match.end()
         return tokens + self._plain_tokens(text[position:], position)
 
+    def encode(self, texts: Sequence[str], *, specials_in_text: bool | Collection[str] = True) -> list[list[int]]:
+        """The ids of each text, without `<s>` and `</s>`: those of `tokenize`, faster without offsets."""
+        texts = _checked_list(texts, "texts")
+        special = [bool(specials_in_text) and SPECIALS_IN_TEXT.search(text) is not None for text in texts]
+        plain: list[list[int]] = self._spm.encode(
+            [text for text, is_special in zip(texts, special, strict=True) if not is_special], out_type=int
+        )
+        rows = iter(plain)
+        return [
+            [token.id for token in self.tokenize(text, specials_in_text=specials_in_text)]
+            if is_special
+            else [_xlmr_id(i) for i in next(rows)]
+            for text, is_special in zip(texts, special, strict=True)
+        ]
+
     def explain(self, text: str, *, specials_in_text: bool | Collection[str] = True) -> Explanation:
         """What becomes of a text on the way to ids: print it."""
         tokens = self.tokenize(text, specials_in_text=specials_in_text)

@@ -79,6 +79,24 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
     return SentenceConfig(transformer, pooling, normalize, max_tokens)
 
 
+def read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts of a sentence-transformers folder by name, and the name of the one that is used by default.
+
+    Raises CheckpointError if the file is not what that library writes.
+    """
+    if not (folder / PROMPTS).is_file():
+        return {}, None
+    settings = _json(folder / PROMPTS, dict)
+    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise CheckpointError(f"{folder / PROMPTS} has prompts that are not a table of texts")
+    if default is not None and default not in prompts:
+        raise CheckpointError(
+            f"{folder / PROMPTS} names the default prompt {default!r}, which is not one of its prompts"
+        )
+    return {str(name): text for name, text in prompts.items()}, default
+
+
 def transformer_folder(path: Path) -> Path:
     """The folder that holds the model: `path`, or the one its modules.json names if `path` has no config.json."""
     if (path / MODULES).is_file() and not (path / "config.json").is_file():

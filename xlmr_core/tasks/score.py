@@ -1,0 +1,88 @@
+"""Scoring: how likely a masked language model finds a text (Salazar et al. 2020, "Masked Language Model Scoring")."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How likely a text is, token by token."""
+
+    text: str
+    tokens: tuple[str, ...]
+    log_probabilities: tuple[float, ...]  # of each token where it is masked and all others are seen; natural logarithm
+
+    @property
+    def pseudo_log_likelihood(self) -> float:
+        """The sum over all tokens."""
+        return math.fsum(self.log_probabilities)
+
+    @property
+    def pseudo_perplexity(self) -> float:
+        """exp of the mean negative log probability; NaN for an empty text."""
+        return math.exp(-self.pseudo_log_likelihood / len(self.tokens)) if self.tokens else math.nan
+
+
+@dataclass(frozen=True)
+class MaskedRow(Row):
+    """A text with one token masked."""
+
+    place: int  # of the mask
+    token: int  # the id that was there
+
+
+class Score(Task[XLMRobertaForMaskedLM]):
+    """Pseudo-log-likelihoods: each token is masked once, and the model says how likely it is in its place."""
+
+    model_class = XLMRobertaForMaskedLM
+
+    def __call__(self, text: str, **options: Any) -> TextScore:
+        """The score of one text; options as for `stream`."""
+        return self.batch([text], **options)[0]
+
+    def batch(self, texts: Sequence[str], **options: Any) -> list[TextScore]:
+        """The scores of several texts; options as for `stream`."""
+        return list(self.stream(texts, **options))
+
+    def stream(
+        self, texts: Iterable[str], *, truncation: bool = False, batch_tokens: int = BATCH_TOKENS
+    ) -> Iterator[TextScore]:
+        """The score of each text, in order, lazily. A text of n tokens takes n runs of n tokens.
+
+        Args:
+            texts: Any iterable.
+            truncation: Whether a text that is too long is cut. Otherwise it is an error.
+            batch_tokens: Tokens that run together.
+
+        Raises:
+            ValueError: A text is too long.
+        """
+        mask = self.tokenizer.mask_token_id
+
+        def encode(text: str) -> list[MaskedRow]:
+            ids = list(self._row(text, truncation=truncation).ids)
+            return [MaskedRow([*ids[:i], mask, *ids[i + 1 :]], i, ids[i]) for i in range(1, len(ids) - 1)]
+
+        for encoded, values in run_in_order(texts, encode, self._log_probabilities, batch_tokens=batch_tokens):
+            tokens = tuple(self.tokenizer.id_to_token(row.token) for row in encoded.rows)
+            yield TextScore(encoded.input, tokens, tuple(values))
+
+    @torch.inference_mode()
+    def _log_probabilities(self, rows: Sequence[MaskedRow]) -> list[float]:
+        """Of the masked token of each row."""
+        batch = packed(rows, self.device)
+        starts = batch["lengths"].cumsum(0) - batch["lengths"]
+        places, ids = torch.tensor([(row.place, row.token) for row in rows], device=self.device).T
+        wanted = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        wanted[starts + places] = True
+        logits: Tensor = self.model(**batch, positions=wanted).logits.float()  # (B, V): one place in each row
+        return (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=1)).tolist()

@@ -1,0 +1,125 @@
+"""What all tasks share: a model with its tokenizer, loaded from one checkpoint."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from xlmr_core.model import AttentionKind
+from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.tasks.rows import Row
+from xlmr_core.tokenizer import SPACE, Token, XLMRobertaTokenizer
+
+Model = TypeVar("Model", bound=PretrainedModel)
+
+
+class Pair(NamedTuple):
+    """Two texts that the model reads together."""
+
+    text: str
+    pair: str
+
+
+class Task(Generic[Model]):
+    """A model and its tokenizer. Each task adds `stream` for any iterable, `batch` for a list, and a call for one.
+
+    "</s>", "<mask>" and the like in a text are plain text here: a text from a stranger cannot end itself.
+    """
+
+    model_class: ClassVar[type[PretrainedModel]]
+
+    def __init__(self, model: Model, tokenizer: XLMRobertaTokenizer) -> None:
+        if model.config.vocab_size < tokenizer.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
+                "they do not belong together"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = min(tokenizer.max_tokens, model.config.max_tokens)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        attention: AttentionKind = "sdpa",
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+        **hub: Any,
+    ) -> Self:
+        """Loads model and tokenizer of one checkpoint.
+
+        Args:
+            source: A hub id, a folder, or "xlmr-tiny".
+            attention: The attention kernel.
+            dtype: The precision to run in; None keeps that of the file.
+            device: Where to run.
+            hub: As for `XLMRobertaModel.from_pretrained`.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read, or it lacks the head of this task.
+        """
+        # At the same time: a vocabulary of 250,000 pieces takes SentencePiece half a second.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            tokenizer = pool.submit(XLMRobertaTokenizer.from_pretrained, source, **hub)
+            model: Any = cls.model_class.from_pretrained(source, attention=attention, dtype=dtype, device=device, **hub)
+            return cls(model, tokenizer.result())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def _row(self, text: str, *, truncation: bool = False, max_tokens: int | None = None) -> Row:
+        """`<s> text </s>`."""
+        limit = self.max_tokens if max_tokens is None else max_tokens
+        [ids] = self.tokenizer.encode([text], specials_in_text=False)
+        if len(ids) + 2 > limit:
+            _check_truncation(len(ids) + 2, limit, truncation)
+            ids = ids[: limit - 2]
+        return Row([self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id])
+
+    def _pair_row(self, pair: Pair, *, truncation: bool = False) -> Row:
+        """`<s> text </s></s> pair </s>`. Truncation shortens the longer text first."""
+        first, second = self.tokenizer.encode(pair, specials_in_text=False)
+        room = self.max_tokens - 4
+        if len(first) + len(second) > room:
+            _check_truncation(len(first) + len(second) + 4, self.max_tokens, truncation)
+            shorter = min(len(first), len(second), room // 2)
+            cut = (shorter, room - shorter) if len(first) <= len(second) else (room - shorter, shorter)
+            first, second = first[: cut[0]], second[: cut[1]]
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return Row([begin, *first, end, end, *second, end])
+
+    def _windows(self, tokens: Sequence[Token], room: int, overlap: int) -> list[range]:
+        """Stretches of at most `room` tokens that overlap by `overlap`, and cover all of them."""
+        if not 0 <= overlap < room:
+            raise ValueError(f"overlap must lie between 0 and the {room} tokens of a window, not be {overlap}")
+        starts = range(0, max(1, len(tokens) - overlap), room - overlap)
+        return [range(start, min(start + room, len(tokens))) for start in starts]
+
+
+def begins_word(text: str, token: Token) -> bool:
+    """Whether there is white space before the token. SentencePiece has a space for some other characters as well."""
+    return token.piece.startswith(SPACE) and (token.start == 0 or text[token.start - 1].isspace())
+
+
+def check_finite(numbers: Tensor) -> None:
+    """Raises FloatingPointError if the model answered NaN or infinity."""
+    if not numbers.isfinite().all():
+        raise FloatingPointError(
+            "the model's output is not finite: `xlmr inspect --values` shows which weights are not"
+        )
+
+
+def _check_truncation(count: int, limit: int, truncation: bool) -> None:
+    if not truncation:
+        raise ValueError(
+            f"the text has {count} tokens, special ones included; at most {limit} fit: pass truncation=True, "
+            "or split the text"
+        )
