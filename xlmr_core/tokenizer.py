@@ -245,7 +245,7 @@ class XLMRobertaTokenizer:
     def encode(self, texts: Sequence[str], *, specials_in_text: bool | Collection[str] = True) -> list[list[int]]:
         """The ids of each text, without `<s>` and `</s>`: those of `tokenize`, faster without offsets."""
         texts = _checked_list(texts, "texts")
-        special = [bool(specials_in_text) and SPECIALS_IN_TEXT.search(text) is not None for text in texts]
+        special = [any(_find_specials(text, specials_in_text)) for text in texts]
         plain: list[list[int]] = self._spm.encode(
             [text for text, is_special in zip(texts, special, strict=True) if not is_special], out_type=int
         )
