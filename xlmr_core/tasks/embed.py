@@ -162,7 +162,7 @@ def embedding_config_of(source: str | PathLike[str], **hub: Any) -> EmbeddingCon
     """What the files of a checkpoint say about embeddings; the default where they say nothing."""
     from xlmr_core.checkpoint.loading import find_checkpoint
 
-    defaults = {"revision": None, "cache_dir": None, "local_files_only": False, "token": None}
+    defaults: dict[str, Any] = {"revision": None, "cache_dir": None, "local_files_only": False, "token": None}
     folder = find_checkpoint(source, **(defaults | hub)).root
     if not (folder / "modules.json").is_file():
         return EmbeddingConfig()
