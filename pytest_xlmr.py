@@ -71,8 +71,8 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file.
     names: a name map as in docs/trace-format.md, or the file that holds it. taps: patterns of the sites to compare
     ("layers.*.output", "**.probs"), by default all of the trace. partial: whether the dump may lack sites. dtype: what
-    the port computes in ("bfloat16"), by default as given. explain: whether a failure is diagnosed, which runs the
-    model a hundred times.
+    the port computes in ("bfloat16", "int8", "int8-per-channel"), by default the narrowest type that holds its numbers.
+    explain: whether a failure is diagnosed, which runs the model a hundred times; int8 is not diagnosed.
     """
 
     def check(
@@ -86,16 +86,20 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     ) -> Comparison:
         __tracebackhide__ = True
         from xlmr_core.parity.check import check_trace
-        from xlmr_core.parity.diagnose import diagnose
+        from xlmr_core.parity.compare import name_of
+        from xlmr_core.parity.foreign import narrower_dtype
+        from xlmr_core.parity.int8 import INT8
 
         trace = _trace(request)
-        tensors = _tensors(trace, dump, names, dtype)
-        floors = _floors(request, trace, tensors)
+        tensors = _tensors(trace, dump, names)
+        narrower = narrower_dtype(tensors)
+        computed_in = dtype or (name_of(narrower) if narrower else None)
+        floors = _floors(request, trace, tensors, computed_in)
         comparison = check_trace(trace, tensors, floors=floors, taps=taps, partial=partial)
         if not comparison.ok:
-            report = [str(comparison)]
-            if explain and comparison.first_divergence is not None:
-                report += ["", _explained(diagnose, _checkpoint(request).model, trace.inputs, tensors)]
+            report = [str(comparison), f"judged by the floors of {computed_in}" if computed_in else ""]
+            if explain and comparison.first_divergence is not None and computed_in not in INT8:
+                report += ["", _explained(_checkpoint(request).model, trace.inputs, tensors, computed_in)]
             pytest.fail("\n".join(report), pytrace=False)
         return comparison
 
@@ -148,38 +152,40 @@ def _trace(request: pytest.FixtureRequest) -> Trace:
     return _kept(request, key, lambda: record(source, texts, pairs=pairs, taps=taps, top_k=0))
 
 
-def _floors(request: pytest.FixtureRequest, trace: Trace, tensors: Mapping[str, Tensor]) -> Floors:
-    """Those beside the trace, else measured now on its input, for the dtypes at hand."""
+def _floors(
+    request: pytest.FixtureRequest, trace: Trace, tensors: Mapping[str, Tensor], computed_in: str | None
+) -> Floors:
+    """Those beside the trace, else measured now on its input, for the dtypes at hand and what the port computes in."""
+    from dataclasses import replace
+
     from xlmr_core.parity.check import floors_path, measure_trace, read_floors
-    from xlmr_core.parity.trace import DTYPES
+    from xlmr_core.parity.compare import name_of
+    from xlmr_core.parity.int8 import INT8
 
     file = _option(request, "trace")
     beside = floors_path(Path(_path(request, str(file)))) if file else None
     if beside is not None and beside.is_file():
-        return read_floors(trace, beside)
-    known = [DTYPES[name] for name in ("float32", "bfloat16", "float16")]
-    present = {tensor.dtype for tensor in [*tensors.values(), *trace.sites.values()]}
-    wanted = tuple(dtype for dtype in known if dtype in present or dtype is known[0])
+        return replace(read_floors(trace, beside), computed_in=computed_in)
+    present = {name_of(tensor.dtype) for tensor in [*tensors.values(), *trace.sites.values()]}
+    present |= {computed_in or "float32", "float32"}
+    wanted = tuple(name for name in ("float32", "bfloat16", "float16", *INT8) if name in present)
 
     def measured() -> Floors:
         return measure_trace(trace, _checkpoint(request), dtypes=wanted).floors
 
-    return _kept(request, ("floors", id(trace), wanted), measured)
+    return replace(_kept(request, ("floors", id(trace), wanted), measured), computed_in=computed_in)
 
 
-def _tensors(trace: Trace, dump: Any, names: Any, dtype: str | None) -> dict[str, Tensor]:
+def _tensors(trace: Trace, dump: Any, names: Any) -> dict[str, Tensor]:
     """The dump under our names and in our shapes."""
     from xlmr_core.parity.check import dump_from_file
     from xlmr_core.parity.foreign import fitted, read_names, renamed
-    from xlmr_core.parity.trace import DTYPES
 
     names = read_names(Path(names)) if isinstance(names, str | PathLike) else names
     if isinstance(dump, str | PathLike):
-        found = dump_from_file(trace, Path(dump), names)
-    else:
-        tensors = {name: _array(value) for name, value in dump.items()}
-        found = fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config, trace.real)
-    return {name: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for name, t in found.items()}
+        return dump_from_file(trace, Path(dump), names)
+    tensors = {name: _array(value) for name, value in dump.items()}
+    return fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config, trace.real)
 
 
 def _array(value: Any) -> Tensor:
@@ -191,9 +197,12 @@ def _array(value: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(value))
 
 
-def _explained(diagnose: Callable[..., Any], model: Any, inputs: Any, tensors: Mapping[str, Tensor]) -> str:
+def _explained(model: Any, inputs: Any, tensors: Mapping[str, Tensor], computed_in: str | None) -> str:
     """The diagnosis, or why there is none."""
+    from xlmr_core.parity.diagnose import diagnose
+    from xlmr_core.parity.trace import DTYPES
+
     try:
-        return str(diagnose(model, inputs, tensors))
+        return str(diagnose(model, inputs, tensors, dtype=DTYPES[computed_in] if computed_in else None))
     except ValueError as error:
         return f"no diagnosis: {error}"

@@ -15,11 +15,15 @@ INSTALLED = any(point.value == "pytest_xlmr" for point in entry_points(group="py
 LOADED = () if INSTALLED else ("-p", "pytest_xlmr")
 
 PORT_TESTS = """
+import copy
 import sys
 
 sys.path.insert(0, {tests!r})
 import pytest
 from parity import numpy_port
+
+from xlmr_core.parity.adapters import dump_of
+from xlmr_core.parity.int8 import quantise
 
 
 def dump(trace, checkpoint, *mistakes):
@@ -66,6 +70,18 @@ def test_a_part_of_what_a_pair_gives(xlmr_trace, assert_parity):
     assert len(comparison.rows) == 14
 
 
+def test_stored_wider(xlmr_trace, xlmr_model, assert_parity):
+    narrow = dump_of(copy.deepcopy(xlmr_model).bfloat16(), xlmr_trace.inputs)
+    assert_parity({{name: tensor.float() for name, tensor in narrow.items()}}, explain=False)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int8-per-channel"])
+def test_int8(xlmr_trace, xlmr_model, assert_parity, dtype):
+    quantised = copy.deepcopy(xlmr_model)
+    quantise(quantised, dtype)
+    assert_parity(dump_of(quantised, xlmr_trace.inputs), dtype=dtype)
+
+
 @pytest.mark.xlmr(text="a bird")
 def test_bad_marker(xlmr_trace):
     pass
@@ -87,7 +103,7 @@ def test_a_port_is_driven_through_the_plugin(
     )
     pytester.makepyfile(PORT_TESTS.format(tests=str(ROOT / "tests"), checkpoint=str(toy_checkpoint)))
     run = pytester.runpytest_subprocess(*LOADED, "-p", "no:cacheprovider", "-rA")
-    run.assert_outcomes(passed=4, failed=1, errors=1)
+    run.assert_outcomes(passed=7, failed=1, errors=1)
     output = run.stdout.str()
     assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent site marked
     assert "gelu_tanh: GELU is the tanh approximation" in output  # the diagnosis

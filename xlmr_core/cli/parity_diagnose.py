@@ -8,6 +8,7 @@ import torch
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.check import dump_from_file, load_trace
 from xlmr_core.parity.diagnose import diagnose
+from xlmr_core.parity.foreign import narrower_dtype
 from xlmr_core.parity.trace import DTYPES, Checkpoint, check_same_weights
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
@@ -19,7 +20,11 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 @click.option(
     "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
 )
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="What the port computes in.  [default: as stored]")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    help="What the port computes in.  [default: the narrowest type that holds its numbers]",
+)
 @click.option("--most", type=click.IntRange(min=1), default=3, show_default=True, help="How many mistakes to look for.")
 @click.option("--json", "as_json", is_flag=True, help="The diagnosis as JSON.")
 def command(
@@ -50,7 +55,7 @@ def command(
             trace.inputs,
             dump,
             tokenizer=XLMRobertaTokenizer.from_pretrained(source) if other_ids else None,
-            dtype=DTYPES[dtype] if dtype else None,
+            dtype=DTYPES[dtype] if dtype else narrower_dtype(dump),
             most=most,
             tick=tick,
         )
