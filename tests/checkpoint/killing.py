@@ -3,9 +3,10 @@
 One process imports everything and forks a child for each attempt: starting Python fifty times would take minutes.
 Writing and sending are slowed down, so that the kills land everywhere.
 
-    killing.py convert|save|download|pretrain SOURCE FOLDER KILLS SEED
+    killing.py convert|trim|save|save-m3|tokenizer|download|pretrain SOURCE FOLDER KILLS SEED
 """
 
+import copy
 import io
 import json
 import os
@@ -17,10 +18,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tqdm import tqdm
 
@@ -28,9 +31,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toy_language import sentences
 
-from xlmr_core import XLMRobertaForMaskedLM, atomic
+from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer, atomic
+from xlmr_core.checkpoint import CheckpointError, bundled, cache, writing
 from xlmr_core.checkpoint import convert as convert_module
-from xlmr_core.checkpoint import writing
+from xlmr_core.checkpoint.files import CONFIG, TOKENIZER
+from xlmr_core.checkpoint.trimming import trim
+from xlmr_core.heads import XLMRobertaForM3
+from xlmr_core.model import PretrainedModel
 from xlmr_core.training import PretrainSettings, loop
 
 SLOWNESS = 0.003  # seconds for each tensor that is written, and for each chunk that is sent
@@ -72,19 +79,23 @@ def duration_of(work: Callable[[], Any]) -> float:
 
 
 def slow_down() -> None:
-    """A pause before each tensor that is written."""
-    write = writing.write_tensor
+    """A pause before each tensor that is written, and before each rename."""
+    write, rename = writing.write_tensor, os.replace
 
-    def slowly(*arguments: Any) -> None:
+    def write_slowly(*arguments: Any) -> None:
         time.sleep(SLOWNESS)
         write(*arguments)
 
-    writing.write_tensor = slowly
+    def rename_slowly(*arguments: Any) -> None:
+        time.sleep(3 * SLOWNESS)
+        rename(*arguments)
+
+    writing.write_tensor, os.replace = write_slowly, rename_slowly
 
 
-def kill_conversions(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+def kill_new_folders(make: Callable[[Path], Any], folder: Path, kills: int, chance: random.Random) -> Counter[str]:
     """The destination is not there, or whole; what a killed run left is gone after the next."""
-    convert_module.convert(source, folder / "expected", "fairseq")
+    make(folder / "expected")
     expected = contents(folder / "expected")
     shutil.rmtree(folder / "expected")
     slow_down()
@@ -92,7 +103,7 @@ def kill_conversions(source: Path, folder: Path, kills: int, chance: random.Rand
     destination = folder / "out"
 
     def work() -> None:
-        convert_module.convert(source, destination, "fairseq")
+        make(destination)
 
     longest = duration_of(work)
     shutil.rmtree(destination)
@@ -106,33 +117,42 @@ def kill_conversions(source: Path, folder: Path, kills: int, chance: random.Rand
             assert contents(destination) == expected
             seen["whole"] += 1
             shutil.rmtree(destination)
-    convert_module.convert(source, destination, "fairseq")
+    work()
     assert contents(destination) == expected
     assert [path.name for path in folder.iterdir()] == ["out"], "a killed run's leftovers are still there"
     return seen
 
 
-def kill_saves(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
-    """Over an old checkpoint: all files are the old ones or the new ones, or there is no config.json to load."""
-    old = XLMRobertaForMaskedLM.from_pretrained(source, dtype=torch.float32)
-    new = XLMRobertaForMaskedLM.from_pretrained(source)
-    with torch.no_grad():
-        for parameter in new.parameters():
-            parameter.copy_(parameter + 1)
-    new.config = replace(new.config, layer_norm_eps=0.5)
+def kill_conversions(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """To another layout."""
+    return kill_new_folders(lambda path: convert_module.convert(source, path, "fairseq"), folder, kills, chance)
+
+
+def kill_trims(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Of the bundled checkpoint, which has a vocabulary."""
+    return kill_new_folders(lambda path: trim("xlmr-tiny", path, keep=["\u2581the"]), folder, kills, chance)
+
+
+def kill_overwrites(
+    save_old: Callable[[], Any],
+    save_new: Callable[[], Any],
+    needed: str,
+    folder: Path,
+    kills: int,
+    chance: random.Random,
+) -> Counter[str]:
+    """Over old files: all are the old ones or the new ones, or `needed` is not there and nothing loads."""
     versions: list[Contents] = []
-    for model in (new, old):
-        model.save_pretrained(folder)
+    for save in (save_new, save_old):
+        save()
         versions.append(contents(folder))
+    assert all(versions[0][name] != versions[1][name] for name in versions[0])
     slow_down()
     seen: Counter[str] = Counter()
-
-    def work() -> None:
-        new.save_pretrained(folder)
-
-    longest = duration_of(work)
+    longest = duration_of(save_new)
+    save_old()
     while seen["kills"] < kills:
-        if attempt(work, chance.uniform(0, longest)):
+        if attempt(save_new, chance.uniform(0, longest)):
             seen["done in time"] += 1
         else:
             seen["kills"] += 1
@@ -141,26 +161,63 @@ def kill_saves(source: Path, folder: Path, kills: int, chance: random.Random) ->
         seen["left something temporary"] += bool(temporary)
         assert len(temporary) <= len(versions[0]), "what the run before left is still there"
         saved = {name: found[name] for name in found.keys() - temporary}
-        if "config.json" not in saved:
+        if needed not in saved:
             seen["refused"] += 1
         else:
             assert saved in versions, "a mixture that loads"
         if saved != versions[1]:
             seen["whole"] += saved == versions[0]
-            old.save_pretrained(folder)
-    new.save_pretrained(folder)
+            save_old()
+    save_new()
     assert contents(folder) == versions[0]
     return seen
 
 
+def kill_saves(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Of a model with two files."""
+    return kill_model_saves(XLMRobertaForMaskedLM.from_pretrained(source), folder, kills, chance)
+
+
+def kill_m3_saves(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Of a model with four files."""
+    return kill_model_saves(XLMRobertaForM3.from_pretrained(source, new_head=True), folder, kills, chance)
+
+
+def kill_model_saves(old: PretrainedModel, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Of other weights and another config."""
+    new = copy.deepcopy(old)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(1)
+    new.config = replace(new.config, layer_norm_eps=0.5)
+    return kill_overwrites(
+        lambda: old.save_pretrained(folder), lambda: new.save_pretrained(folder), CONFIG, folder, kills, chance
+    )
+
+
+def kill_tokenizer_saves(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
+    """Of another vocabulary and another greatest length."""
+    trim("xlmr-tiny", folder / "trimmed", keep=["\u2581the"])
+    old = XLMRobertaTokenizer(bundled() / TOKENIZER, max_tokens=20)
+    new = XLMRobertaTokenizer(folder / "trimmed" / TOKENIZER, max_tokens=30)
+    place = folder / "tokenizer"
+    return kill_overwrites(
+        lambda: old.save_pretrained(place), lambda: new.save_pretrained(place), TOKENIZER, place, kills, chance
+    )
+
+
 def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random) -> Counter[str]:
-    """The cache has no weights, or the right ones; a run that is not killed goes on from there."""
+    """The cache has no weights, the right ones, or wrong ones that the next load refuses: half the time the server
+    sends wrong bytes. A run that is not killed ends with the right ones.
+    """
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     import huggingface_hub.constants
     from checkpoint import hub_server
 
     def send_slowly(self: Any, path: Path, start: int, large: bool) -> None:
         data = path.read_bytes()
+        if large and self.state.corrupt:
+            data = bytes(len(data))
         for place in range(start, len(data), SLOW_CHUNK):
             time.sleep(SLOWNESS)
             self.wfile.write(data[place : place + SLOW_CHUNK])
@@ -168,6 +225,13 @@ def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random
     hub_server._Handler.send_body = send_slowly
     hub_server._Handler.handle_error = lambda *arguments: None
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = SLOW_CHUNK
+    hash_of = cache.hash_of
+
+    def hash_slowly(path: Path, kind: str) -> str:
+        time.sleep(50 * SLOWNESS)
+        return hash_of(path, kind)
+
+    cache.hash_of = hash_slowly
     expected = (source / "model.safetensors").read_bytes()
     seen: Counter[str] = Counter()
     with hub_server.serve(hub_server.Behaviour({"org/tiny": source})) as hub:
@@ -177,6 +241,10 @@ def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random
         def load() -> None:
             XLMRobertaForMaskedLM.from_pretrained("org/tiny", cache_dir=folder)
 
+        def try_to_load() -> None:
+            with suppress(CheckpointError):
+                load()
+
         load()  # here, so that no child spends its time on imports
         huggingface_hub.close_session()
         shutil.rmtree(folder)
@@ -184,17 +252,22 @@ def kill_downloads(source: Path, folder: Path, kills: int, chance: random.Random
         shutil.rmtree(folder)
         folder.mkdir()
         while seen["kills"] < kills:
-            if attempt(load, chance.uniform(0, longest)):
+            hub.corrupt = chance.random() < 0.5
+            if attempt(try_to_load, chance.uniform(0, longest)):
                 seen["done in time"] += 1
             else:
                 seen["kills"] += 1
                 seen["left something temporary"] += any(folder.rglob("*.incomplete"))
             found = list(folder.glob("models--*/snapshots/*/model.safetensors"))
-            assert all(path.read_bytes() == expected for path in found)
+            for path in found:
+                right = path.read_bytes() == expected
+                seen["whole" if right else "refused"] += 1
+                with nullcontext() if right else pytest.raises(CheckpointError):
+                    cache.verify(path)
             if found:
-                seen["whole"] += 1
                 shutil.rmtree(folder)
                 folder.mkdir()
+        hub.corrupt = False
         load()
         assert [path.read_bytes() for path in folder.glob("models--*/snapshots/*/model.safetensors")] == [expected]
         huggingface_hub.close_session()
@@ -296,7 +369,13 @@ if __name__ == "__main__":
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     kind, source, folder, kills, seed = sys.argv[1:]
-    kill = {"convert": kill_conversions, "save": kill_saves, "download": kill_downloads, "pretrain": kill_trainings}[
-        kind
-    ]
-    print(json.dumps(kill(Path(source), Path(folder), int(kills), random.Random(int(seed)))))
+    kill = {
+        "convert": kill_conversions,
+        "trim": kill_trims,
+        "save": kill_saves,
+        "save-m3": kill_m3_saves,
+        "tokenizer": kill_tokenizer_saves,
+        "download": kill_downloads,
+        "pretrain": kill_trainings,
+    }
+    print(json.dumps(kill[kind](Path(source), Path(folder), int(kills), random.Random(int(seed)))))

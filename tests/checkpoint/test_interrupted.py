@@ -16,7 +16,15 @@ CONFIG = replace(reference.POST_NORM, num_hidden_layers=2, layer_norm_eps=1e-5)
 SCRIPT = Path(__file__).with_name("killing.py")
 KILLS = {
     "by default": {"convert": 8, "save": 6, "download": 6, "pretrain": 6},
-    "slow": {"convert": 50, "save": 50, "download": 50, "pretrain": 200},
+    "slow": {
+        "convert": 200,
+        "trim": 200,
+        "save": 200,
+        "save-m3": 200,
+        "tokenizer": 200,
+        "download": 200,
+        "pretrain": 200,
+    },
 }
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills: run it on Linux or macOS")
@@ -32,8 +40,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("run_time", ["by default", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["convert", "save", "download", "pretrain"])
+@pytest.mark.parametrize(
+    ("run_time", "kind"),
+    [
+        *(("by default", kind) for kind in KILLS["by default"]),
+        *(pytest.param("slow", kind, marks=pytest.mark.slow) for kind in KILLS["slow"]),
+    ],
+)
 def test_killed_at_random(kind: str, run_time: str, source: Path, tmp_path: Path) -> None:
     kills = KILLS[run_time][kind]
     command = [sys.executable, str(SCRIPT), kind, str(source), str(tmp_path), str(kills), "1"]
