@@ -268,10 +268,10 @@ def names_case(choose: random.Random, setting: Setting) -> bool:
     """A mutated map, as JSON or TOML, of the wrong dump."""
     trace = Trace.load(setting.trace)
     valid = copy.deepcopy(setting.names)
-    for tap in list(valid["names"]):
-        if choose.random() < 0.3:
-            axes = choose.choice(["B S H", "B S N D", "S H", "T H", "B N Q K", "", "Z", "B B", "H"])
-            valid["names"][tap] = {"name": valid["names"][tap], "axes": axes}
+    if choose.random() < 0.5:
+        tap = choose.choice(list(valid["names"]))
+        axes = choose.choice(["B S H", "B S N D", "S H", "T H", "B N Q K", "", "Z", "B B", "H"])
+        valid["names"][tap] = {"name": valid["names"][tap], "axes": axes}
     if choose.random() < 0.6:
         path = setting.folder / "names.json"
         content = mutated_json(choose, valid).encode("utf-8", "replace")
