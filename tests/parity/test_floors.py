@@ -15,14 +15,15 @@ from xlmr_core.parity.adapters import compare_models, dump_of
 from xlmr_core.parity.check import floors_path, measure_trace, read_floors
 from xlmr_core.parity.compare import FACTOR, compare
 from xlmr_core.parity.floors import (
+    REPEATS,
     FloorTable,
     _packed_sites,
     _reversed,
     _unreversed,
-    _variant,
     measure,
     measure_floors,
     run_sites,
+    variant,
 )
 from xlmr_core.parity.trace import Checkpoint, Trace, TraceError, record
 
@@ -43,7 +44,7 @@ def test_a_reversed_model_is_the_same_mathematics(norm: str, grad: bool) -> None
     pair = reference.build_pair(CONFIGS[norm], dtype=torch.float64)
     taps = [tap.name for tap in pair.ours.taps()]
     expected = run_sites(pair.ours, pair.batch, taps, grad=grad)
-    turned = _reversed(_variant(pair.ours, torch.float64, "eager", "cpu"))
+    turned = _reversed(variant(pair.ours, torch.float64, "eager", "cpu"))
     assert not torch.equal(
         turned.encoder.layers[0].attention.q_proj.weight, pair.ours.encoder.layers[0].attention.q_proj.weight
     )
@@ -55,9 +56,9 @@ def test_a_reversed_model_is_the_same_mathematics(norm: str, grad: bool) -> None
 
 def test_a_reversed_pooler_too() -> None:
     pair = reference.build_encoder_pair(CONFIGS["post-norm"])
-    expected = dump_of(_variant(pair.ours, torch.float64, "eager", "cpu"), pair.batch)
+    expected = dump_of(variant(pair.ours, torch.float64, "eager", "cpu"), pair.batch)
     found = _unreversed(
-        dump_of(_reversed(_variant(pair.ours, torch.float64, "eager", "cpu")), pair.batch), pair.ours.spec
+        dump_of(_reversed(variant(pair.ours, torch.float64, "eager", "cpu")), pair.batch), pair.ours.spec
     )
     assert reference.gap(expected["pooler.output"], found["pooler.output"]) <= reference.ORACLE_TOLERANCE
 
@@ -65,13 +66,15 @@ def test_a_reversed_pooler_too() -> None:
 def test_every_way_to_run_is_measured(measured: tuple[reference.Pair, FloorTable]) -> None:
     pair, table = measured
     ways = [f"{m.dtype} {m.name}" for m in table.measurements if m.device == "cpu"]
-    assert sorted(ways) == sorted(
+    orders = [
         f"{dtype} {attention} cpu{layout}{order}"
         for dtype in DTYPES
         for attention in ("eager", "sdpa")
         for layout in ("", " packed")
         for order in ("", " reversed")
-    )
+    ]
+    draws = [f"{dtype} eager cpu perturbed {seed}" for dtype in DTYPES for seed in range(1, REPEATS + 1)]
+    assert sorted(ways) == sorted(orders + draws)
     taps = {tap.name for tap in pair.ours.taps()}
     for measurement in table.measurements:
         hidden = {name for name in taps if name.endswith(("scores", "probs")) and measurement.attention == "sdpa"}
@@ -132,7 +135,7 @@ def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_floors_are_of_the_order_of_the_dtypes_rounding(measured: tuple[reference.Pair, FloorTable]) -> None:
     """A value that is one rounding away from the truth errs by at most eps / 2 of it; later ones by some dozens."""
     pair, table = measured
-    truth = dump_of(_variant(pair.ours, torch.float64, "eager", "cpu"), pair.batch)
+    truth = dump_of(variant(pair.ours, torch.float64, "eager", "cpu"), pair.batch)
     for name, dtype in DTYPES.items():
         errors = table.floors.errors[name]
         for site in ("embeddings.sum", "layers.0.mid", "layers.2.output", "lm_head.logits"):
@@ -171,7 +174,7 @@ def test_a_fault_is_above_the_floor_at_its_site_and_nothing_before(name: str) ->
     pair = reference.build_pair(CONFIGS["post-norm"])
     floors = measure_floors(pair.ours, pair.batch, dtypes=[torch.float32])
     expected, fault = dump_of(pair.ours, pair.batch), find_fault(name)
-    other_order = _reversed(_variant(pair.ours, torch.float32, "eager", "cpu"))  # a port with its own rounding
+    other_order = _reversed(variant(pair.ours, torch.float32, "eager", "cpu"))  # a port with its own rounding
     with fault.applied(other_order):
         actual = _unreversed(dump_of(other_order, pair.batch), pair.ours.spec)
     first = compare(expected, actual, real=pair.real, floors=floors).first_divergence

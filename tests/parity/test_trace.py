@@ -1,6 +1,7 @@
 """Golden traces: the same run gives the same bytes, what is read is what was written, and mistakes are named."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -422,13 +423,13 @@ def test_an_npz_of_objects_runs_nothing(one_text: Trace, tmp_path: Path) -> None
 
 
 def test_the_committed_trace_of_xlmr_tiny_is_what_we_compute() -> None:
-    """tests/parity/traces/xlmr-tiny.safetensors, and the floors beside it, were made by
+    """tests/parity/traces/xlmr-tiny.safetensors was made by
 
         xlmr parity record xlmr-tiny --text "The cat is <mask>." --text "Guten Morgen!" --grad --steps 3 \
             -o tests/parity/traces/xlmr-tiny.safetensors
-        xlmr parity floor xlmr-tiny tests/parity/traces/xlmr-tiny.safetensors --compiled
 
-    Bit for bit the same on the same processor with the same torch, else within what rounding explains.
+    Bit for bit the same on the same processor with the same torch and kernels of its own choice, else within what
+    rounding explains. The floors are measured here, on the processor that runs the test.
     """
     try:
         bundled()
@@ -438,13 +439,14 @@ def test_the_committed_trace_of_xlmr_tiny_is_what_we_compute() -> None:
     assert list(trace.provenance.texts) == TINY_TEXTS
     again = record("xlmr-tiny", TINY_TEXTS, grad=True, steps=3)
     assert again.provenance.weights_sha256 == trace.provenance.weights_sha256
-    if again.provenance.machine == trace.provenance.machine:
+    chosen = any(name.startswith(("MKL_", "ONEDNN_", "DNNL_")) for name in os.environ)  # kernels, by whoever runs this
+    if again.provenance.machine == trace.provenance.machine and not chosen:
         assert list(again.sites) == list(trace.sites)
         for site, tensor in trace.sites.items():
             assert torch.equal(again.sites[site], tensor), site
         assert again.provenance.logits_sha256 == trace.provenance.logits_sha256
-    floors = FloorTable.load(TINY.with_suffix(".floors.json")).floors
-    comparison = check_trace(trace, again.sites, floors=floors)
+    table = measure_trace(trace, Checkpoint.load("xlmr-tiny"), dtypes=[torch.float32])
+    comparison = check_trace(trace, again.sites, floors=table.floors)
     assert comparison.ok, str(comparison)
 
 

@@ -32,6 +32,8 @@ Verdict = Literal[
 FACTOR = 3.0
 # exp of it is 0 in float32: a score that far below the row's largest gets no attention, however the mask is written.
 UNDERFLOW = 104.0
+# No product of queries and keys is so low: a score below it is a mask's, written as -inf, finfo.min, -1e9 or -1e4.
+HIDDEN = -5e3
 # The logits of 250,002 tokens are kept as their largest, and as one number that depends on all.
 LOGITS, TOP_IDS, TOP, LOGSUMEXP = (f"lm_head.logits{part}" for part in ("", ".top_ids", ".top_values", ".logsumexp"))
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -11,20 +11,17 @@ Where several mistakes were made, the first is named, made, and the search goes 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from xlmr_core.checkpoint.writing import Tick, no_tick
-from xlmr_core.model import SelfAttention
 from xlmr_core.parity.compare import (
     FLOATS,
     LOGITS,
@@ -33,33 +30,31 @@ from xlmr_core.parity.compare import (
     TOP_IDS,
     Comparison,
     Dump,
-    Floors,
     Row,
-    compare,
     elements,
     in_reading_order,
     name_of,
-    with_reduced_logits,
 )
 from xlmr_core.parity.faults import (
     FAULTS,
     POOLING_FAULTS,
     TOKENIZER_FAULTS,
     Fault,
-    PoolingFault,
     TokenizerFault,
     find_fault,
-    mean_pooled,
 )
+from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.patterns import describe, growth
+from xlmr_core.parity.simulate import SENTENCE, Cause, Run, Simulator, one_mask
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
-# No product of queries and keys is so low: a score below it is a mask's, written as -inf, finfo.min, -1e9 or -1e4.
-HIDDEN = -5e3
-IDS, MASK, SENTENCE = "input_ids", "attention_mask", "sentence.mean"
-Cause = Fault | PoolingFault
+IDS, MASK = "input_ids", "attention_mask"
+DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
 AnyCause = Cause | TokenizerFault
+# Why a search ended: nothing differs any more; no fault moves the difference; as many were found as were asked for;
+# what follows is drawn at random; the dump has NaN or infinity there, which no fault gives.
+Stop = Literal["explained", "unexplained", "most", "chance", "not finite"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,7 @@ class Diagnosis:
     looks_like: tuple[str, ...]  # what the error there looks like
     agrees: int  # sites that agree without any fault
     compared: int
+    stop: Stop  # why the search ended
 
     @property
     def ok(self) -> bool:
@@ -121,15 +117,20 @@ class Diagnosis:
         for finding in self.findings:
             lines += ["", *_finding_lines(finding)]
         if self.site is not None:
-            beside = "the faults above do" if self.findings else "no fault of the catalogue does"
-            lines += ["", f"unexplained from {self.site} on: {beside} not give these numbers"]
-            if not self.findings:
-                lines[-1] = f"unexplained from {self.site} on: no fault of the catalogue gives these numbers"
-            lines += [f"  {line}" for line in self.looks_like]
-        elif self.findings:
+            lines += ["", f"unexplained from {self.site} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
+        elif self.stop == "chance":
+            lines += ["", "what follows is not compared: dropout is drawn at random"]
+        else:
             these = "this" if len(self.findings) == 1 else "these"
             lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every site"]
         return "\n".join(lines)
+
+    def _why(self) -> str:
+        if self.stop == "not finite":
+            return "the search stops here, because no fault of the catalogue gives NaN or infinity"
+        if self.findings:
+            return "the faults above do not give these numbers"
+        return "no fault of the catalogue gives these numbers"
 
     def to_json(self) -> str:
         """The same for programs."""
@@ -143,7 +144,7 @@ class Diagnosis:
             for finding in self.findings
         ]
         unexplained = None if self.site is None else {"site": self.site, "looks_like": self.looks_like}
-        found = {"ok": self.ok, "explained": self.explained, "first_site": self.first_site}
+        found = {"ok": self.ok, "explained": self.explained, "first_site": self.first_site, "stop": self.stop}
         return json.dumps(found | {"findings": findings, "unexplained": unexplained}, indent=1)
 
 
@@ -167,108 +168,6 @@ def _finding_lines(finding: Finding) -> list[str]:
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in values.items()}
-
-
-# ---- the model with faults in it -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the model with some faults computes in float64, and the same in the precision of a dump."""
-
-    expected: Dump
-    rounded: Dump
-    real: Tensor
-    dtype: torch.dtype
-
-    def compared(self, dump: Dump) -> Comparison:
-        """With the dump, at its sites: judged by what rounding alone does to this run."""
-        expected = {site: tensor for site, tensor in self.expected.items() if site in dump}
-        exact = dict.fromkeys(expected, 0.0)  # float64 is the truth here
-        floors = Floors({"float64": exact, name_of(self.dtype): {site: self._noise(site) for site in expected}})
-        # A site that only the dump has must still get its row.
-        return compare(expected or self.expected, dump, real=self.real, floors=floors)
-
-    def _noise(self, site: str) -> float:
-        """The largest error, and at least the last place of the largest value, if anything is rounded at all."""
-        error = _distance(site, self.rounded[site], self.expected[site], self.real)
-        values = elements(site, self.expected[site], self.real)
-        largest = float(values.where(values > HIDDEN, 0).abs().max())
-        return max(error, largest * torch.finfo(self.dtype).eps) if error else 0.0
-
-
-class Simulator:
-    """Our model on one batch, with any faults made in it: as truth in float64, and in the dump's own precision."""
-
-    def __init__(
-        self,
-        model: PretrainedModel,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        sites: Iterable[str],
-        dtype: torch.dtype,
-        top_ids: Tensor | None = None,
-        tick: Tick = no_tick,
-    ) -> None:
-        """sites: what to keep of a run. top_ids: (B, S, K), where logits are known by their top k alone.
-
-        tick: is told 1 for each run.
-        """
-        self.tick = tick
-        self.input_ids, self.attention_mask, self.dtype = input_ids.cpu(), attention_mask.cpu(), dtype
-        self.sites, self.top_ids = frozenset(sites), top_ids
-        self.dropout = model.config.hidden_dropout_prob
-        self._exact, self._rounded = _twin(model, torch.float64), _twin(model, dtype)
-
-    def run(self, causes: tuple[Cause, ...], sites: frozenset[str] | None = None) -> Run | None:
-        """None where the model has no such part to make a fault in. sites: by default those of the dump."""
-        self.tick(1)
-        sites = self.sites if sites is None else sites
-        try:
-            exact = self._captured(self._exact, causes, sites)
-            rounded = self._captured(self._rounded, causes, sites)
-        except ValueError:
-            return None
-        return Run(exact, rounded, self.attention_mask.bool(), self.dtype)
-
-    @torch.no_grad()
-    def _captured(self, model: PretrainedModel, causes: tuple[Cause, ...], sites: frozenset[str]) -> dict[str, Tensor]:
-        with ExitStack() as made:
-            for cause in causes:
-                if isinstance(cause, Fault):
-                    made.enter_context(cause.applied(model))
-            return self._run(model, causes, sites)
-
-    def _run(self, model: PretrainedModel, causes: tuple[Cause, ...], sites: frozenset[str]) -> dict[str, Tensor]:
-        pool = next((cause.pool for cause in causes if isinstance(cause, PoolingFault)), mean_pooled)
-        torch.manual_seed(0)  # for dropout that was left on
-        with model.capture("**") as seen:
-            out = model(self.input_ids, self.attention_mask)
-        reduced = with_reduced_logits(seen, self.top_ids)
-        found = {name: one_mask(name, tensor) for name, tensor in reduced.items() if name in sites}
-        if SENTENCE in sites:
-            found[SENTENCE] = pool(out.last_hidden_state, self.attention_mask)
-        return found
-
-
-def _twin(model: PretrainedModel, dtype: torch.dtype) -> PretrainedModel:
-    """A copy in eval mode on the CPU whose scores can be seen."""
-    twin = copy.deepcopy(model).to("cpu", dtype).eval()
-    for module in twin.modules():
-        if isinstance(module, SelfAttention):
-            module.fused = False
-    return twin
-
-
-def one_mask(site: str, tensor: Tensor) -> Tensor:
-    """Scores with the same number for every masked key, whatever number was written there."""
-    return tensor.clamp(min=HIDDEN) if site.endswith("attention.scores") else tensor
-
-
-def _distance(site: str, a: Tensor, b: Tensor, real: Tensor) -> float:
-    a, b = elements(site, a, real), elements(site, b, real)
-    distance = float((a - b).masked_fill(a == b, 0).abs().max())
-    return distance if math.isfinite(distance) else 0.0  # what overflows has no noise to measure
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------
@@ -296,84 +195,133 @@ def diagnose(
     """
     ids, mask, findings = _checked_ids(batch, dump, tokenizer)
     if findings and not findings[0].causes:
-        return Diagnosis((), IDS, _ids_look_like(batch, dump), 0, 1)
+        return Diagnosis((), IDS, _ids_look_like(batch, dump), 0, 1, "unexplained")
     top_ids = dump[TOP_IDS] if TOP_IDS in dump and LOGITS not in dump else None
     dump, dtype = checked_dump(model, dump, dtype)
-    simulator = Simulator(model, ids, mask, dump, dtype, top_ids, tick)
-    return search(simulator, dump, model, most=most, findings=findings)
+    with threads_by_size(model, ids.numel()):
+        simulator = Simulator(model, ids, mask, dump, dtype, top_ids, tick)
+        return search(simulator, dump, model, most=most, findings=findings)
 
 
 def search(
     simulator: Simulator, dump: Dump, model: PretrainedModel, *, most: int = 3, findings: Sequence[Finding] = ()
 ) -> Diagnosis:
     """As `diagnose`, for a dump that `checked_dump` has made ready for the simulator."""
-    found = list(findings)
-    made: tuple[Cause, ...] = ()
-    run = simulator.run(made)
+    run = simulator.run(())
     assert run is not None
-    comparison = run.compared(dump)
-    _check_shapes(comparison)
-    healthy = comparison
-    while (row := _first_wrong(comparison)) is not None and len(found) < most:
-        finding = _explanation(simulator, dump, model, made, comparison)
-        finding = finding or _dropout(simulator, dump, run, row, made)
+    state = _Search(simulator, dump, model, run, list(findings))
+    _check_shapes(state.comparison)
+    agrees = sum(row.ok for row in state.comparison.rows if row.site in dump)
+    stop = state.advance(most)
+    while stop is None:
+        stop = state.advance(most)
+    if state.wrong is None or stop == "chance":
+        return Diagnosis(tuple(state.found), None, (), agrees, len(dump), stop)
+    looks_like = _looks_like(dump, state.run, state.comparison, state.wrong, model)
+    site = _located(model, dump, state.wrong)
+    return Diagnosis(tuple(state.found), site, looks_like, agrees, len(dump), stop)
+
+
+@dataclass
+class _Search:
+    """How far a search has come."""
+
+    simulator: Simulator
+    dump: Dump
+    model: PretrainedModel
+    run: Run  # the model with the faults that were found
+    found: list[Finding]
+    made: tuple[Cause, ...] = ()  # those of `found` that are in `run`
+    comparison: Comparison = field(init=False)
+    wrong: Row | None = field(init=False)  # the first site where `run` does not give the dump
+
+    def __post_init__(self) -> None:
+        self.comparison = self.run.compared(self.dump)
+        self.wrong = _first_wrong(self.comparison.rows)
+
+    def advance(self, most: int) -> Stop | None:
+        """Finds one more mistake and makes it in the model, or tells why the search ends."""
+        if self.wrong is None:
+            return "explained"
+        if len(self.found) >= most:
+            return "most"
+        if not self.dump[self.wrong.site].isfinite().all() and self.wrong.verdict == "not finite":
+            return "not finite"
+        finding = _explanation(self, self.wrong)
         if finding is None:
-            break
-        found.append(replace(finding, told_apart_at=_told_apart_at(simulator, model, made, finding.causes)))
-        made = (*made, finding.causes[0])  # pyright: ignore[reportAssignmentType]
-        if finding.causes[0].name == "dropout_left_on":
-            comparison = Comparison(())  # what follows is chance
-            break
-        run = simulator.run(made)
+            finding = _dropout(self.simulator, self.dump, self.run, self.wrong)
+            self.found += [finding] if finding else []
+            return "chance" if finding else "unexplained"
+        cause = finding.causes[0]
+        assert not isinstance(cause, TokenizerFault)
+        run = self.simulator.run((*self.made, cause), self.run)
         assert run is not None
-        comparison = run.compared(dump)
-    agrees = sum(row.ok for row in healthy.rows if row.site in dump)
-    looks_like = _looks_like(dump, run, comparison, model) if row is not None and comparison.rows else ()
-    site = _located(model, dump, comparison) if row is not None and comparison.rows else None
-    return Diagnosis(tuple(found), site, looks_like, agrees, len(dump))
+        told_apart_at = _told_apart_at(self.simulator, self.model, self.made, finding.causes)
+        self.found.append(replace(finding, told_apart_at=told_apart_at))
+        self.made, self.run = (*self.made, cause), run
+        self.__post_init__()
+        return None
 
 
-def _explanation(
-    simulator: Simulator, dump: Dump, model: PretrainedModel, made: tuple[Cause, ...], comparison: Comparison
-) -> Finding | None:
+def _explanation(state: _Search, wrong: Row) -> Finding | None:
     """The faults that move the first difference furthest down; best, there is none left. Likely places first.
 
-    Last comes each fault of a layer in that layer alone, where none that is made in every layer explains all.
+    Last comes each fault of a layer in that layer only, where none that is made in every layer explains all.
     """
+    simulator, dump, model = state.simulator, state.dump, state.model
     order = in_reading_order(dump)
-    row = _first_wrong(comparison)
-    assert row is not None
-    start = order.index(row.site)
-    between = _between(model, order[start - 1] if start else None, row.site)
+    start = order.index(wrong.site)
+    between = _between(model, order[start - 1] if start else None, wrong.site)
     everything = [*FAULTS, *(POOLING_FAULTS if SENTENCE in dump else ())]
     visible = [fault for fault in everything if not isinstance(fault, Fault) or fault.shows == "outputs"]
-    candidates = [fault for fault in visible if fault not in made]
+    candidates = [
+        fault
+        for fault in visible
+        if fault not in state.made
+        and fault is not DROPOUT
+        and simulator.part_of(fault.site) <= simulator.part_of(wrong.site)  # it can change the first wrong site
+    ]
     near = [fault for fault in candidates if _resolved(fault.site, model) in between]
-    reached: dict[Cause, tuple[int, Comparison]] = {}
-    alone = _in_its_layer(row.site, model)
-    for group in (near, [fault for fault in candidates if fault not in near], alone):
+    reached: dict[Cause, tuple[int, tuple[Row, ...]]] = {}
+    only_here = _in_its_layer(wrong.site, model)
+    for group in (near, [fault for fault in candidates if fault not in near], only_here):
         for fault in group:
-            run = simulator.run((*made, fault))
-            if run is None or _first_wrong(run.compared({row.site: dump[row.site]})):
-                continue  # it does not even mend the first wrong site
-            then = run.compared(dump)
-            wrong = _first_wrong(then)
-            reached[fault] = len(order) if wrong is None else order.index(wrong.site), then
+            run = simulator.run((*state.made, fault), state.run)
+            rows = _mended(simulator, run, dump, wrong) if run else None
+            if rows is not None:
+                then = _first_wrong(rows)
+                reached[fault] = len(order) if then is None else order.index(then.site), rows
         if any(end == len(order) for end, _ in reached.values()):
             break
     furthest = max((end for end, _ in reached.values()), default=start)
     if furthest <= start:
         return None
-    best = {fault: then for fault, (end, then) in reached.items() if end == furthest}
+    best = {fault: rows for fault, (end, rows) in reached.items() if end == furthest}
     explained = set(order[:furthest])
     causes = sorted(best, key=lambda fault: _remoteness(best[fault], explained))
-    before = {row.site: row.max_abs for row in comparison.rows}
+    before = {row.site: row.max_abs for row in state.comparison.rows}
     evidence = tuple(
         Evidence(row.site, before.get(row.site, math.nan), row.max_abs, row.allowed or 0.0)
-        for row in best[causes[0]].rows
+        for row in best[causes[0]]
         if row.site in explained and order.index(row.site) >= start
     )
-    return Finding(_located(model, dump, comparison), tuple(causes), evidence)
+    return Finding(_located(model, dump, wrong), tuple(causes), evidence)
+
+
+def _mended(simulator: Simulator, run: Run, dump: Dump, wrong: Row) -> tuple[Row, ...] | None:
+    """The sites from the first that the run may change to the first wrong one; None if that is not behind `wrong`."""
+    order = in_reading_order(dump)
+    rows: tuple[Row, ...] = ()
+    for index in range(run.start, simulator.count):
+        rows += run.rows(dump, index)
+        first = _first_wrong(rows)
+        if first is not None:
+            return rows if order.index(first.site) > order.index(wrong.site) else None
+        if index == simulator.part_of(wrong.site):
+            if any(row.site == wrong.site and (row.allowed or 0.0) >= wrong.max_abs for row in rows):
+                return None  # rounding errors as large as the difference: this run would agree with anything
+            run.parts(simulator.count)  # all that is left at once: faults are made and lifted once
+    return rows
 
 
 def _told_apart_at(
@@ -383,8 +331,9 @@ def _told_apart_at(
     if len(causes) == 1:
         return ()
     taps = frozenset(tap.name for tap in model.taps())
-    first, *others = (simulator.run((*made, cause), taps) for cause in causes)  # pyright: ignore[reportArgumentType]
-    rows = [_first_wrong(first.compared(other.rounded)) if first and other else None for other in others]
+    mistakes = [cause for cause in causes if not isinstance(cause, TokenizerFault)]
+    first, *others = (simulator.run((*made, cause), sites=taps) for cause in mistakes)
+    rows = [_first_wrong(first.compared(other.rounded).rows) if first and other else None for other in others]
     return tuple(row.site if row else None for row in rows)
 
 
@@ -397,25 +346,23 @@ def _in_its_layer(site: str, model: PretrainedModel) -> list[Fault]:
     return [fault.in_layer(int(parts[1])) for fault in inside]
 
 
-def _remoteness(comparison: Comparison, sites: set[str]) -> float:
+def _remoteness(rows: Sequence[Row], sites: set[str]) -> float:
     """The largest difference in units of what rounding explains. Rounded, so that equal numbers are a tie."""
-    ratios = [row.max_abs / row.allowed for row in comparison.rows if row.site in sites and row.allowed]
+    ratios = [row.max_abs / row.allowed for row in rows if row.site in sites and row.allowed]
     return round(max(ratios, default=0.0), 3)
 
 
-def _first_wrong(comparison: Comparison) -> Row | None:
+def _first_wrong(rows: Sequence[Row]) -> Row | None:
     """The first tensor of the dump that is not what the model gives; a layer that the model lacks is wrong, too."""
-    for row in comparison.rows:
+    for row in rows:
         surplus = row.verdict == "extra" and row.site.startswith("layers.")
         if surplus or row.verdict not in ("equal", "ok", "missing", "extra"):
             return row
     return None
 
 
-def _located(model: PretrainedModel, dump: Dump, comparison: Comparison) -> str:
+def _located(model: PretrainedModel, dump: Dump, row: Row) -> str:
     """The first wrong site; where the dump lacks a whole layer before it, that layer's first."""
-    row = _first_wrong(comparison)
-    assert row is not None
     order = in_reading_order(dump)
     start = order.index(row.site)
     kinds = {_kind(site) for site in dump}
@@ -442,14 +389,13 @@ def _resolved(site: str, model: PretrainedModel) -> str:
     return site.replace("layers.-1.", f"layers.{model.config.num_hidden_layers - 1}.")
 
 
-def _looks_like(dump: Dump, run: Run, comparison: Comparison, model: PretrainedModel) -> tuple[str, ...]:
-    row = _first_wrong(comparison)
-    assert row is not None
-    if row.site not in run.expected:
+def _looks_like(dump: Dump, run: Run, comparison: Comparison, row: Row, model: PretrainedModel) -> tuple[str, ...]:
+    expected = run.expected.get(row.site)
+    if expected is None:
         return ("the model has nothing here",)
     lines = describe(
         row.site,
-        run.expected[row.site],
+        expected,
         dump[row.site],
         run.real,
         heads=model.config.num_attention_heads,
@@ -468,18 +414,21 @@ def relative_errors_by_layer(comparison: Comparison) -> dict[int, float]:
     }
 
 
-def _dropout(simulator: Simulator, dump: Dump, run: Run, row: Row, made: tuple[Cause, ...]) -> Finding | None:
-    """Dropout cannot be simulated, for it is chance, but what it leaves at the embeddings can be checked."""
+def _dropout(simulator: Simulator, dump: Dump, run: Run, row: Row) -> Finding | None:
+    """Dropout cannot be simulated, for it is drawn at random, but what it leaves at the embeddings can be checked."""
     if row.site != "embeddings.output":
         return None
     keep = 1 - simulator.dropout
     kept = dump[row.site] != 0
-    expected, real = run.expected[row.site] * kept / keep, run.real
-    distance = _distance(row.site, dump[row.site], expected, real)
-    allowed = (row.allowed or 0.0) / max(keep, 1e-9)
-    if keep in (0, 1) or kept.all() or distance > allowed:
+    if keep in (0, 1) or kept.all():
         return None
-    return Finding(row.site, (find_fault("dropout_left_on"),), (Evidence(row.site, row.max_abs, distance, allowed),))
+    allowed = (row.allowed or 0.0) / keep
+    expected = run.expected[row.site] * kept / keep
+    difference = elements(row.site, dump[row.site], run.real) - elements(row.site, expected, run.real)
+    distance = float(difference.abs().max())
+    if distance > allowed:
+        return None
+    return Finding(row.site, (DROPOUT,), (Evidence(row.site, row.max_abs, distance, allowed),))
 
 
 # ---- the dump --------------------------------------------------------------------------------------------------------

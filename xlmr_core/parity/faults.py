@@ -90,7 +90,6 @@ class Fault:
         return replace(
             self,
             name=f"{self.name} in layer {layer} alone",
-            cause=f"in layer {layer} alone: {self.cause}",
             site=self.site.replace("layers.0.", f"layers.{layer}."),
             patch=patch,
         )
@@ -136,17 +135,17 @@ def _override(undo: ExitStack, owner: nn.Module, method: str, replacement: Calla
     setattr(owner, method, replacement)  # on the instance: it hides the method of the class
 
 
-def _overwrite(undo: ExitStack, tensor: Tensor, value: Tensor) -> None:
-    before, value = tensor.detach().clone(), value.detach().clone()  # `value` may be a view of `tensor`
-    undo.callback(tensor.data.copy_, before)
-    tensor.data.copy_(value)
+def _replace(undo: ExitStack, parameter: Tensor, value: Tensor) -> None:
+    """Gives the parameter other values. The old ones are kept, not overwritten: other copies may share them."""
+    undo.callback(setattr, parameter, "data", parameter.data)
+    parameter.data = value.detach().to(parameter).expand_as(parameter).contiguous()
 
 
 def _exchange(undo: ExitStack, left: nn.Module, right: nn.Module) -> None:
-    for (_, a), (_, b) in zip(list(left.named_parameters()), list(right.named_parameters()), strict=True):
-        old = a.detach().clone()
-        _overwrite(undo, a, b)
-        _overwrite(undo, b, old)
+    for a, b in zip(list(left.parameters()), list(right.parameters()), strict=True):
+        old = a.data
+        _replace(undo, a, b)
+        _replace(undo, b, old)
 
 
 def _change_output(undo: ExitStack, module: nn.Module, rule: Callable[[Tensor], Tensor]) -> None:
@@ -176,7 +175,7 @@ def _bias_missing(kind: type[nn.Module], name: str) -> Patch:
             module = part.get_submodule(name)
             if isinstance(module, nn.Identity):
                 raise ValueError(f"the model has no {name} in its {kind.__name__} to make this fault in")
-            _overwrite(undo, module.get_parameter("bias"), torch.zeros(()))
+            _replace(undo, module.get_parameter("bias"), torch.zeros(()))
 
     return patch
 
@@ -318,7 +317,7 @@ def _embeddings_scaled(model: PretrainedModel, undo: ExitStack) -> None:
 
 def _token_type_missing(model: PretrainedModel, undo: ExitStack) -> None:
     for embeddings in _parts(model, Embeddings):
-        _overwrite(undo, embeddings.token_type_embeddings.weight, torch.zeros(()))
+        _replace(undo, embeddings.token_type_embeddings.weight, torch.zeros(()))
 
 
 def _token_type_twice(model: PretrainedModel, undo: ExitStack) -> None:
@@ -344,7 +343,7 @@ def _position_rows_shifted(model: PretrainedModel, undo: ExitStack) -> None:
     unused = model.config.pad_token_id + 1
     for embeddings in _parts(model, Embeddings):
         table = embeddings.position_embeddings.weight
-        _overwrite(undo, table[unused:], table[:-unused])
+        _replace(undo, table, torch.cat([table[:unused], table[:-unused]]))
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
@@ -371,7 +370,7 @@ def _norm_over_tokens(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 def _transposed_weights(model: PretrainedModel, undo: ExitStack) -> None:
     for attention in _parts(model, SelfAttention):
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
-            _overwrite(undo, linear.weight, linear.weight.T)
+            _replace(undo, linear.weight, linear.weight.T)
 
 
 def _reshaped(method: str, reshape: Callable[[XLMRobertaConfig, Tensor], Tensor]) -> Patch:
@@ -516,7 +515,7 @@ def _mean_everywhere(hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Te
 def _answer_ends_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
     for answerer in _parts(model, XLMRobertaForQuestionAnswering):
         for parameter in answerer.qa_outputs.parameters():
-            _overwrite(undo, parameter, parameter.flip(0))
+            _replace(undo, parameter, parameter.flip(0))
 
 
 # ---- precision and training ------------------------------------------------------------------------------------------
@@ -524,7 +523,7 @@ def _answer_ends_exchanged(model: PretrainedModel, undo: ExitStack) -> None:
 
 def _weights_float16(model: PretrainedModel, undo: ExitStack) -> None:
     for parameter in model.parameters():
-        _overwrite(undo, parameter, parameter.half())
+        _replace(undo, parameter, parameter.half())
 
 
 def _dropout_left_on(model: PretrainedModel, undo: ExitStack) -> None:

@@ -23,7 +23,7 @@ from xlmr_core.parity.gradients import GRADIENT, LOSSES
 
 STRICT = ConfigDict(strict=True, extra="forbid")  # no text for a number, no unknown key
 INPUTS = ("input_ids", "attention_mask")
-JSON_LIMIT = 16 * 2**20  # bytes of a metadata text, a map or a table of floors; those of XXL have less than 5 MB
+JSON_LIMIT = 16 * 2**20  # bytes of a metadata text, a map or a table of floors; those of XXL have less than 10 MB
 MOST_NAMES = 10_000  # entries of one list or table; a trace of XXL with gradients has 1,500 sites
 MOST_LAYERS = 1_000
 MOST_STEPS = 1_000  # of training: each is run again for a comparison

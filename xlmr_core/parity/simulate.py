@@ -1,0 +1,296 @@
+"""Our model with faults in it, computed part by part, and only as far as somebody looks.
+
+The parts are the embeddings, each layer, and all that is above the layers. A fault changes nothing below the part of
+its site, so a run with a fault begins there, with what the run without it has below. Most candidates of a search are
+wrong after one part, and no other part of them is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlmr_core.checkpoint.writing import Tick, no_tick
+from xlmr_core.kernels import batch_of
+from xlmr_core.model import XLMRobertaModel, position_ids_from
+from xlmr_core.parity.compare import (
+    HIDDEN,
+    LOGITS,
+    LOGSUMEXP,
+    TOP,
+    Comparison,
+    Dump,
+    Floors,
+    Row,
+    compare,
+    elements,
+    in_reading_order,
+    name_of,
+    with_reduced_logits,
+)
+from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
+from xlmr_core.parity.floors import REPEATS, perturbed, variant
+from xlmr_core.pretrained import PretrainedModel
+
+SENTENCE = "sentence.mean"
+# Perturbed runs go through the model as more rows of the batch. Many tokens have many errors at each tap, of which the
+# largest is steady: there the number of rows is kept down.
+MOST_TOKENS = 512
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+Cause = Fault | PoolingFault
+
+
+@dataclass(frozen=True)
+class Part:
+    """The embeddings, one layer, or all that is above the layers, of one run."""
+
+    expected: Dump  # in float64
+    noise: dict[str, float]  # tap -> the largest error of the runs in the precision of the dump
+    exact: Tensor  # (B, S, H): what the next part reads, in float64
+    rounded: Tensor  # (R * B, S, H): the same in the precision of the dump, of each of R runs
+
+
+class Run:
+    """The model with some faults in it: the truth in float64, and how far rounding takes the same model from it."""
+
+    def __init__(
+        self, simulator: Simulator, causes: tuple[Cause, ...], below: Run | None, sites: frozenset[str]
+    ) -> None:
+        self._simulator, self._causes, self._sites = simulator, causes, sites
+        self.start = simulator.part_of(causes[-1].site) if below else 0
+        self._parts = below.parts(self.start) if below else []
+
+    def parts(self, count: int) -> list[Part]:
+        """The first `count` parts. Raises ValueError if the model has no such part to make a fault in."""
+        if count > len(self._parts):
+            with self._simulator.made(self._causes):
+                while len(self._parts) < count:
+                    self._parts.append(self._simulator.computed(self._causes, self._parts, self._sites))
+        return self._parts[:count]
+
+    @property
+    def expected(self) -> dict[str, Tensor]:
+        """Every tap in float64."""
+        return {site: tensor for part in self.parts(self._simulator.count) for site, tensor in part.expected.items()}
+
+    @property
+    def rounded(self) -> dict[str, Tensor]:
+        """The same as a dump."""
+        return {site: tensor.to(self._simulator.dtype) for site, tensor in self.expected.items()}
+
+    @property
+    def real(self) -> Tensor:
+        """(B, S): True for real tokens."""
+        return self._simulator.real
+
+    def compared(self, dump: Dump) -> Comparison:
+        """With the dump, at its sites: judged by what rounding alone does to this run."""
+        self.parts(self._simulator.count)  # all at once: faults are made and lifted once
+        return Comparison(tuple(row for i in range(self._simulator.count) for row in self.rows(dump, i)))
+
+    def rows(self, dump: Dump, index: int) -> tuple[Row, ...]:
+        """The comparison of one part."""
+        dump = {site: tensor for site, tensor in dump.items() if self._simulator.part_of(site) == index}
+        part = self.parts(index + 1)[index]
+        expected = {site: tensor for site, tensor in part.expected.items() if site in dump}
+        if not expected:  # a layer that this run lacks
+            return tuple(Row(site, "extra", tuple(dump[site].shape)) for site in in_reading_order(dump))
+        return compare(expected, dump, real=self.real, floors=self._simulator.floors(part.noise)).rows
+
+
+class Simulator:
+    """Our model on one batch, with any faults made in it."""
+
+    def __init__(
+        self,
+        model: PretrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        sites: Iterable[str],
+        dtype: torch.dtype,
+        top_ids: Tensor | None = None,
+        tick: Tick = no_tick,
+    ) -> None:
+        """Copies the model to float64 and to `dtype`.
+
+        Args:
+            model: Is left as it is.
+            input_ids: (B, S).
+            attention_mask: (B, S).
+            sites: What to keep of a run.
+            dtype: Of the dump, whose rounding is measured.
+            top_ids: (B, S, K), where logits are known by their top k only.
+            tick: Is called with 1 for each run.
+        """
+        self.tick = tick
+        self.input_ids, self.attention_mask, self.dtype = input_ids.cpu(), attention_mask.cpu(), dtype
+        self.real = self.attention_mask.bool()
+        self.sites, self.top_ids = frozenset(sites), top_ids
+        self.dropout = model.config.hidden_dropout_prob
+        self.layers = model.config.num_hidden_layers
+        self.count = self.layers + 2  # parts
+        self.repeats = min(1 + REPEATS, max(2, MOST_TOKENS // self.real.numel()))
+        self._exact, self._rounded = (variant(model, kind, "eager", "cpu") for kind in (torch.float64, dtype))
+
+    def run(
+        self, causes: tuple[Cause, ...], below: Run | None = None, sites: frozenset[str] | None = None
+    ) -> Run | None:
+        """The model with `causes` in it, as far as the first part that the last of them changes.
+
+        Args:
+            causes: In the order in which they are made.
+            below: The run without the last cause, of the same sites; by default, all is computed.
+            sites: What to keep; by default the sites of the dump.
+
+        Returns:
+            None where the model has no such part to make a fault in.
+        """
+        self.tick(1)
+        try:
+            run = Run(self, causes, below, self.sites if sites is None else sites)
+            run.parts(run.start + 1)
+        except ValueError:
+            return None
+        return run
+
+    def part_of(self, site: str) -> int:
+        """The number of the part that a tap lies in."""
+        if site.startswith("embeddings."):
+            return 0
+        if site.startswith("layers."):
+            return int(site.split(".")[1]) % self.layers + 1  # layer -1 is the last
+        return self.layers + 1
+
+    def floors(self, noise: dict[str, float]) -> Floors:
+        """What `check` allows between a trace in float32 and a dump: here, too, each of the two errs on its own.
+
+        float64 stands in for the trace, with the floor that float32 has: rounding errors scale with eps.
+        """
+        ratio = FLOAT32_EPS / torch.finfo(self.dtype).eps
+        of_trace = {site: error * ratio for site, error in noise.items()}
+        return Floors({"float64": of_trace, name_of(self.dtype): noise})
+
+    @contextmanager
+    def made(self, causes: tuple[Cause, ...]) -> Generator[None, None, None]:
+        """Both copies have these faults in them while the context is open. Raises ValueError where they cannot."""
+        with ExitStack() as stack:
+            for cause in causes:
+                for model in (self._exact, self._rounded):
+                    if isinstance(cause, Fault):
+                        stack.enter_context(cause.applied(model))
+            yield
+
+    @torch.no_grad()
+    def computed(self, causes: tuple[Cause, ...], below: list[Part], sites: frozenset[str]) -> Part:
+        """The part above those, while these faults are made."""
+        pool = next((cause.pool for cause in causes if isinstance(cause, PoolingFault)), mean_pooled)
+        index, repeats, rows = len(below), self.repeats, len(self.real)
+        ids, mask, top_ids = self.input_ids, self.attention_mask, self.top_ids
+        if index == 0:
+            expected, exact = _embedded(self._exact, sites, ids)
+            runs: list[tuple[dict[str, Tensor], Tensor]] = []
+            for seed in range(repeats):  # one by one: positions may be counted through the batch
+                with perturbed(self._rounded, seed=seed, kept=0 if seed else rows):
+                    runs.append(_embedded(self._rounded, sites, ids))
+            found = {site: torch.cat([seen[site] for seen, _ in runs]) for site in expected}
+            rounded = torch.cat([hidden for _, hidden in runs])
+        elif index <= self.layers:
+            expected, exact = _through_layer(self._exact, sites, index - 1, below[-1].exact, mask)
+            with perturbed(self._rounded, seed=index, kept=rows):
+                found, rounded = _through_layer(
+                    self._rounded, sites, index - 1, below[-1].rounded, mask.repeat(repeats, 1)
+                )
+        else:
+            exact, rounded = below[-1].exact, below[-1].rounded
+            expected = _above(self._exact, sites, exact, ids, mask, top_ids, pool)
+            with perturbed(self._rounded, seed=index, kept=rows):
+                many = None if top_ids is None else top_ids.repeat(repeats, 1, 1)
+                found = _above(
+                    self._rounded, sites, rounded, ids.repeat(repeats, 1), mask.repeat(repeats, 1), many, pool
+                )
+        noise = {site: self._noise(site, found[site], tensor) for site, tensor in expected.items()}
+        return Part(expected, noise, exact, rounded)
+
+    def _noise(self, site: str, rounded: Tensor, expected: Tensor) -> float:
+        """The largest error of all runs; 0 where there is an overflow, which has no error to measure."""
+        runs = elements(site, rounded, self.real.repeat(self.repeats, 1)).unflatten(0, (self.repeats, -1))
+        truth = elements(site, expected, self.real)
+        error = float((runs - truth).masked_fill(runs == truth, 0).abs().max())
+        return error if math.isfinite(error) else 0.0
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _embedded(model: PretrainedModel, sites: frozenset[str], ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    positions = position_ids_from(ids, model.config.pad_token_id)
+    with model.capture("embeddings.**") as seen:
+        hidden = _encoder(model).embeddings(ids, torch.zeros_like(ids), positions)
+    return {site: tensor for site, tensor in seen.items() if site in sites}, hidden
+
+
+def _through_layer(
+    model: PretrainedModel, sites: frozenset[str], layer: int, hidden: Tensor, mask: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    with model.capture(f"layers.{layer}.**") as seen:
+        hidden = _encoder(model).layers[layer](hidden, batch_of(mask, None))
+    return {site: one_mask(site, tensor) for site, tensor in seen.items() if site in sites}, hidden
+
+
+def _above(
+    model: PretrainedModel,
+    sites: frozenset[str],
+    hidden: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    top_ids: Tensor | None,
+    pool: Any,
+) -> dict[str, Tensor]:
+    wanted = sites | {LOGITS} if sites & {TOP, LOGSUMEXP} else sites
+    names = [tap.name for tap in model.taps() if tap.name in wanted]
+    names = [name for name in names if not name.startswith(("embeddings.", "layers."))]
+    with _given(_encoder(model), hidden), model.capture(*names) as seen:
+        out: Any = model(ids, mask)
+    found = {site: tensor for site, tensor in with_reduced_logits(seen, top_ids).items() if site in sites}
+    if SENTENCE in sites:
+        found[SENTENCE] = pool(out.last_hidden_state, mask)
+    return found
+
+
+def _encoder(model: PretrainedModel) -> XLMRobertaModel:
+    encoder = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
+    assert isinstance(encoder, XLMRobertaModel)
+    return encoder
+
+
+class _Given(nn.Module):
+    """Stands in for the embeddings and gives what the last layer gave."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_ids: Tensor) -> Tensor:
+        return self.hidden
+
+
+@contextmanager
+def _given(encoder: XLMRobertaModel, hidden: Tensor) -> Generator[None, None, None]:
+    """The encoder takes `hidden` for the output of its last layer while the context is open."""
+    embeddings, layers = encoder.embeddings, encoder.layers
+    encoder.embeddings, encoder.layers = _Given(hidden), nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        encoder.embeddings, encoder.layers = embeddings, layers
+
+
+def one_mask(site: str, tensor: Tensor) -> Tensor:
+    """Scores with the same number for every masked key, whatever number was written there."""
+    return tensor.clamp(min=HIDDEN) if site.endswith("attention.scores") else tensor
