@@ -239,7 +239,7 @@ def saved(content: Any, *, zipped: bool) -> bytes:
 def fairseq() -> dict[str, Any]:
     """What fairseq keeps beside the tensors, and one of these, which tells the size of the vocabulary."""
     words = {"decoder.sentence_encoder.embed_tokens.weight": torch.zeros(9, 4)}
-    return {"args": argparse.Namespace(**settings_for(CONFIG)), "model": words}
+    return {"args": argparse.Namespace(**settings_for(CONFIG, (), "fairseq")), "model": words}
 
 
 def indexed(shards: dict[str, str]) -> bytes:

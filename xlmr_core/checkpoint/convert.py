@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlmr_core.atomic import folder_written_as
 from xlmr_core.checkpoint.cache import check_link
-from xlmr_core.checkpoint.fairseq import dictionary_of, pieces_of, settings_for
+from xlmr_core.checkpoint.fairseq import dictionary_of, notes_for, pieces_of, settings_for
 from xlmr_core.checkpoint.files import (
     CONFIG,
     DICTIONARY,
@@ -145,7 +145,8 @@ def convert(
     if losses:
         raise CheckpointError("\n".join([f"{files.weights} cannot be converted to {to}:", *losses]))
     entries = _entries(exports, kept, dtype)
-    settings = settings_for(plan.config) if to.startswith("fairseq") else None
+    is_fairseq = to.startswith("fairseq")
+    settings = settings_for(plan.config, plan.groups, to) if is_fairseq else None
     tokenizer, no_tokenizer = _tokenizer_files(files.weights.parent, files.root)
     sentence = _sentence(files, to)
 
@@ -182,6 +183,7 @@ def convert(
             *_rounding(kept, entries),
             *((FOLDED,) if folded else ()),
             *no_tokenizer,
+            *(notes_for(plan.config, plan.groups, to) if is_fairseq else ()),
             *sentence.notes,
         ),
     )

@@ -1,6 +1,6 @@
 """What fairseq keeps beside the tensors: settings in place of a config.json, and dict.txt."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,29 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_pytorch_tanh",
     "gelu_fast": "gelu_pytorch_tanh",
     "relu": "relu",
-    "swish": "silu",
 }
+# What fairseq's code reads and this model has no choice of: written as it must be, refused where it is something else.
+FIXED = {
+    "no_scale_embedding": True,  # otherwise the word vectors are multiplied by sqrt(hidden size)
+    "no_token_positional_embeddings": False,
+    "encoder_learned_pos": True,
+    "adaptive_input": False,
+    "encoder_layers_to_keep": None,  # otherwise fairseq leaves out layers of the file when it loads
+    "decoder_layers_to_keep": None,  # what 0.9 makes of it
+    "quant_noise_scalar": 0,  # otherwise fairseq rounds weights and activations to 8 bits, in eval mode too
+    "spectral_norm_classification_head": False,
+}
+# What fairseq's code reads besides: `seed` in the task, `quant_noise_pq` in 0.10's encoder, both without a default.
+UNTRAINED = {
+    "seed": 1,
+    "activation_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "quant_noise_pq": 0,
+    "quant_noise_pq_block_size": 8,
+}
+TRAINING_ONLY = ("activation_dropout", "encoder_layerdrop")  # of the settings that this model has no place for
+LM_HEAD_ACTIVATION = "gelu"  # of this model's LM head, whatever hidden_act says: as in transformers
+HEAD_ACTIVATION = "tanh"  # of its classification head
 # Without settings all but the number of heads follows from the shapes. By hidden size: base, large, XL, XXL.
 PUBLISHED_HEADS = {768: 12, 1024: 16, 2560: 32, 4096: 32}
 WORD_TABLES = ("embed_tokens.weight", "token_embedding.weight")
@@ -36,6 +57,8 @@ UP_PROJECTIONS = ("layers.0.fc1.weight", "layers.0.residual_mlp.mlp.0.weight", "
 LAST_OF_LAYER = (".final_layer_norm.weight", ".norm2.weight")
 CLASSIFIER = (".out_proj.weight",)
 FINAL_NORM = ("sentence_encoder.layer_norm.weight",)
+EMBEDDING_NORM = ("sentence_encoder.layernorm_embedding.weight",)  # since 1.0
+LM_HEAD = ("lm_head.dense.weight",)
 SPECIALS = 4  # <s>, <pad>, </s>, <unk> come before the lines of dict.txt; <mask> follows them
 
 
@@ -46,13 +69,14 @@ def config_from(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor
     that width. Raises CheckpointError, naming the file, for what is missing or cannot be.
     """
     way_out = "Put a config.json beside it"
+    check_settings(settings, tensors, path)
     try:
         values = _from_settings(settings) if settings else _from_shapes(tensors)
         values["vocab_size"] = _table(tensors, WORD_TABLES).shape[0]
         values["labels"] = _labels(tensors)
         return XLMRobertaConfig(
             **values,
-            norm_first=any(key.endswith(FINAL_NORM) for key in tensors),
+            norm_first=_has(tensors, FINAL_NORM),
             layer_norm_eps=EPS,
             pad_token_id=PAD,
         )
@@ -60,18 +84,59 @@ def config_from(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor
         raise CheckpointError(f"{path} does not tell its architecture: {error}. {way_out}") from error
 
 
-def note_on(settings: Mapping[str, Any] | None) -> str:
+def check_settings(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError, naming the file, for a setting under which fairseq computes what this model does not.
+
+    A config.json beside the file does not help: it has no field for these.
+    """
+    settings = settings or {}
+    problems = [
+        f"{name} {settings[name]!r} where this model has {value!r}"
+        for name, value in FIXED.items()
+        if settings.get(name) is not None and (settings[name] or value) and settings[name] != value
+    ]
+    activation, head_activation = settings.get("activation_fn"), settings.get("pooler_activation_fn")
+    if _has(tensors, LM_HEAD) and activation not in (None, LM_HEAD_ACTIVATION):
+        problems.append(
+            f"activation_fn {activation!r}, which in fairseq is the LM head's too; the LM head here has exact GELU. "
+            "Without the keys of its LM head the file can be read as an encoder"
+        )
+    if any(key.startswith("classification_heads.") for key in tensors) and head_activation not in (
+        None,
+        HEAD_ACTIVATION,
+    ):
+        problems.append(
+            f"pooler_activation_fn {head_activation!r}, which is its classification head's; the head here has tanh. "
+            "Without the keys of the head the file can be read"
+        )
+    if settings.get("encoder_normalize_before") and _has(tensors, EMBEDDING_NORM):
+        problems.append(
+            "encoder_normalize_before True, and yet a norm of the embeddings: a pre-norm model has none here"
+        )
+    if problems:
+        raise CheckpointError(f"{path} cannot be loaded: fairseq's settings in it say {'; and '.join(problems)}")
+
+
+def note_on(settings: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Where the config came from, for a report."""
-    if settings:
-        return f"note: the config was read from fairseq's settings in the file, with layer-norm eps {EPS}"
+    if not settings:
+        return (
+            "note: the file has no config and no settings: sizes are those of its shapes; heads are those of the "
+            f"published model of that width; exact GELU, dropout 0.1 and layer-norm eps {EPS} are assumed",
+        )
+    trained_with = ", ".join(f"{name} {settings[name]}" for name in TRAINING_ONLY if settings.get(name))
     return (
-        "note: the file has no config and no settings: sizes are those of its shapes; heads are those of the published "
-        f"model of that width; exact GELU, dropout 0.1 and layer-norm eps {EPS} are assumed"
+        f"note: the config was read from fairseq's settings in the file, with layer-norm eps {EPS}",
+        *((f"note: it was trained with {trained_with}, which this model does not have",) if trained_with else ()),
     )
 
 
-def settings_for(config: XLMRobertaConfig) -> dict[str, Any]:
-    """fairseq's settings for a config. Raises CheckpointError for what fairseq cannot express."""
+def settings_for(config: XLMRobertaConfig, groups: Collection[str], target: str) -> dict[str, Any]:
+    """fairseq's settings for a file with these groups, to be written in the layout `target`.
+
+    They are all that the code of 0.9.0, 0.10.2, 0.12.2 and the last state of its repository reads to build the model,
+    with and without a default. Raises CheckpointError for what fairseq cannot express.
+    """
     defaults = (config.bos_token_id, config.pad_token_id, config.eos_token_id)
     if config.layer_norm_eps != EPS or defaults != (0, 1, 2):
         raise CheckpointError(
@@ -79,21 +144,45 @@ def settings_for(config: XLMRobertaConfig) -> dict[str, Any]:
             f"{config.layer_norm_eps} and {', '.join(map(str, defaults))}: it would give other numbers there"
         )
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    activation = activations.get(config.hidden_act)
+    if activation is None:
+        raise CheckpointError(f"fairseq has no activation_fn that is hidden_act {config.hidden_act!r}")
+    if "lm_head" in groups and activation != LM_HEAD_ACTIVATION:
+        raise CheckpointError(
+            f"fairseq uses activation_fn in the LM head too: with hidden_act {config.hidden_act!r} it would give other "
+            "logits. Leave lm_head out on purpose (drop), or choose another layout"
+        )
+    if target == "fairseq-0.9" and not config.tie_word_embeddings:
+        raise CheckpointError("fairseq 0.9 always ties the decoder to the word table: choose another layout")
+    own = config.classifier_dropout
     return {
         "arch": "roberta_base" if config.num_hidden_layers <= 12 else "roberta_large",
         "task": "multilingual_masked_lm",
         **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
-        "activation_fn": activations[config.hidden_act],
-        "activation_dropout": 0.0,
-        "pooler_activation_fn": "tanh",
-        "pooler_dropout": config.hidden_dropout_prob
-        if config.classifier_dropout is None
-        else config.classifier_dropout,
+        "activation_fn": activation,
+        "pooler_activation_fn": HEAD_ACTIVATION,
+        "pooler_dropout": config.hidden_dropout_prob if own is None else own,
         "max_positions": config.max_tokens,
+        "max_source_positions": config.max_tokens,
         "tokens_per_sample": config.max_tokens,
         "encoder_normalize_before": config.norm_first,
+        "layernorm_embedding": not config.norm_first,
         "untie_weights_roberta": not config.tie_word_embeddings,
+        **FIXED,
+        **UNTRAINED,
     }
+
+
+def notes_for(config: XLMRobertaConfig, groups: Collection[str], target: str) -> tuple[str, ...]:
+    """What a report should say of a file written in the layout `target`."""
+    notes: list[str] = []
+    if "lm_head" not in groups:
+        notes.append(
+            "note: without an LM head the file is not opened by fairseq's own from_pretrained, which loads strictly"
+        )
+    if target == "fairseq" and not config.norm_first and not config.tie_word_embeddings:
+        notes.append("note: fairseq 0.9 ties the decoder to the word table all the same; later versions do not")
+    return tuple(notes)
 
 
 def _from_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +212,10 @@ def _from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": _table(tensors, UP_PROJECTIONS).shape[0],
         "max_position_embeddings": _table(tensors, POSITION_TABLES).shape[0],
     }
+
+
+def _has(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> bool:
+    return any(key.endswith(endings) for key in tensors)
 
 
 def _table(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.archive import TARS, unpack
 from xlmr_core.checkpoint.catalogue import BUNDLED
-from xlmr_core.checkpoint.fairseq import check_dictionary, config_from, note_on, pieces_of
-from xlmr_core.checkpoint.pickles import read_pickle
+from xlmr_core.checkpoint.fairseq import check_dictionary, check_settings, config_from, note_on, pieces_of
+from xlmr_core.checkpoint.pickles import check_tensors, read_pickle
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import read_json_object
@@ -140,7 +140,7 @@ def notes_on_config(path: Path) -> tuple[str, ...]:
     """What a report should say of a config that is no config.json."""
     if path.name == CONFIG:
         return ()
-    return (note_on(_reading(path, lambda: read_pickle(path, headers_only=True)).settings),)
+    return note_on(_reading(path, lambda: read_pickle(path, headers_only=True)).settings)
 
 
 def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]:
@@ -154,7 +154,9 @@ def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]
     if path.suffix == ".safetensors":
         tensors = _reading(path, lambda: _open_safetensors(path))
     else:
-        tensors = _reading(path, lambda: read_pickle(path, headers_only=headers_only)).tensors
+        pickled = _reading(path, lambda: read_pickle(path, headers_only=headers_only))
+        check_settings(pickled.settings, pickled.tensors, path)
+        tensors = pickled.tensors
     longest = max(tensors, key=len, default="")
     if len(longest) > LONGEST_KEY:
         raise CheckpointError(
@@ -202,7 +204,9 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     if len(start) == 8 and (length := struct.unpack("<Q", start)[0]) > HEADER_LIMIT:
         raise ValueError(f"its header claims {length} bytes; at most {HEADER_LIMIT} are read")
     with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    check_tensors(path, tensors)
+    return tensors
 
 
 def read_index(index: Path) -> dict[str, str]:

@@ -13,7 +13,6 @@ from xlmr_core.checkpoint.loading import (
     build_on_meta,
     find_checkpoint,
     header_problems,
-    is_plain,
     notes_on,
     notes_on_files,
     plan_for,
@@ -129,7 +128,7 @@ def inspect_checkpoint(
             tuple(tensor.shape),
             tensor.numel() * tensor.element_size(),
             plan.fates.get(key),
-            _values(tensor) if values and is_plain(tensor) else None,
+            _values(tensor) if values else None,
         )
         for key, tensor in weights.items()
     ]

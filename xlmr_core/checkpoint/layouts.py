@@ -77,7 +77,16 @@ FAIRSEQ_FUSED: Rows = (
 )
 FAIRSEQ_HEADS = "classification_heads."
 FAIRSEQ_HEAD = "sentence_classification_head"  # the name that fairseq's criterion sentence_prediction gives by default
-FAIRSEQ_VERSION = 3.0  # of TransformerEncoder: with less than 2, or none, fairseq drops the final norm of XL
+# Of TransformerEncoder. With less than 2, or none, fairseq drops the final norm of XL. A post-norm file that fairseq
+# wrote holds 1 where its training began from a file without a version, as the published ones are: it has no effect.
+FAIRSEQ_VERSION = 3.0
+OLD_FAIRSEQ_VERSIONS = (1.0, 2.0)
+# What fairseq 0.12.2 has in each layer beside the live tensors, for a fast path of PyTorch's. Not to be confused with
+# self_attn.in_proj_weight of 2019, which is live.
+FAIRSEQ_COPIES = tuple(
+    f"{name}_{leaf}" for name in ("in_proj", "out_proj", "fc1", "fc2") for leaf in ("weight", "bias")
+)
+FAIRSEQ_COPY = "a copy for a fast path of fairseq 0.12.2, which fills it anew when it loads: training never updates it"
 
 # ---- torchtext: models/roberta/modules.py, whose _load_from_state_dict has both the older and the newer names --------
 
@@ -120,7 +129,9 @@ class Layout:
     second_names: ByTie = field(default_factory=dict[bool, Rows])  # more keys, all in lm_head, that a tensor may have
     writes_second_names: bool = False  # also where the tensors are tied
     counters: tuple[str, ...] = ()  # their keys of buffers that hold 0, 1, 2, ...: no weights
-    constants: Mapping[str, float] = field(default_factory=dict[str, float])  # of buffers with one known number
+    # Their keys of buffers with one known number: the one that is written, and others that may be read.
+    constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    leftovers: Mapping[str, str] = field(default_factory=dict[str, str])  # their keys that nothing reads -> the reason
     fills: Mapping[str, str] = field(default_factory=dict[str, str])  # ours that are zeros here, with the reason
 
 
@@ -183,6 +194,8 @@ def _fairseq_layout(
     )
     embeddings: Rows = ((WORDS, "embed_tokens.weight"), (POSITIONS, "embed_positions.weight"))
     lm_head: Rows = (("lm_head.dense.*", "lm_head.dense.*"), ("lm_head.norm.*", "lm_head.layer_norm.*"))
+    versions = (FAIRSEQ_VERSION, *OLD_FAIRSEQ_VERSIONS) if embedding_norm else (FAIRSEQ_VERSION,)
+    copies = [f"{root}sentence_encoder.layers.{{i}}.{name}" for name in FAIRSEQ_COPIES]
     return Layout(
         name=name,
         target=target,
@@ -201,7 +214,8 @@ def _fairseq_layout(
         },
         second_names={True: ((WORDS, f"{root}lm_head.weight"),), False: ()},
         writes_second_names=True,  # fairseq loads strictly, and its state dict has both names of the word table
-        constants={f"{root}sentence_encoder.version": FAIRSEQ_VERSION} if version else {},
+        constants={f"{root}sentence_encoder.version": versions} if version else {},
+        leftovers=dict.fromkeys(copies, FAIRSEQ_COPY) if version else {},
         fills={TOKEN_TYPES: "zeros: fairseq has no token types"},
     )
 

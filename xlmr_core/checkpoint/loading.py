@@ -57,7 +57,6 @@ StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size")
 SIZE_LIMIT = 2**28  # the product of two such sizes is still a number of bytes that torch can count
-PACKED = (torch.float4_e2m1fn_x2,)  # two numbers a byte: torch casts it to nothing
 LISTED = 12  # labels named in one message
 OTHER_VOCABULARIES = ("roberta", "camembert")  # of config.json's model_type: the same model, another tokenizer
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -344,15 +343,9 @@ def header_problems(plan: Plan, model: PretrainedModel, weights: Mapping[str, Te
     problems = shape_problems(plan, found, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     for key in keys_read(plan):
         tensor = weights[key]
-        if not tensor.is_floating_point() or not is_plain(tensor):
-            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            problems.append(f"{key} does not hold plain floating-point numbers ({kind})")
+        if not tensor.is_floating_point():
+            problems.append(f"{key} does not hold plain floating-point numbers ({tensor.dtype})")
     return problems
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor has numbers in memory that torch can cast."""
-    return tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype not in PACKED
 
 
 def keys_read(plan: Plan) -> list[str]:
@@ -372,9 +365,10 @@ def value_problems(plan: Plan, weights: Mapping[str, Tensor]) -> list[str]:
     for key in plan.counters:
         if weights[key].flatten().tolist() != list(range(weights[key].numel())):
             problems.append(f"{key} does not count 0, 1, 2, ...: it would be wrong to drop it")
-    for key, value in plan.constants.items():
-        if weights[key].tolist() != [value]:
-            problems.append(f"{key} is not the one number {value}: it would be wrong to drop it")
+    for key, values in plan.constants.items():
+        if weights[key].tolist() not in [[value] for value in values]:
+            numbers = " or ".join(map(str, sorted(values)))
+            problems.append(f"{key} is not the one number {numbers}: it would be wrong to drop it")
     return problems
 
 

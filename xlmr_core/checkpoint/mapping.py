@@ -21,6 +21,7 @@ from xlmr_core.checkpoint.layouts import (
     Slot,
     expand,
     layout_for,
+    literal,
     nest,
 )
 from xlmr_core.config import XLMRobertaConfig
@@ -94,7 +95,7 @@ class Plan:
     fates: dict[str, Fate] = field(default_factory=dict[str, Fate])  # by key of the file
     twins: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # keys that must hold the same bits
     counters: list[str] = field(default_factory=list[str])  # keys that must hold 0, 1, 2, ...
-    constants: dict[str, float] = field(default_factory=dict[str, float])  # keys that must hold one known number
+    constants: dict[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])  # keys -> may hold
     problems: list[str] = field(default_factory=list[str])
 
 
@@ -128,7 +129,11 @@ def make_plan(
     plan.counters = [key for key in layout.counters if key in keys]
     plan.fates |= {key: Fate("dropped", "a buffer that counts 0, 1, 2, ...: no weights") for key in plan.counters}
     plan.constants = {key: value for key, value in layout.constants.items() if key in keys}
-    plan.fates |= {key: Fate("dropped", f"always {value}: no weights") for key, value in plan.constants.items()}
+    plan.fates |= {key: Fate("dropped", "a version number: no weights") for key in plan.constants}
+    for template, why in layout.leftovers.items():
+        for _, key in literal(((template, template),), config.num_hidden_layers, heads):
+            if key in keys:
+                plan.fates[key] = Fate("dropped", why)
 
     unexpected = [key for key in keys if key not in plan.fates]
     if missing or unexpected:
@@ -255,7 +260,7 @@ def plan_export(
             f"the layout {layout.name} has no name for {', '.join(nameless[:LISTED])} of {class_name}: "
             f"writing it would lose them{way_out}"
         )
-    exports += [Export(key, (), (Constant((1,), value),)) for key, value in layout.constants.items()]
+    exports += [Export(key, (), (Constant((1,), values[0]),)) for key, values in layout.constants.items()]
     return ExportPlan(layout, tuple(exports), {ours: sources[ours] for ours in fills if ours in sources})
 
 

@@ -56,6 +56,10 @@ HARMLESS = (
     "fairseq.logging.meters.StopwatchMeter",
     "fairseq.logging.meters.TimeMeter",
 )
+PLAIN_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 SCALARS = (str, int, float, bool)  # what a setting of the model can be; anything else could take for ever to print
 _allow_list = threading.Lock()  # torch has one for the whole process
 
@@ -94,10 +98,24 @@ def read_pickle(path: Path, *, headers_only: bool = False) -> Pickled:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
         raise CheckpointError(f"{path} is not a plain mapping of names to tensors")
-    for key, tensor in tensors.items():
-        if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f"{path} is refused: {key!r} claims more numbers than the file has for it")
+    check_tensors(path, tensors)
     return Pickled(dict(tensors), _settings(content) if is_fairseq else None)
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for a tensor, of whatever key, that is not plain numbers in memory, all in the file."""
+    for key, tensor in tensors.items():
+        if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.is_meta:
+            kind = "nested" if tensor.is_nested else f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
+        elif tensor.dtype not in PLAIN_DTYPES or type(tensor) not in (Tensor, torch.nn.Parameter):
+            kind = f"{type(tensor).__name__} of {tensor.dtype}"
+        elif tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path} is refused: {key!r} claims more numbers than the file has for it")
+        else:
+            continue
+        raise CheckpointError(
+            f"{path} is refused: {key!r} does not hold plain numbers ({kind}). Save it as a dense tensor"
+        )
 
 
 def load_restricted(path: Path, *, headers_only: bool = False) -> Any:
