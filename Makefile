@@ -1,5 +1,5 @@
 # The one command of a contributor: `make check` runs what CI runs, in the environment that is active.
-.PHONY: check docs format test slow
+.PHONY: check docs format test slow numerics
 
 check:
 	ruff format --check .
@@ -21,3 +21,19 @@ test:
 
 slow:
 	pytest -m slow
+
+# The suite once for each choice of kernels that a setting can force, and once with the processor's own, then a table.
+# `make numerics PYTEST_ARGS="tests/parity -k floors"` runs a part of it.
+NUMERICS = MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
+	OMP_NUM_THREADS=1 KERNELS=own
+PYTEST_ARGS =
+
+numerics:
+	@mkdir -p build; rm -f build/numerics.txt; failed=0; \
+	for setting in $(NUMERICS); do \
+		echo "== $$setting"; \
+		env $$setting pytest -q -p no:cacheprovider $(PYTEST_ARGS) > build/numerics-$$setting.log 2>&1 || failed=1; \
+		grep -E "^(FAILED|ERROR)" build/numerics-$$setting.log; \
+		printf '%-32s %s\n' "$$setting" "$$(tail -n 1 build/numerics-$$setting.log)" >> build/numerics.txt; \
+	done; \
+	echo; cat build/numerics.txt; exit $$failed
