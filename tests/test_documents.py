@@ -13,7 +13,10 @@ from click.testing import CliRunner
 from xlmr_core.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
-DOCS = [ROOT / "docs" / name for name in ("checkpoints.md", "command-line.md", "index.md", "internals.md", "python.md")]
+DOCS = [
+    ROOT / "docs" / name
+    for name in ("add-a-head.md", "checkpoints.md", "command-line.md", "index.md", "internals.md", "python.md")
+]
 PAGES = [ROOT / "README.md", *DOCS, ROOT / "weights" / "README.md"]
 
 

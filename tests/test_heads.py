@@ -131,7 +131,7 @@ def test_positions_that_are_no_mask(model: XLMRobertaForMaskedLM, positions: tor
 def test_positions_are_given_by_name(model: XLMRobertaForMaskedLM) -> None:
     with pytest.raises(TypeError, match="positional argument"):
         model(BATCH["input_ids"], None, None, None, MASKS)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'labels'"):
+    with pytest.raises(TypeError, match="the model takes no argument labels: compute the loss"):
         model(**BATCH, labels=BATCH["input_ids"])
 
 
@@ -237,7 +237,7 @@ def test_every_parameter_of_a_head_gets_a_gradient(cls: type) -> None:
 
 @pytest.mark.parametrize("cls", HEADS)
 def test_a_head_knows_its_keywords(cls: type) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'labels'"):
+    with pytest.raises(TypeError, match="the model takes no argument labels: compute the loss"):
         cls(LABELLED)(**batch_for(cls), labels=BATCH["input_ids"])
     with pytest.raises(ValueError, match="input_ids holds 53: allowed are 0 to 52"):
         cls(LABELLED)(input_ids=batch_for(cls)["input_ids"] * 0 + 53)

@@ -1,6 +1,7 @@
-"""Imports run one way, the model depends on torch alone, and importing the package costs no more than torch."""
+"""Imports run one way, the model depends on torch alone, and importing the package costs no torch."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,13 +133,39 @@ def test_only_the_hub_and_its_guard_know_the_hub_library() -> None:
     assert users <= {"checkpoint/hub.py", "checkpoint/guard.py"}
 
 
+def loaded_by(code: str) -> set[str]:
+    """The packages that a fresh interpreter has loaded at the end of `code`."""
+    code += "\nprint(*sorted(sys.modules), file=sys.__stderr__)"
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert run.returncode == 0, run.stderr
+    return {name.split(".")[0] for name in run.stderr.splitlines()[-1].split()}
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    """In a fresh interpreter, beyond what torch itself loads."""
-    code = "import sys, torch; before = set(sys.modules); import xlmr_core; print(*sorted(set(sys.modules) - before))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    loaded = loaded_by("import xlmr_core; dir(xlmr_core)")
     assert "xlmr_core" in loaded
-    assert not loaded & HEAVY
+    assert not loaded & (HEAVY | {"torch", "numpy"})
+    assert "torch" in loaded_by("import xlmr_core; xlmr_core.XLMRobertaModel")
+
+
+@pytest.mark.parametrize("package", ["xlmr_core", "xlmr_core.checkpoint"])
+def test_every_lazy_name_is_there(package: str) -> None:
+    module = importlib.import_module(package)
+    assert dir(module) == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["models", "bge-m3"], ["tokenise"]])
+def test_the_command_answers_without_torch(arguments: list[str]) -> None:
+    code = f"from xlmr_core.cli import main\ntry: main({arguments})\nexcept SystemExit: pass"
+    loaded = loaded_by(code)
+    assert "click" in loaded
+    assert "torch" not in loaded
 
 
 def test_the_check_can_fail() -> None:

@@ -1,34 +1,42 @@
-"""The reference XLM-R: short enough to read, exact enough to trust. Begin with `xlmr_core/model.py`."""
+"""The reference XLM-R: short enough to read, exact enough to trust. Begin with `xlmr_core/model.py`.
 
-import warnings
+Importing the package imports nothing else: each name below is imported when it is first asked for.
+"""
 
-with warnings.catch_warnings():  # torch speaks of numpy where that is missing, and nothing here needs it
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    import torch as _torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from __future__ import annotations
 
-from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import (
-    LMHead,
-    M3Output,
-    MaskedLMOutput,
-    MultipleChoiceOutput,
-    QuestionAnsweringOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-    XLMRobertaForM3,
-    XLMRobertaForMaskedLM,
-    XLMRobertaForMultipleChoice,
-    XLMRobertaForQuestionAnswering,
-    XLMRobertaForSequenceClassification,
-    XLMRobertaForTokenClassification,
-)
-from xlmr_core.model import ModelOutput, XLMRobertaModel
-from xlmr_core.tasks import Filling, FillMask
-from xlmr_core.tokenizer import XLMRobertaTokenizer
+from typing import TYPE_CHECKING
+
+from xlmr_core._lazy import lazy
+
+if TYPE_CHECKING:
+    from xlmr_core.checkpoint.convert import convert
+    from xlmr_core.checkpoint.inspection import inspect_checkpoint
+    from xlmr_core.config import XLMRobertaConfig
+    from xlmr_core.errors import CheckpointError
+    from xlmr_core.heads import (
+        LMHead,
+        M3Output,
+        MaskedLMOutput,
+        MultipleChoiceOutput,
+        QuestionAnsweringOutput,
+        SequenceClassifierOutput,
+        TokenClassifierOutput,
+        XLMRobertaForM3,
+        XLMRobertaForMaskedLM,
+        XLMRobertaForMultipleChoice,
+        XLMRobertaForQuestionAnswering,
+        XLMRobertaForSequenceClassification,
+        XLMRobertaForTokenClassification,
+    )
+    from xlmr_core.model import ModelOutput, XLMRobertaModel
+    from xlmr_core.tasks import Filling, FillMask
+    from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "FillMask",
     "Filling",
     "LMHead",
@@ -48,4 +56,34 @@ __all__ = [
     "XLMRobertaForTokenClassification",
     "XLMRobertaModel",
     "XLMRobertaTokenizer",
+    "convert",
+    "inspect_checkpoint",
 ]
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "checkpoint.convert": ["convert"],
+        "checkpoint.inspection": ["inspect_checkpoint"],
+        "config": ["XLMRobertaConfig"],
+        "errors": ["CheckpointError"],
+        "heads": [
+            "LMHead",
+            "M3Output",
+            "MaskedLMOutput",
+            "MultipleChoiceOutput",
+            "QuestionAnsweringOutput",
+            "SequenceClassifierOutput",
+            "TokenClassifierOutput",
+            "XLMRobertaForM3",
+            "XLMRobertaForMaskedLM",
+            "XLMRobertaForMultipleChoice",
+            "XLMRobertaForQuestionAnswering",
+            "XLMRobertaForSequenceClassification",
+            "XLMRobertaForTokenClassification",
+        ],
+        "model": ["ModelOutput", "XLMRobertaModel"],
+        "tasks": ["FillMask", "Filling"],
+        "tokenizer": ["XLMRobertaTokenizer"],
+    },
+)

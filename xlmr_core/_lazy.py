@@ -9,13 +9,15 @@ def lazy(package: str, exports: Mapping[str, Sequence[str]]) -> tuple[Callable[[
 
     Args:
         package: its name.
-        exports: {module: names in it}; a module without a dot is one of the package.
+        exports: {module: names in it}; a module that does not begin with xlmr_core is one of the package.
 
     Returns:
         The two functions, to be assigned in the package's `__init__.py`.
     """
     home = {
-        name: module if "." in module else f"{package}.{module}" for module, names in exports.items() for name in names
+        name: module if module.startswith("xlmr_core.") else f"{package}.{module}"
+        for module, names in exports.items()
+        for name in names
     }
 
     def get(name: str) -> object:

@@ -203,7 +203,7 @@ def elements(site: str, tensor: Tensor, real: Tensor) -> Tensor:
     if letters == "(B, N, S, S)":
         by_query = tensor.transpose(1, 2)[real]
         return _over_nothing(by_query, real) if site.endswith("scores") else by_query
-    if letters in PER_SEQUENCE:
+    if is_per_sequence(letters):
         return tensor[real[:, 0]]
     return tensor[real] if letters else tensor
 
@@ -228,7 +228,7 @@ def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
             places = own.nonzero()[:, 0]
             row[:, places[:, None], places] = its[:, : len(places), : len(places)]
         return rows
-    if letters is None or letters in PER_SEQUENCE:
+    if letters is None or is_per_sequence(letters):
         return tensor
     rows = tensor.new_zeros(*real.shape, *tensor.shape[1:])
     rows[real] = tensor
@@ -239,7 +239,11 @@ def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
 
 LAYER_SITES = {tap.name for tap in POST_NORM_LAYER}
 OTHER_SHAPES = {TOP: "(B, S, K)", LOGSUMEXP: "(B, S)", "loss": "(B, S)"}
-PER_SEQUENCE = ("(B, H)", "(B, C)")  # one vector for all tokens of a text
+
+
+def is_per_sequence(letters: str | None) -> bool:
+    """Whether a tap of this shape has one vector for all tokens of a text, such as "(B, H)"."""
+    return letters is not None and letters.startswith("(B, ") and "S" not in letters
 
 
 def taps_above() -> tuple[Tap, ...]:

@@ -66,6 +66,7 @@ REPEATS = 7
 MOVED = 1 / 12
 # Multiply-adds of the largest matrix product of a run, from which on more threads than one are faster.
 WORTH_THREADS = 10_000_000
+SAME = 1e-6  # relative: far above what rounding does in float64, far below any other order of labels
 FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps  # rounding errors scale with eps
 
 
@@ -231,7 +232,7 @@ def measure(
         The largest error of each run at each site.
 
     Raises:
-        ValueError: A pattern matches nothing, or the model cannot be compiled here.
+        ValueError: A pattern matches nothing, the model cannot be compiled here, or its spec is wrong.
     """
     batch = {name: tensor.cpu() for name, tensor in dict(batch).items()}
     real = batch["attention_mask"].bool()
@@ -242,7 +243,9 @@ def measure(
     with threads_by_size(model, batch["input_ids"].numel()):
         names = list(dump_of(exact, batch, taps=taps)) if taps else []
         can_pack = bool(names) and not (attended == model.config.pad_token_id).any()
-        truth = with_reduced_logits(run_sites(exact, batch, names, grad=grad, steps=steps), top_ids)
+        truth = run_sites(exact, batch, names, grad=grad, steps=steps)
+        _check_spec(model, batch, truth)
+        truth = with_reduced_logits(truth, top_ids)
         for way in ways(dtypes, devices, packed=can_pack, compiled=compiled and bool(names)):
             is_int8 = way.dtype in INT8
             dtype = torch.float32 if is_int8 else getattr(torch, way.dtype)
@@ -432,6 +435,20 @@ def _reversed(model: PretrainedModel) -> PretrainedModel:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.flip(_feature_axes(name, parameter, model.spec))
     return model
+
+
+def _check_spec(model: PretrainedModel, batch: Batch, truth: Dump) -> None:
+    """Raises ValueError if reversing the features changes what the head computes: its floor would be of that size."""
+    names = [tap.name for tap in model.spec.taps if tap.name in truth]
+    if not names:
+        return
+    found = _unreversed(run_sites(_reversed(variant(model, torch.float64, "eager", "cpu")), batch, names), model.spec)
+    for site, tensor in found.items():
+        if not torch.allclose(tensor, truth[site], rtol=SAME, atol=SAME * float(truth[site].abs().max())):
+            raise ValueError(
+                f"{site} changes when the order of the features does. Rows that belong to labels or tokens must be "
+                f"named in row_parameters of the spec of {type(model).__name__}"
+            )
 
 
 def _feature_axes(parameter: str, tensor: Tensor, spec: ModelSpec) -> list[int]:

@@ -153,10 +153,8 @@ def _read_safetensors(path: Path, wanted: Mapping[str, int]) -> tuple[dict[str, 
 
 def _read_npz(path: Path, wanted: Mapping[str, int]) -> tuple[dict[str, Tensor], list[str]]:
     """The same of an .npz. Of an array that is not wanted, not even the header is read."""
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise TraceError(f"{path} needs numpy to be read: pip install numpy") from error
+    import numpy as np  # here: only an .npz needs it
+
     if not path.is_file():
         raise TraceError(f"there is no file {path}")
     found: dict[str, Tensor] = {}

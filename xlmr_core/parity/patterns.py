@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.compare import PER_SEQUENCE, UNDERFLOW, elements, shape_of
+from xlmr_core.parity.compare import UNDERFLOW, elements, is_per_sequence, shape_of
 
 # The unit of rounding of each narrow format: the largest relative error of one rounding.
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -90,7 +90,7 @@ def growth(errors: Mapping[int, float]) -> str | None:
 
 def _wrong_tokens(site: Site) -> Tensor | None:  # (B, S)
     """Which real tokens are wrong; None for a tensor without a token axis."""
-    if site.letters in PER_SEQUENCE or not site.letters:
+    if is_per_sequence(site.letters) or not site.letters:
         return None
     wrong = torch.zeros_like(site.real)
     wrong[site.real] = site.error.flatten(1).abs().amax(dim=1) > site.allowed
@@ -171,7 +171,7 @@ def _dropped(site: Site) -> str | None:
 
 def _where_zero(site: Site, kept: Tensor) -> str:
     """Which tokens or features the zeros are, where they are whole ones."""
-    each = "row" if site.letters in PER_SEQUENCE else "token"
+    each = "row" if is_per_sequence(site.letters) else "token"
     per_token = kept.flatten(1).any(dim=1)
     if not (kept.flatten(1) ^ per_token[:, None]).any():
         return f": {int((~per_token).sum())} of {len(per_token)} {each}s are all 0"
@@ -191,7 +191,7 @@ def _offset(site: Site) -> str | None:
             return "one number for each query is added to its scores: softmax takes it out"
         return None
     if site.near(error, error.mean(dim=0, keepdim=True).expand_as(error)):
-        each = "row" if site.letters in PER_SEQUENCE else "token"
+        each = "row" if is_per_sequence(site.letters) else "token"
         return f"the same vector is added at every {each} (largest entry {float(error.abs().max()):.3g})"
     return None
 

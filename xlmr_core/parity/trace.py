@@ -9,7 +9,6 @@ docs/trace-format.md describes the file. The same run gives the same bytes.
 """
 
 import copy
-import ctypes
 import hashlib
 import io
 import json
@@ -433,9 +432,8 @@ def hash_of_inputs(inputs: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """The numbers as they lie in memory, without numpy, which need not be there."""
-    plain = tensor.contiguous().cpu()
-    return bytes((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr())) if plain.nbytes else b""
+    """The numbers as they lie in memory; as bytes, because numpy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @contextmanager
