@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from xlmr_core.model import AttentionKind
+from xlmr_core.kernels import AttentionKind
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tasks.rows import Row
 from xlmr_core.tokenizer import SPACE, Token, XLMRobertaTokenizer
