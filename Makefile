@@ -1,5 +1,5 @@
 # The one command of a contributor: `make check` runs what CI runs, in the environment that is active.
-.PHONY: check docs format test slow numerics
+.PHONY: check docs format test slow numerics lines
 
 check:
 	ruff format --check .
@@ -37,3 +37,7 @@ numerics:
 		printf '%-32s %s\n' "$$setting" "$$(tail -n 1 build/numerics-$$setting.log)" >> build/numerics.txt; \
 	done; \
 	echo; cat build/numerics.txt; exit $$failed
+
+# Code lines from text to logits.
+lines:
+	python tools/lines.py

@@ -1,0 +1,27 @@
+"""The way from text to logits stays short: a file that grows must give up lines, or move what is not on it."""
+
+import importlib.util
+from pathlib import Path
+
+TOOL = Path(__file__).parents[1] / "tools" / "lines.py"
+FOUR_FILES = 800  # config, tokenizer, model, heads
+WITH_IMPORTS = 1260  # and the files of the package that they import
+
+spec = importlib.util.spec_from_file_location("lines_tool", TOOL)
+assert spec is not None
+assert spec.loader is not None
+lines = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lines)
+
+
+def test_lines_with_code_are_counted() -> None:
+    source = '"""Doc.\n\nMore."""\n\n# why\nx = (\n    1,  # one\n)\n\n\ndef f():\n    """Doc."""\n    return "a"\n'
+    assert lines.code_lines(source) == 5
+
+
+def test_from_text_to_logits() -> None:
+    four, others = lines.counts()
+    assert list(four) == ["config", "tokenizer", "model", "heads"]
+    assert {"kernels", "pretrained", "spec"} <= others.keys()
+    assert sum(four.values()) <= FOUR_FILES, four
+    assert sum(four.values()) + sum(others.values()) <= WITH_IMPORTS, others
