@@ -65,7 +65,7 @@ def plot_error_by_depth(comparison: Comparison, path: Path, *, format: str) -> N
     figure.savefig(path, format=format, dpi=150)
 
 
-def _columns(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float | None]]:
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
