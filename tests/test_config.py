@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from transformers import XLMRobertaConfig as TheirConfig
 from transformers import XLMRobertaXLConfig as TheirXLConfig
 
-from xlmr_core.config import XLMRobertaConfig
+from xlmr_core import XLMRobertaForMaskedLM
+from xlmr_core.config import HONOURED, XLMRobertaConfig
+from xlmr_core.config_fields import unknown_fields
 from xlmr_core.json_files import JSON_LIMIT
 
 # The encoder part of the published xlm-roberta-base/config.json.
@@ -40,7 +43,7 @@ PUBLISHED: dict[str, Any] = {
 
 
 # A loaded encoder's numbers do not depend on these.
-OPTIONAL = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout", "labels"}
+OPTIONAL = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout", "problem_type", "labels"}
 
 
 def test_the_defaults_are_xlm_roberta_base() -> None:
@@ -164,11 +167,42 @@ def test_a_config_cannot_be_changed_by_accident() -> None:
 FOREIGN = {
     "bert": ({"model_type": "bert"}, r"model_type 'bert' is not XLM-RoBERTa .*multilingual-e5-small, for one, is BERT"),
     "none": ({"model_type": None}, "model_type None is not XLM-RoBERTa"),
-    "rotary": ({"position_embedding_type": "rotary"}, "position_embedding_type 'rotary' is not 'absolute'"),
+    "rotary": ({"position_embedding_type": "rotary"}, "position_embedding_type 'rotary' asks for something"),
     "relative": ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
-    "decoder": ({"is_decoder": True}, "is_decoder or add_cross_attention describes a decoder"),
-    "cross attention": ({"add_cross_attention": True}, "is_decoder or add_cross_attention describes a decoder"),
+    "decoder": ({"is_decoder": True}, "is_decoder True asks for something that this encoder does not have"),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention True asks for something"),
+    "pruned": ({"pruned_heads": {"0": [1]}}, "remove pruned_heads from config.json"),
+    "adapters": ({"adapters": {"adapters": {"ner": "pfeiffer"}}}, "adapters .* asks for something"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config .* asks for something"),
+    "problem": ({"problem_type": "ranking"}, "problem_type 'ranking' is not one of regression"),
+    "gelu": ({"hidden_act": "gelu_fast"}, "hidden_act 'gelu_fast' is not one of gelu"),
 }
+
+
+def test_features_that_are_switched_off_are_accepted() -> None:
+    off = {"adapters": {"adapters": {}, "fusions": {}}, "pruned_heads": {}, "is_decoder": False, "auto_map": None}
+    assert XLMRobertaConfig.from_dict({**PUBLISHED, **off}) == XLMRobertaConfig.from_dict(PUBLISHED)
+
+
+def test_every_field_that_transformers_writes_is_known() -> None:
+    for kind in (TheirConfig, TheirXLConfig):
+        written = kind(problem_type="regression").to_dict()
+        assert unknown_fields(written, HONOURED) == []
+
+
+def test_an_unknown_field_is_named_in_the_report_of_loading(tmp_path: Path, toy_checkpoint: Path) -> None:
+    shutil.copytree(toy_checkpoint, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"my_experiment": 7, "use_cache": True}))
+    report = str(XLMRobertaForMaskedLM.from_pretrained(tmp_path / "model").load_report)
+    assert "note: config.json has fields that are not known here and were not used: my_experiment" in report
+    assert "use_cache" not in report
+
+
+def test_the_problem_type_comes_back(tmp_path: Path) -> None:
+    assert "problem_type" not in XLMRobertaConfig().to_dict()
+    config = XLMRobertaConfig(problem_type="regression", labels=("score",))
+    assert XLMRobertaConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN.keys())

@@ -9,12 +9,15 @@ from typing import Any
 
 from typing_extensions import Self  # typing's own is from Python 3.11
 
+from xlmr_core.config_fields import check_features
 from xlmr_core.json_files import read_json_object
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 POST_NORM_TYPES = ("xlm-roberta", "roberta", "camembert")  # one architecture under three names
 PRE_NORM_TYPES = ("xlm-roberta-xl",)
 LABELS = ("LABEL_0", "LABEL_1")  # what config.json means when it names none
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+OPTIONAL: Mapping[str, type] = {"classifier_dropout": float, "problem_type": str}  # fields that may be None
 MAX_LABELS = 1_000_000  # a config.json may say anything
 LONGEST_MESSAGE = 300  # characters
 LARGEST_FLOAT = sys.float_info.max
@@ -50,12 +53,13 @@ class XLMRobertaConfig:
     tie_word_embeddings: bool = True
     norm_first: bool = False
     labels: tuple[str, ...] = LABELS
+    problem_type: str | None = None  # one of PROBLEM_TYPES: what the logits of a classifier mean
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
-            if field.name == "classifier_dropout":
-                kind = type(None) if value is None else float
+            if field.default is None:
+                kind = type(None) if value is None else OPTIONAL[field.name]
             if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
                 raise TypeError(f"{field.name} must be of type {kind.__name__}, not {shortened(value)}")
             if type(value) is int and kind is float and abs(value) > LARGEST_FLOAT:  # JSON has integers of any size
@@ -83,6 +87,8 @@ class XLMRobertaConfig:
                 raise ValueError(f"{name} {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
         if not self.labels or not all(isinstance(label, str) for label in self.labels):
             raise ValueError(f"labels must be at least one name, not {self.labels}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type {self.problem_type!r} is not one of {', '.join(PROBLEM_TYPES)}")
         if self.max_tokens < 1:
             raise ValueError(
                 f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: "
@@ -114,7 +120,7 @@ class XLMRobertaConfig:
         """The config in a parsed config.json.
 
         The fields that fix the numbers must be present: a default taken in silence (eps 1e-12 for 1e-5, say) is the
-        classic way for a port to be slightly wrong. Keys that do not concern the encoder are passed over.
+        classic way for a port to be slightly wrong. config_fields.py has the fields of other kinds.
         Raises ValueError for another architecture, a feature this model does not have, or a missing field, and
         TypeError for a field of the wrong type.
         """
@@ -125,19 +131,15 @@ class XLMRobertaConfig:
                 "A checkpoint may use XLM-R's vocabulary and still be another architecture: "
                 "multilingual-e5-small, for one, is BERT"
             )
-        if values.get("position_embedding_type", "absolute") != "absolute":
-            raise ValueError(f"position_embedding_type {values['position_embedding_type']!r} is not 'absolute'")
-        if values.get("is_decoder") or values.get("add_cross_attention"):
-            raise ValueError("a config with is_decoder or add_cross_attention describes a decoder, not this encoder")
-        known = {field.name for field in fields(cls)} - {"labels"}
+        check_features(values)
         # No effect on a loaded encoder's numbers.
-        optional = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout"}
-        missing = sorted(known - optional - values.keys())
+        optional = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout", "problem_type"}
+        missing = sorted(HONOURED - optional - values.keys())
         if missing:
             raise ValueError(f"config.json has no {', '.join(missing)}: a value assumed in silence would be a guess")
         is_xl = model_type in PRE_NORM_TYPES or any(name.startswith("XLMRobertaXL") for name in _architectures(values))
         chosen: dict[str, Any] = {"norm_first": is_xl, "labels": _labels_in(values)}
-        chosen.update((name, values[name]) for name in known & values.keys())
+        chosen.update((name, values[name]) for name in HONOURED & values.keys())
         return cls(**chosen)
 
     @classmethod
@@ -153,10 +155,15 @@ class XLMRobertaConfig:
         """The config as config.json spells it: what `from_dict` reads back and transformers understands."""
         values = asdict(self)
         norm_first = values.pop("norm_first")
+        if self.problem_type is None:
+            del values["problem_type"]
         if values.pop("labels") != LABELS:
             values["id2label"] = {str(i): label for i, label in self.id2label.items()}
             values["label2id"] = {label: i for i, label in self.id2label.items()}
         return {"model_type": "xlm-roberta-xl" if norm_first else "xlm-roberta", **values}
+
+
+HONOURED = frozenset(field.name for field in fields(XLMRobertaConfig)) - {"labels"}  # fields of config.json
 
 
 def shortened(value: Any) -> str:

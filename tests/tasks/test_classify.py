@@ -45,6 +45,16 @@ def test_pairs_and_activations(classify: Classify, theirs: Any, texts: list[str]
     )
 
 
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification", "single_label_classification"])
+def test_the_problem_type_of_the_config_is_followed(
+    make_checkpoint: Callable[..., Path], make_pipeline: Callable[..., Any], problem_type: str
+) -> None:
+    folder = make_checkpoint(KIND, num_labels=2, problem_type=problem_type)
+    wanted = make_pipeline("text-classification", folder, KIND)("Hello", top_k=None)
+    ours = Classify.from_pretrained(folder)("Hello")
+    assert [x.score for x in ours] == pytest.approx([x["score"] for x in wanted], abs=1e-5)
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_zero_shot_is_that_of_transformers(
     folder: Path, classify: Classify, make_pipeline: Callable[..., Any], texts: list[str], multi_label: bool

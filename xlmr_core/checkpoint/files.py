@@ -19,7 +19,8 @@ from xlmr_core.checkpoint.archive import TARS, unpack
 from xlmr_core.checkpoint.catalogue import BUNDLED
 from xlmr_core.checkpoint.fairseq import check_dictionary, check_settings, config_from, note_on, pieces_of
 from xlmr_core.checkpoint.pickles import check_tensors, read_pickle
-from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.config import HONOURED, XLMRobertaConfig
+from xlmr_core.config_fields import unknown_fields
 from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import read_json_object
 from xlmr_core.spec import files_beside
@@ -137,9 +138,11 @@ def check_dictionary_beside(tokenizer: Path) -> None:
 
 
 def notes_on_config(path: Path) -> tuple[str, ...]:
-    """What a report should say of a config that is no config.json."""
+    """What a report should say about a config: unknown fields of config.json, or settings of fairseq."""
     if path.name == CONFIG:
-        return ()
+        unknown = unknown_fields(read_json_object(path), HONOURED)
+        listed = ", ".join(unknown[:LISTED]) + ", ..." * (len(unknown) > LISTED)
+        return (f"note: config.json has fields that are not known here and were not used: {listed}",) * bool(unknown)
     return note_on(_reading(path, lambda: read_pickle(path, headers_only=True)).settings)
 
 

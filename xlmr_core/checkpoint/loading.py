@@ -24,6 +24,7 @@ from xlmr_core.checkpoint.files import (
     config_for,
     files_in,
     local_path,
+    notes_on_config,
     open_beside,
     open_weights,
     read_config,
@@ -128,7 +129,7 @@ def load_pretrained(
         model_keys={ours: Fate("loaded", str(source)) for ours, source in plan.sources.items()}
         | {ours: Fate("filled", why) for ours, why in (plan.zeros | fresh).items()}
         | {copy: Fate("tied", first) for copy, first in tied.items()},
-        notes=notes_on(plan, config),
+        notes=(*notes_on(plan, config), *notes_on_config(files.config)),
     )
     return model.eval()
 

@@ -1,6 +1,6 @@
 """Classification: texts or pairs of texts in, labels with scores out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,10 @@ from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
 from xlmr_core.tasks.task import Pair, Task, check_finite
 
 Activation = Literal["softmax", "sigmoid", "none"]
+ACTIVATION_OF: Mapping[str | None, Activation] = {  # by `config.problem_type`; others go by the number of labels
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class Classify(SequenceTask):
         Args:
             texts: Any iterable of texts, or of tuples of two texts.
             top_k: Labels for each text; None for all.
-            activation: From logits to scores. By default sigmoid where there is one label, softmax where there are
-                more. Several labels at once: "sigmoid". Regression: "none".
+            activation: From logits to scores. By default as the config's `problem_type` says: none for regression,
+                sigmoid for several labels at once; without one, sigmoid of a single label, softmax of more.
             truncation: Whether a text that is too long is cut. Otherwise it is an error.
             batch_tokens: Tokens that run together.
 
@@ -87,7 +91,7 @@ class Classify(SequenceTask):
             texts, lambda text: self._encode(text, truncation), self._logits, batch_tokens=batch_tokens
         )
         for _, [logits] in results:
-            scores = activate(logits, activation).tolist()
+            scores = activate(logits, activation or ACTIVATION_OF.get(self.model.config.problem_type)).tolist()
             ranked = sorted(map(LabelScore, self.model.config.labels, scores), key=lambda x: x.score, reverse=True)
             yield ranked[:top_k]
 
