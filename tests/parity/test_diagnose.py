@@ -92,9 +92,10 @@ def test_a_tie_names_the_tap_that_breaks_it(pair: reference.Pair) -> None:
     taps = ["embeddings.output", "layers.*.output"]
     diagnosis = diagnose(pair.ours, pair.batch, dump_with(pair, "mask_too_weak", taps=taps))
     [finding] = diagnosis.findings
-    assert [cause.name for cause in finding.causes] == ["mask_too_weak", "mask_added_as_it_is"]
+    first, second = (cause.name for cause in finding.causes)  # which of two is closer hangs on the last bits
+    assert {first, second} == {"mask_too_weak", "mask_added_as_it_is"}
     assert finding.told_apart_at == ("layers.0.attention.scores",)
-    assert "to tell it from mask_too_weak: add layers.0.attention.scores to the dump" in str(diagnosis)
+    assert f"to tell it from {first}: add layers.0.attention.scores to the dump" in str(diagnosis)
     assert json.loads(diagnosis.to_json())["findings"][0]["told_apart_at"] == ["layers.0.attention.scores"]
     taps.append("layers.0.attention.scores")
     dump = dump_with(pair, "mask_too_weak", taps=taps)
