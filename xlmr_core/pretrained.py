@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from typing_extensions import Self  # typing's own is from Python 3.11
+from typing_extensions import Self, Unpack  # typing's own is from Python 3.11
 
 from xlmr_core.checkpoint import loading
 from xlmr_core.checkpoint.mapping import LoadReport
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.inputs import check_call
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.spec import CLASSES, ModelSpec, Tap
@@ -47,10 +48,7 @@ class PretrainedModel(nn.Module):
         device: torch.device | str = "cpu",
         new_head: bool = False,
         labels: Sequence[str] | None = None,
-        revision: str | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """The model in `source`, in eval mode: a hub id, a folder, a weights file, "xlmr-tiny", or a catalogue's name.
 
@@ -67,10 +65,7 @@ class PretrainedModel(nn.Module):
             device=device,
             new_head=new_head,
             labels=labels,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
+            **hub,
         )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

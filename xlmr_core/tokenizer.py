@@ -20,9 +20,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Self  # typing's own is from Python 3.11
+from typing_extensions import Self, Unpack  # typing's own is from Python 3.11
 
 from xlmr_core.atomic import written_together
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size
 
 SPACE = "▁"  # U+2581: how SentencePiece spells a space
@@ -144,18 +145,12 @@ class XLMRobertaTokenizer:
     def from_pretrained(
         cls,
         source: str | PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """The tokenizer in `source`: a hub id, a folder, a SentencePiece model file, or "xlmr-tiny"."""
         from xlmr_core.checkpoint import find_tokenizer
 
-        model_file, max_tokens = find_tokenizer(
-            source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-        )
+        model_file, max_tokens = find_tokenizer(source, **hub)
         return cls(model_file, max_tokens=max_tokens)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

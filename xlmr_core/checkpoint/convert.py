@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from xlmr_core.atomic import folder_written_as
 from xlmr_core.checkpoint.cache import check_link
@@ -54,6 +55,7 @@ from xlmr_core.checkpoint.sentence import Carried, carried_from
 from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_json_object
 from xlmr_core.spec import files_beside, known_groups, spec_of
 
@@ -105,10 +107,7 @@ def convert(
     drop: Collection[str] = (),
     fold_token_types: bool = False,
     progress: bool = False,
-    revision: str | None = None,
-    cache_dir: StrPath | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubOptions],
 ) -> ConversionReport:
     """Writes `source` (see `load_pretrained`) to the new folder `destination`, in the layout `to`, one of TARGETS.
 
@@ -130,10 +129,7 @@ def convert(
     files = find_checkpoint(
         source,
         TOKENIZER_FILES,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
+        **hub,
     )
     weights = open_weights(files.weights) | open_beside(files.weights)
     plan, dropped = _plan(read_config(files.config), weights, files, drop)

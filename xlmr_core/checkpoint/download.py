@@ -4,11 +4,14 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
+from typing_extensions import Unpack
+
 from xlmr_core.checkpoint.cache import NOT_CHECKED, discard, hash_of, verify
 from xlmr_core.checkpoint.catalogue import PinnedFile, check_on_hub, find_published, near_names
 from xlmr_core.checkpoint.files import read_index
 from xlmr_core.checkpoint.hub import Hub
 from xlmr_core.errors import CheckpointError
+from xlmr_core.hub_options import HubOptions, check_hub_options
 from xlmr_core.spec import files_beside
 
 StrPath = str | PathLike[str]
@@ -24,11 +27,7 @@ class Downloaded:
 
 def download(
     name: str,
-    *,
-    revision: str | None = None,
-    cache_dir: StrPath | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubOptions],
 ) -> list[Downloaded]:
     """Model and tokenizer of a catalogue name or a hub id, fetched to the cache or found there, and verified.
 
@@ -40,10 +39,8 @@ def download(
 
     Args:
         name: a name in the catalogue, or a hub id.
-        revision: branch, tag or commit; None: the pinned one, or main.
-        cache_dir: huggingface_hub's cache folder; None: its default.
-        local_files_only: never ask the hub, only verify what is in the cache.
-        token: for gated repositories, as in huggingface_hub.
+        hub: how to ask the hub. Without a revision, the pinned one is taken, or main. With local_files_only, what is in
+            the cache is verified.
 
     Returns:
         The files, each with what it was compared with: "verified: ...", "size only, ...", or "not checked: ...".
@@ -59,15 +56,16 @@ def download(
     if entry is not None:
         check_on_hub(entry)
     repo = entry.id if entry else name
-    revision = revision or (entry.revision if entry else None)
-    hub = Hub(repo, revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token)
-    model = hub.model_files([*files_beside().values(), "tokenizer.json"], whole=True)
+    check_hub_options(hub)
+    hub["revision"] = hub.get("revision") or (entry.revision if entry else None)
+    asked = Hub.of(repo, **hub)
+    model = asked.model_files([*files_beside().values(), "tokenizer.json"], whole=True)
     commit = model.root.name  # the cache keeps a commit in a folder of its name: the rest is of the same
-    tokenizer, _ = replace(hub, revision=commit).tokenizer_files()
+    tokenizer, _ = replace(asked, revision=commit).tokenizer_files()
     paths = [model.config, model.weights, tokenizer]
     if model.weights.name.endswith(".index.json"):
         paths += [model.weights.with_name(shard) for shard in sorted(set(read_index(model.weights).values()))]
-    paths += replace(hub, revision=commit).other_files(entry.extra_files if entry else ())
+    paths += replace(asked, revision=commit).other_files(entry.extra_files if entry else ())
     paths += [path for path in model.more if path not in paths]
     pinned = entry.files if entry is not None and commit == entry.revision else {}
     names = [path.relative_to(model.root).as_posix() for path in paths]

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from xlmr_core.checkpoint.cache import COMMIT, NOT_CHECKED, verify
 from xlmr_core.checkpoint.catalogue import near_names
 from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
 from xlmr_core.checkpoint.guard import HubBusyError, guarded
 from xlmr_core.checkpoint.sentence import MODULES, file_names, transformer_path
 from xlmr_core.errors import CheckpointError
+from xlmr_core.hub_options import HubOptions
 
 LOG_IN = "log in (`hf auth login`, HF_TOKEN, or token=...)"
 
@@ -31,6 +34,18 @@ class Hub:
     local_files_only: bool
     token: str | bool | None
     within: str = ""  # the model's folder in the repository with a slash behind it, or "": `_config` finds it
+
+    @classmethod
+    def of(cls, repo: str, **options: Unpack[HubOptions]) -> "Hub":
+        """The repository, reached as `options` say."""
+        cache_dir = options.get("cache_dir")
+        return cls(
+            repo,
+            options.get("revision"),
+            Path(cache_dir) if cache_dir is not None else None,
+            options.get("local_files_only", False),
+            options.get("token"),
+        )
 
     def model_files(self, beside: Sequence[str] = (), *, whole: bool = False) -> Files:
         """config.json and weights, of one commit. What is cached is taken first, then the formats as in WEIGHTS.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from xlmr_core.checkpoint.files import Files, notes_on_config, open_beside, open_weights, read_config
 from xlmr_core.checkpoint.loading import (
@@ -23,6 +24,7 @@ from xlmr_core.checkpoint.sentence import MODULES, read_sentence_config
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
 from xlmr_core.heads import model_classes
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.spec import files_beside, spec_of
 
@@ -101,19 +103,14 @@ def inspect_checkpoint(
     source: str | PathLike[str],
     *,
     values: bool = False,
-    revision: str | None = None,
-    cache_dir: str | PathLike[str] | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubOptions],
 ) -> Inspection:
     """What is in `source` (see `load_pretrained`), and why it would not load if it would not.
 
     values: also count NaN and Inf, take norms, and compare tensors that should be equal; this reads the whole file,
     one tensor at a time. Raises CheckpointError for what cannot be found, or is not a file of weights.
     """
-    files = find_checkpoint(
-        source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-    )
+    files = find_checkpoint(source, **hub)
     config = read_config(files.config)
     apart = open_beside(files.weights, headers_only=not values)
     weights = open_weights(files.weights, headers_only=not values) | apart

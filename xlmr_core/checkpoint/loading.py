@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Unpack
 
 from xlmr_core.atomic import written_together
 from xlmr_core.checkpoint.fairseq import SPECIALS, pieces_of
@@ -47,6 +48,7 @@ from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.config import LONGEST_MESSAGE, XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.errors import CheckpointError
+from xlmr_core.hub_options import HubOptions, check_hub_options
 from xlmr_core.spec import files_beside, spec_of
 
 if TYPE_CHECKING:
@@ -72,10 +74,7 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     new_head: bool = False,
     labels: Sequence[str] | None = None,
-    revision: str | None = None,
-    cache_dir: StrPath | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubOptions],
 ) -> Model:
     """A `cls` in eval mode with the weights of `source`, and its `load_report`.
 
@@ -94,10 +93,7 @@ def load_pretrained(
     files = find_model(
         source,
         [group.file for group in spec.groups if group.file is not None],
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
+        **hub,
     )
     config = read_config(files.config)
     new_config = config if labels is None else replace(config, labels=tuple(labels))
@@ -194,16 +190,13 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
 
 def find_tokenizer(
     source: StrPath,
-    *,
-    revision: str | None = None,
-    cache_dir: StrPath | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubOptions],
 ) -> tuple[Path, int]:
     """The sentencepiece.bpe.model of `source`, and how many tokens its model takes (512 for the published ones).
 
     Raises CheckpointError for RoBERTa and CamemBERT, which are the same model with a vocabulary numbered otherwise.
     """
+    check_hub_options(hub)
     path = local_path(source)
     if path is not None:
         path = transformer_folder(path)
@@ -212,7 +205,7 @@ def find_tokenizer(
         tokenizer, config = sibling(path, TOKENIZER), config_for(path)
         check_dictionary_beside(tokenizer)
     else:
-        tokenizer, config = _hub(source, revision, cache_dir, local_files_only, token).tokenizer_files()
+        tokenizer, config = _hub(source, **hub).tokenizer_files()
     check_vocabulary(config, tokenizer)
     return tokenizer, read_config(config).max_tokens
 
@@ -242,24 +235,22 @@ def find_model(
     beside: Sequence[str] = (),
     *,
     whole: bool = False,
-    revision: str | None,
-    cache_dir: StrPath | None,
-    local_files_only: bool,
-    token: str | bool | None,
+    **hub: Unpack[HubOptions],
 ) -> Files:
     """The files of `source`, fetched from the hub if it is neither on disk nor bundled.
 
     beside, whole: which more to fetch, see `Hub.model_files`. On disk there is no need to ask.
     """
+    check_hub_options(hub)
     path = local_path(source)
     if path is not None:
         return replace(files_in(transformer_folder(path)), root=path if path.is_dir() else path.parent)
-    return _hub(source, revision, cache_dir, local_files_only, token).model_files(beside, whole=whole)
+    return _hub(source, **hub).model_files(beside, whole=whole)
 
 
-def find_checkpoint(source: StrPath, beside: Sequence[str] = (), **where: Any) -> Files:
+def find_checkpoint(source: StrPath, beside: Sequence[str] = (), **hub: Unpack[HubOptions]) -> Files:
     """As `find_model`, with all that belongs to the checkpoint: for those who must not lose any of it."""
-    return find_model(source, [*files_beside().values(), *beside], whole=True, **where)
+    return find_model(source, [*files_beside().values(), *beside], whole=True, **hub)
 
 
 def notes_on_files(files: Files) -> tuple[str, ...]:
@@ -272,15 +263,11 @@ def notes_on_files(files: Files) -> tuple[str, ...]:
     )
 
 
-def _hub(
-    source: StrPath, revision: str | None, cache_dir: StrPath | None, local_files_only: bool, token: str | bool | None
-) -> Hub:
+def _hub(source: StrPath, **options: Unpack[HubOptions]) -> Hub:
     from xlmr_core.checkpoint.catalogue import hub_id
     from xlmr_core.checkpoint.hub import Hub  # here: a local model needs no network library
 
-    return Hub(
-        hub_id(str(source)), revision, Path(cache_dir) if cache_dir is not None else None, local_files_only, token
-    )
+    return Hub.of(hub_id(str(source)), **options)
 
 
 def plan_for(

@@ -16,10 +16,11 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from xlmr_core import heads
 from xlmr_core.atomic import folder_written_as
@@ -28,6 +29,7 @@ from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
 from xlmr_core.checkpoint.sentence import carried_from
 from xlmr_core.errors import CheckpointError
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.lines import read_lines
 from xlmr_core.model import Embeddings, PretrainedModel
 from xlmr_core.tokenizer import LEADING_SPECIALS, MASK, SPACE, XLMRobertaTokenizer
@@ -141,10 +143,7 @@ def trim(
     keep: Iterable[str] = (),
     min_count: int = 1,
     max_pieces: int | None = None,
-    revision: str | None = None,
-    cache_dir: StrPath | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubOptions],
 ) -> TrimReport:
     """Writes the model and tokenizer of `source` (see `load_pretrained`) to the new folder `destination`, trimmed.
 
@@ -162,12 +161,6 @@ def trim(
     CheckpointError for a `destination` that exists, ValueError for pieces that are not in the vocabulary, for a corpus
     that is not UTF-8 and for nothing to keep.
     """
-    where: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "token": token,
-    }
     keep = list(keep)
     if not corpus and not keep:
         raise ValueError("nothing says which pieces to keep: give a corpus or a list of pieces")
@@ -178,13 +171,13 @@ def trim(
         raise CheckpointError(f"{destination} exists: nothing is overwritten. Give a new folder, or remove this one")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with folder_written_as(destination) as whole:
-        model_file, max_tokens = find_tokenizer(source, **where)
-        files = find_checkpoint(source, **where)
+        model_file, max_tokens = find_tokenizer(source, **hub)
+        files = find_checkpoint(source, **hub)
         cls = _class_for(files)
         sentence = carried_from(files.root, files.weights.parent)
         folder = whole / sentence.place
         folder.mkdir(parents=True, exist_ok=True)
-        before = cls.from_pretrained(source, dtype=None, **where)
+        before = cls.from_pretrained(source, dtype=None, **hub)
         old = XLMRobertaTokenizer(model_file, max_tokens=max_tokens)
         if before.config.vocab_size < old.vocab_size:
             raise CheckpointError(
@@ -196,7 +189,7 @@ def trim(
         new = XLMRobertaTokenizer(folder / TOKENIZER, max_tokens=max_tokens)
         new.save_pretrained(folder)
         rows = _rows(pieces, old.mask_token_id)
-        trimmed = _with_rows(cls.from_pretrained(source, dtype=None, **where), rows)
+        trimmed = _with_rows(cls.from_pretrained(source, dtype=None, **hub), rows)
         trimmed.save_pretrained(folder)
         sentence.write(whole)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.lines import LONGEST_LINE, TOO_LONG, WAY_OUT, arriving_lines
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -31,7 +32,7 @@ def hub_options(*, revision: str = REVISION, offline: str = OFFLINE) -> Callable
     return decorate
 
 
-def hub_arguments(revision: str | None, cache_dir: str | None, offline: bool) -> dict[str, Any]:
+def hub_arguments(revision: str | None, cache_dir: str | None, offline: bool) -> HubOptions:
     """The same as keyword arguments of every function that takes a hub id."""
     return {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from xlmr_core.checkpoint import inspect_checkpoint
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Comparison, Floors, compare
 from xlmr_core.parity.floors import FloorTable, measure
@@ -95,10 +97,12 @@ def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
     return dict(other.sites)
 
 
-def dump_from_transformers(trace: Trace, source: str, *, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+def dump_from_transformers(
+    trace: Trace, source: str, *, dtype: torch.dtype, **hub: Unpack[HubOptions]
+) -> dict[str, Tensor]:
     """The sites of `trace` as transformers computes them, in eager mode, from the checkpoint in `source`."""
-    check_same_weights(trace, Checkpoint.load(source, **options))
-    folder = inspect_checkpoint(source, **options).weights_file.parent
+    check_same_weights(trace, Checkpoint.load(source, **hub))
+    folder = inspect_checkpoint(source, **hub).weights_file.parent
     model = transformers_model(str(folder), trace.provenance.model, trace.config.norm_first, "eager", dtype)
     return run_transformers(trace, model)
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import FailFast, Field, TypeAdapter, with_config
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint import inspect_checkpoint
@@ -32,6 +33,7 @@ from xlmr_core.checkpoint.writing import write_safetensors_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.heads import model_classes
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
@@ -266,16 +268,18 @@ class Checkpoint:
     revision: str | None
 
     @classmethod
-    def load(cls, source: str | PathLike[str], *, attention: AttentionKind = "eager", **options: Any) -> "Checkpoint":
+    def load(
+        cls, source: str | PathLike[str], *, attention: AttentionKind = "eager", **hub: Unpack[HubOptions]
+    ) -> "Checkpoint":
         """The model in `source`, with the head that it has, or the encoder of a checkpoint without one.
 
-        options: revision, cache_dir, local_files_only, token, as for `from_pretrained`.
+        hub: how to ask the hub, as for `from_pretrained`.
         """
-        found = inspect_checkpoint(source, **options).model
+        found = inspect_checkpoint(source, **hub).model
         model = recordable().get(found, XLMRobertaModel)
         path = local_path(source)
         name = str(source) if path is None or not Path(source).exists() else path.resolve().name
-        return cls(model.from_pretrained(source, attention=attention, **options), name, options.get("revision"))
+        return cls(model.from_pretrained(source, attention=attention, **hub), name, hub.get("revision"))
 
 
 def recordable() -> dict[str, type[PretrainedModel]]:
@@ -295,19 +299,19 @@ def record(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     attention: AttentionKind = "eager",
-    **options: Any,
+    **hub: Unpack[HubOptions],
 ) -> Trace:
     """A trace of the checkpoint in `source` for `texts`.
 
     pairs: the second text of each, as rerankers take them. taps: patterns, as for `model.capture`. top_k: how many
     vocabulary logits of each token are kept; 0 keeps all of them. grad: also the gradients; steps: also the losses of
-    that many steps of training; both of a masked language model alone. options: as for `from_pretrained`. Raises
+    that many steps of training; both of a masked language model alone. hub: as for `from_pretrained`. Raises
     ValueError for a pattern that matches nothing, or no text.
     """
     if not texts:
         raise ValueError("there is no text to record")
-    checkpoint = Checkpoint.load(source, attention=attention, **options)
-    tokenizer = XLMRobertaTokenizer.from_pretrained(source, **options)
+    checkpoint = Checkpoint.load(source, attention=attention, **hub)
+    tokenizer = XLMRobertaTokenizer.from_pretrained(source, **hub)
     batch = tokenizer(list(texts), list(pairs) or None)
     inputs = {name: batch[name] for name in INPUTS}
     return record_model(

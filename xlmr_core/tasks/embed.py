@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from xlmr_core.checkpoint.sentence import SentenceConfig, read_prompts, read_sentence_config
+from xlmr_core.hub_options import HubOptions
+from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
 from xlmr_core.tasks.task import Task, check_finite
@@ -80,18 +82,27 @@ class Embed(Task[XLMRobertaModel]):
             self.max_tokens = min(self.max_tokens, self.config.max_tokens)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | PathLike[str], *, config: EmbeddingConfig | None = None, **options: Any
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] one keyword more
+        cls,
+        source: str | PathLike[str],
+        *,
+        config: EmbeddingConfig | None = None,
+        attention: AttentionKind = "sdpa",
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+        **hub: Unpack[HubOptions],
     ) -> Self:
-        """Loads a checkpoint; options as for `Task.from_pretrained`.
+        """Loads a checkpoint as `Task.from_pretrained` does.
 
         Args:
             source: A hub id, a folder, or "xlmr-tiny".
             config: Overrides what the checkpoint's files say.
-            options: attention, dtype, device, and those of the hub.
+            attention: The attention kernel.
+            dtype: The precision to run in; None keeps that of the file.
+            device: Where to run.
+            hub: As for `XLMRobertaModel.from_pretrained`.
         """
-        task = super().from_pretrained(source, **options)
-        hub = {name: value for name, value in options.items() if name not in ("attention", "dtype", "device")}
+        task = super().from_pretrained(source, attention=attention, dtype=dtype, device=device, **hub)
         return cls(task.model, task.tokenizer, config or embedding_config_of(source, **hub))
 
     def __call__(self, text: str, **options: Any) -> Tensor:  # (H,)
@@ -158,12 +169,11 @@ class Embed(Task[XLMRobertaModel]):
         return prompts.get(prompt, prompt)
 
 
-def embedding_config_of(source: str | PathLike[str], **hub: Any) -> EmbeddingConfig:
+def embedding_config_of(source: str | PathLike[str], **hub: Unpack[HubOptions]) -> EmbeddingConfig:
     """What the files of a checkpoint say about embeddings; the default where they say nothing."""
     from xlmr_core.checkpoint.loading import find_checkpoint
 
-    defaults: dict[str, Any] = {"revision": None, "cache_dir": None, "local_files_only": False, "token": None}
-    folder = find_checkpoint(source, **(defaults | hub)).root
+    folder = find_checkpoint(source, **hub).root
     if not (folder / "modules.json").is_file():
         return EmbeddingConfig()
     sentence: SentenceConfig = read_sentence_config(folder)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.tokenizer import MASK, XLMRobertaTokenizer
 
@@ -54,24 +54,15 @@ class FillMask:
         attention: AttentionKind = "sdpa",
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
-        revision: str | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Model and tokenizer of one checkpoint; parameters and errors as `XLMRobertaForMaskedLM.from_pretrained`."""
         device = check_device(device)
-        where: dict[str, Any] = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
         # At the same time: a vocabulary of 250,000 pieces takes SentencePiece half a second, and most of it no lock.
         with ThreadPoolExecutor(max_workers=1) as pool:
-            tokenizer = pool.submit(XLMRobertaTokenizer.from_pretrained, source, **where)
+            tokenizer = pool.submit(XLMRobertaTokenizer.from_pretrained, source, **hub)
             model = XLMRobertaForMaskedLM.from_pretrained(
-                source, attention=attention, dtype=dtype, device=device, **where
+                source, attention=attention, dtype=dtype, device=device, **hub
             )
             return cls(model, tokenizer.result())
 

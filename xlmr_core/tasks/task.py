@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
+from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tasks.rows import Row
@@ -50,7 +51,7 @@ class Task(Generic[Model]):
         attention: AttentionKind = "sdpa",
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
-        **hub: Any,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Loads model and tokenizer of one checkpoint.
 
