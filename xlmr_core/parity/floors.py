@@ -65,7 +65,7 @@ REPEATS = 7
 # Rounding errors, spread over +-eps / 2, have the variance eps**2 / 12: as if every twelfth value were moved by eps.
 MOVED = 1 / 12
 # Multiply-adds of the largest matrix product of a run, from which on more threads than one are used. Ten tokens of a
-# base-sized model have 24 million: two threads save a third of the time there, and lose ten times it when others compute.
+# base-sized model have 24 million: a second thread saves a quarter of the time there, and on a busy machine costs more.
 WORTH_THREADS = 100_000_000
 SAME = 1e-6  # relative: far above what rounding does in float64, far below any other order of labels
 FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps  # rounding errors scale with eps
