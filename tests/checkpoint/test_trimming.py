@@ -102,14 +102,6 @@ def test_the_same_numbers_from_fewer_rows(
         choices = ids[:, None] if cls is heads.XLMRobertaForMultipleChoice else ids
         found, expected = vars(after(choices)), vars(before(rows[choices]))
         if cls is XLMRobertaForMaskedLM:
-            one_by_one = (
-                trimming._one_by_one(model.lm_head, trimming._decoded(model.lm_head, out[0]), entries)
-                for model, out, entries in (
-                    (after, found["last_hidden_state"], torch.arange(len(rows))),
-                    (before, expected["last_hidden_state"], rows),
-                )
-            )
-            assert torch.equal(*one_by_one)
             # How a matrix product sums depends on its number of rows: see tests/test_heads.py, on positions.
             logits, whole = found.pop("logits").double(), expected.pop("logits")[..., rows].double()
             exact = copy.deepcopy(before).double()(rows[ids]).logits[..., rows]
@@ -413,62 +405,10 @@ def test_the_proof_can_fail(broken: str, toy_checkpoint: Path, corpus: Path, tmp
     assert set(tmp_path.iterdir()) == {corpus, source}
 
 
-# Logits, compared to the bit.
-
-
-def lm_heads(dtype: torch.dtype, kept: int = 40) -> tuple[heads.LMHead, heads.LMHead, torch.Tensor]:
-    """A random head for 90 entries, one with `kept` rows of it, and which rows those are."""
-    before = heads.LMHead(XLMRobertaConfig(vocab_size=90, hidden_size=24, num_attention_heads=2))
-    reference.randomize(before)
-    rows = torch.randperm(90)[:kept].sort().values
-    after = heads.LMHead(XLMRobertaConfig(vocab_size=kept, hidden_size=24, num_attention_heads=2))
-    after.load_state_dict(before.state_dict() | {name: before.state_dict()[name][rows] for name in DECODER})
-    return before.to(dtype), after.to(dtype), rows
-
-
-DECODER = ("decoder.weight", "decoder.bias")
-
-
-@torch.inference_mode()
-def test_how_many_rows_there_are_does_not_change_a_logit() -> None:
-    head, _, _ = lm_heads(torch.float32)
-    vectors = torch.randn(13, 24)
-    whole = trimming._one_by_one(head, vectors, torch.arange(90))
-    for count in range(1, 90):
-        ids = torch.randperm(90)[:count]
-        assert torch.equal(trimming._one_by_one(head, vectors, ids), whole[:, ids])
-    exact = torch.nn.functional.linear(vectors.double(), head.decoder.weight.double(), head.decoder.bias.double())
-    assert reference.gap(whole, exact) <= reference.ORACLE_TOLERANCE
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", DECODER)
-@torch.inference_mode()
-def test_one_wrong_bit_of_one_kept_entry_is_seen(name: str, dtype: torch.dtype) -> None:
-    """Of 20 entries each bit, the last one too, with nothing but the logits to tell."""
-    before, after, rows = lm_heads(dtype)
-    hidden = torch.randn(50, 24, dtype=dtype)
-    assert trimming._compare_logits(before, after, rows, hidden) == 50
-    whole = dict(after.named_parameters())[name]
-    bits = whole.view(torch.int32 if dtype == torch.float32 else torch.int16).flatten()
-    width, seen = 8 * whole.element_size(), 0
-    for place in torch.randperm(len(bits))[:20].tolist():
-        for bit in range(width):
-            mask = torch.tensor(1).bitwise_left_shift(bit).to(bits.dtype)
-            bits[place] ^= mask
-            with pytest.raises(CheckpointError, match="not the same after trimming: logits of the new ids 0 to 39"):
-                trimming._compare_logits(before, after, rows, hidden)
-            bits[place] ^= mask
-            seen += 1
-    assert seen == 20 * width
-    assert trimming._compare_logits(before, after, rows, hidden) == 50
-
-
-@pytest.mark.parametrize("name", DECODER)
-def test_one_wrong_bit_fails_the_whole_proof(
+@pytest.mark.parametrize("name", ["decoder.weight", "decoder.bias"])
+def test_one_wrong_bit_fails_the_proof(
     name: str, toy_checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Twice: the tensors tell, and where they are not looked at, the logits do."""
     with_rows = trimming._with_rows
 
     def one_bit(model: Any, rows: torch.Tensor) -> Any:
@@ -483,28 +423,36 @@ def test_one_wrong_bit_fails_the_whole_proof(
     )
     with pytest.raises(CheckpointError, match=rf"not the same after trimming: lm_head\.{name}"):
         trim(source, tmp_path / "small", corpus=[corpus])
-    monkeypatch.setattr(trimming, "same_bits", lambda a, b: True)
-    with pytest.raises(CheckpointError, match="not the same after trimming: logits of the new ids"):
-        trim(source, tmp_path / "small", corpus=[corpus])
     assert set(tmp_path.iterdir()) == {corpus, source}
 
 
-@pytest.mark.parametrize(("products", "tokens"), [(2**29, 9), (24 * 40 * 5, 5), (24 * 40 * 4, 3), (1, 1)])
-@torch.inference_mode()
-def test_the_cost_of_the_proof_is_bounded(products: int, tokens: int, monkeypatch: Any) -> None:
-    before, after, rows = lm_heads(torch.float32)
-    monkeypatch.setattr(trimming, "PROOF_PRODUCTS", products)
-    assert trimming._compare_logits(before, after, rows, torch.randn(9, 24)) == tokens
+@pytest.mark.parametrize("name", ["decoder.weight", "decoder.bias"])
+def test_wrong_rows_of_the_decoder_show_in_the_logits(
+    name: str, toy_checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Where the tensors are not compared."""
+    with_rows = trimming._with_rows
 
+    def other_rows(model: Any, rows: torch.Tensor) -> Any:
+        trimmed = with_rows(model, rows)
+        parameter = dict(trimmed.lm_head.named_parameters())[name]
+        parameter.data = parameter.data.roll(1, 0)
+        return trimmed
 
-def test_the_report_says_how_many_logits_were_compared(toy_checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
-    report = trim(toy_checkpoint, tmp_path / "small", corpus=[corpus])
-    assert report.proof.logit_tokens == report.proof.tokens > 0
-    assert report.proof.logits == report.vocab_size * report.proof.tokens
-    assert f"float64: {report.proof.logits:,} compared, every kept piece for {report.proof.tokens} tokens" in str(
-        report
+    monkeypatch.setattr(trimming, "_with_rows", other_rows)
+    monkeypatch.setattr(trimming, "same_bits", lambda a, b: True)
+    source = checkpoint(
+        tmp_path / "source", toy_checkpoint, XLMRobertaForMaskedLM, torch.float32, tie_word_embeddings=False
     )
-    assert "matrix products" in str(report)
+    with pytest.raises(CheckpointError, match="not the same after trimming: logits"):
+        trim(source, tmp_path / "small", corpus=[corpus])
+
+
+def test_the_report_gives_the_gap_between_logits(toy_checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    report = trim(toy_checkpoint, tmp_path / "small", corpus=[corpus])
+    assert report.proof.logits_gap is not None
+    assert report.proof.tokens > 0
+    assert f"logits of kept pieces differ by at most {report.proof.logits_gap:.1e}, within rounding" in str(report)
     encoder = checkpoint(tmp_path / "encoder", toy_checkpoint, XLMRobertaModel, torch.float32)
     assert "logits" not in str(trim(encoder, tmp_path / "small encoder", corpus=[corpus]))
 
