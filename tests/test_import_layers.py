@@ -17,7 +17,7 @@ PACKAGE = Path(xlmr_core.__file__).parent
 
 # From the lowest layer to the highest. A module imports only modules of lower layers and of its own package.
 LAYERS = (
-    {"_lazy", "atomic", "errors", "json_files", "config_fields", "hub_options", "lines"},
+    {"_lazy", "atomic", "errors", "exit_status", "json_files", "config_fields", "hub_options", "lines"},
     {"config", "devices", "kernels", "spec"},
     {"checkpoint", "taps", "inputs"},  # they know nn.Module, a config and a spec, and no model class
     {"pretrained", "tokenizer"},
@@ -27,7 +27,8 @@ LAYERS = (
     {"checkpoint.convert", "checkpoint.trimming"},
     {"parity", "tasks", "training"},
     {""},  # the package itself: its public names
-    {"cli"},
+    {"cli", "pytest_plugin"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

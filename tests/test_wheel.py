@@ -26,7 +26,7 @@ def test_it_holds_the_package_and_the_checkpoint_alone(wheel: Path) -> None:
     weights = ("weights/catalogue.toml", "weights/xlmr-tiny/config.json", "weights/xlmr-tiny/model.safetensors")
     for name in ("py.typed", "model.py", *weights):
         assert f"xlmr_core/{name}" in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core", "pytest_xlmr.py"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core"}
     assert not [name for name in names if "training_state" in name or name.endswith(".tmp")]
     assert wheel.stat().st_size < 15 * 2**20
 
@@ -34,7 +34,7 @@ def test_it_holds_the_package_and_the_checkpoint_alone(wheel: Path) -> None:
 def test_installed_elsewhere_it_fills_masks_without_a_network(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     run = subprocess.run(
-        [sys.executable, "-m", "xlmr_core.cli", "fill-mask", "The <mask> is open", "--top-k", "3"],
+        [sys.executable, "-m", "xlmr_core", "fill-mask", "The <mask> is open", "--top-k", "3"],
         cwd=tmp_path,
         env={
             **os.environ,

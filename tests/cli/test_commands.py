@@ -120,7 +120,7 @@ class TestFillMask:
         assert error.startswith("Error: line 2 of standard input: byte 0xe9 is not UTF-8; convert it")
 
     def test_a_line_is_answered_before_the_next_one_comes(self, toy_checkpoint: Path) -> None:
-        command = [sys.executable, "-m", "xlmr_core.cli", "fill-mask", "--json", "--model", str(toy_checkpoint)]
+        command = [sys.executable, "-m", "xlmr_core", "fill-mask", "--json", "--model", str(toy_checkpoint)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -133,7 +133,7 @@ class TestFillMask:
 
     @pytest.mark.parametrize("command", ["fill-mask", "tokenize"])
     def test_closed_standard_input_is_an_error(self, command: str, toy_checkpoint: Path) -> None:
-        line = f'"{sys.executable}" -m xlmr_core.cli {command} --model "{toy_checkpoint}" <&-'
+        line = f'"{sys.executable}" -m xlmr_core {command} --model "{toy_checkpoint}" <&-'
         run = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
         assert run.returncode == 1
         assert run.stderr == (

@@ -11,8 +11,8 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
 
 # Where the package is installed, its entry point loads the plugin, and loading it again is an error.
-INSTALLED = any(point.value == "pytest_xlmr" for point in entry_points(group="pytest11"))
-LOADED = () if INSTALLED else ("-p", "pytest_xlmr")
+INSTALLED = any(point.name == "xlmr" for point in entry_points(group="pytest11"))
+LOADED = () if INSTALLED else ("-p", "xlmr_core.pytest_plugin")
 
 PORT_TESTS = """
 import copy
@@ -118,6 +118,8 @@ def test_markers_and_options_are_documented(pytester: pytest.Pytester, monkeypat
 
 
 def test_importing_the_plugin_does_not_import_torch() -> None:
-    code = "import sys, pytest_xlmr; print(sorted({'torch', 'xlmr_core', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, xlmr_core.pytest_plugin; print(sorted({'torch', 'numpy', 'xlmr_core.model'} & set(sys.modules)))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"

@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 def test_a_run_killed_by_the_system_at_any_moment_ends_with_the_same_bits(
     corpus_files: list[Path], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "xlmr_core.cli", "pretrain", *map(str, corpus_files), "--save-every", "2"]
+    command = [sys.executable, "-m", "xlmr_core", "pretrain", *map(str, corpus_files), "--save-every", "2"]
     for name, value in asdict(SMALL).items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True)

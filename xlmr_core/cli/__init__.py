@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from xlmr_core import __version__
+from xlmr_core.exit_status import INTERRUPTED, TERMINATED
 
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses: 128 and the number of the signal, as shells have it
 COMMANDS = {
     "fill-mask": "Fill the masks in a text.",
     "tokenize": "Show how a text becomes token ids.",
@@ -59,7 +59,7 @@ class LazyCommands(Commands):
     def invoke(self, ctx: click.Context) -> Any:
         """Shows the errors this package raises on purpose as one line, and any other as the bug it is.
 
-        Ctrl-C ends with INTERRUPTED and says nothing; SIGTERM, too, leaves no temporary files behind.
+        SIGTERM leaves no temporary files behind, and neither does Ctrl-C.
         """
         try:
             with _exit_on_sigterm():

@@ -9,7 +9,7 @@
         assert_parity(my_port(xlmr_trace.inputs["input_ids"].numpy()), names=NAMES)
 
 A test may name others: `@pytest.mark.xlmr(checkpoint="xlmr-tiny", texts=["Hello"])`, or `trace="golden.safetensors"`.
-This module stands outside the package so that pytest, which imports it at every start, need not import torch.
+pytest imports this module at every start, so it imports torch and the rest of the package only where it is used.
 """
 
 from __future__ import annotations

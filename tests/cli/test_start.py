@@ -1,0 +1,38 @@
+"""The command starts quickly, and Ctrl-C ends it without a traceback at any moment."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "xlmr_core"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["fil-mask"]], ids=" ".join)
+def test_what_needs_no_model_answers_at_once(arguments: list[str]) -> None:
+    """Without torch it takes a tenth of a second; importing torch takes more than one. The best of three counts."""
+    times: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = subprocess.run([*COMMAND, *arguments], capture_output=True, check=False)
+        times.append(time.perf_counter() - start)
+        assert result.returncode == (2 if arguments == ["fil-mask"] else 0)
+    assert min(times) < 0.3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT of this kind")
+@pytest.mark.parametrize("delay", [0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2])
+def test_ctrl_c_prints_no_traceback_at_any_moment_of_the_start(delay: float) -> None:
+    script = f"""
+import os, signal, sys, threading
+from xlmr_core.__main__ import run
+sys.argv = ["xlmr", "fill-mask"]
+threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()
+run()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        errors = process.stderr.read()  # standard input stays open: the command waits for text until the signal comes
+    assert b"Traceback" not in errors, errors.decode()
+    assert process.returncode == 130
