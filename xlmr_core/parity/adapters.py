@@ -211,11 +211,12 @@ def transformers_places(model: nn.Module) -> dict[str, Place]:
         places |= {"pooler.dense": Place(f"{prefix}pooler.dense"), "pooler.output": Place(f"{prefix}pooler")}
     if pre_norm:
         places["final_norm"] = Place(f"{prefix}encoder.LayerNorm")
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    kinds = {kind.__name__ for kind in type(model).__mro__}
     for cls in model_classes():
         names = hf_names(cls.spec)
-        if parameters.issuperset(f"{name}.weight" for name in names.values()) and not cls.spec.has_choices:
-            places |= {tap.name: Place(names[tap.module], tap.side) for tap in cls.spec.taps if tap.module in names}
+        if kinds.intersection(cls.spec.architectures(pre_norm)) and not cls.spec.has_choices:
+            present = [tap for tap in cls.spec.taps if names.get(tap.module) in modules]
+            places |= {tap.name: Place(names[tap.module], tap.side) for tap in present}
     return places
 
 
