@@ -22,6 +22,7 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel, position_ids_from
+from xlmr_core.parity.floors import FloorTable
 
 # Sizes are pairwise distinct, so that no two axes can be exchanged unseen, and eps is nobody's default.
 POST_NORM = XLMRobertaConfig(
@@ -511,3 +512,17 @@ def check_oracle(pair: Pair, truth: dict[str, Tensor] | None = None) -> None:
     """Every tap in float64 agrees with the plain loops. `truth` spares the loops where they have run before."""
     for name, distance in oracle_gaps(pair, oracle_taps(pair) if truth is None else truth).items():
         assert distance <= ORACLE_TOLERANCE, f"{name} is {distance:.3g} from the oracle: the first to differ"
+
+
+def outlier_ratio(table: FloorTable) -> float:
+    """How far a right run may lie above a floor that was measured without it: the most over all taps.
+
+    At each tap and dtype, the largest error divided by the next smaller one. Runs with the same error count as one.
+    """
+    ratios = [1.0]
+    for dtype in {measurement.dtype for measurement in table.measurements}:
+        runs = [measurement.errors for measurement in table.measurements if measurement.dtype == dtype]
+        for tap in runs[0]:
+            found = sorted({run[tap] for run in runs if run.get(tap)})
+            ratios += [found[-1] / found[-2]] if len(found) > 1 else []
+    return max(ratios)

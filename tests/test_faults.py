@@ -24,7 +24,7 @@ TABLE = Path(__file__).parents[1] / "docs" / "what-catches-what.md"
 TABLE_INTRODUCTION = """\
 # What catches what
 
-Each mistake of the catalogue is made in our model, and each comparison of the parity tests is run on it. `x`: it fails,
+Each fault of the catalogue is made in our model, and each comparison of the parity tests is run on it. `x`: it fails,
 as it should. `.`: it does not notice, and cannot or need not. A blank: the model has no such part.
 
 - oracle: every tap in float64 against plain loops
@@ -93,7 +93,7 @@ def notices(norm: str, name: str, fault: Fault) -> bool | None:
 
 def home(fault: Fault) -> str:
     """The group whose model alone has the place of this fault, or "oracle" for a masked language model."""
-    first = fault.site.split(".")[0]
+    first = fault.tap.split(".")[0]
     return first if first in ("pooler", *HEADS) else "oracle"
 
 
@@ -148,17 +148,17 @@ def test_the_right_comparisons_notice_the_fault(norm: str, fault: Fault) -> None
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.norm != "pre"], ids=lambda fault: fault.name)
-def test_the_first_divergent_tap_is_the_site(fault: Fault) -> None:
-    check_site("post-norm", fault)
+def test_the_first_divergent_tap_is_that_of_the_fault(fault: Fault) -> None:
+    check_tap("post-norm", fault)
 
 
 def test_the_site_of_a_fault_of_pre_norm_models() -> None:
     for fault in FAULTS:
         if fault.norm == "pre":
-            check_site("pre-norm", fault)
+            check_tap("pre-norm", fault)
 
 
-def check_site(norm: str, fault: Fault) -> None:
+def check_tap(norm: str, fault: Fault) -> None:
     group = groups(norm)[home(fault)]
     measure = gradients if fault.shows == "gradients" else taps if home(fault) == "oracle" else head_taps
     healthy = measure(group.pair, training=fault.shows == "training")
@@ -168,7 +168,7 @@ def check_site(norm: str, fault: Fault) -> None:
     different = [name for name in healthy if name not in faulty or is_far(healthy[name], faulty[name], real)]
     assert different, f"{fault.name} changes no tap"
     last = str(group.pair.config.num_hidden_layers - 1)
-    assert different[0] == fault.site.replace("-1", last)
+    assert different[0] == fault.tap.replace("-1", last)
 
 
 def taps(pair: Pair, training: bool) -> dict[str, Tensor]:
@@ -280,7 +280,7 @@ def test_one_layer_cannot_be_off_by_one() -> None:
 
 
 def inside_layers() -> list[Fault]:
-    return [fault for fault in FAULTS if fault.shows == "outputs" and fault.site.startswith("layers.0.")]
+    return [fault for fault in FAULTS if fault.shows == "outputs" and fault.tap.startswith("layers.0.")]
 
 
 @pytest.mark.parametrize("fault", [fault for fault in inside_layers() if fault.norm != "pre"], ids=lambda f: f.name)
@@ -296,7 +296,7 @@ def test_a_fault_in_one_layer_alone(fault: Fault) -> None:
         assert fault.name == "layers_off_by_one"  # one layer cannot be taken for the next
     else:
         different = [name for name in healthy if is_far(healthy[name], faulty[name], pair.real)]
-        assert different[0] == alone.site == fault.site.replace("layers.0.", "layers.1.")
+        assert different[0] == alone.tap == fault.tap.replace("layers.0.", "layers.1.")
     assert_restored(before, surroundings(pair.ours))
 
 

@@ -128,7 +128,7 @@ def test_a_trace_is_recorded_checked_and_diagnosed(folder: Path, checkpoint: Che
     assert isinstance(checkpoint.model, ForTwoScores)
     record(folder, TEXTS).save(tmp_path / "trace.safetensors")
     trace = Trace.load(tmp_path / "trace.safetensors")
-    assert (trace.provenance.model, list(trace.sites)[-1]) == ("ForTwoScores", "regression.scores")
+    assert (trace.provenance.model, list(trace.tensors)[-1]) == ("ForTwoScores", "regression.scores")
     table = measure(checkpoint.model, trace.inputs, dtypes=[torch.float32])
     assert table.floors.errors["float32"]["regression.scores"] < 1e-4  # rounding, not the size of the scores
     right = rerun(trace, checkpoint, dtype=torch.float32)
@@ -136,8 +136,8 @@ def test_a_trace_is_recorded_checked_and_diagnosed(folder: Path, checkpoint: Che
     wrong = right | {"regression.scores": right["regression.scores"].flip(-1)}
     comparison = check_trace(trace, wrong, floors=table.floors)
     assert not comparison.ok
-    assert comparison.first_divergence.site == "regression.scores"
-    assert diagnose(checkpoint.model, trace.inputs, wrong).first_site == "regression.scores"
+    assert comparison.first_divergence.tap == "regression.scores"
+    assert diagnose(checkpoint.model, trace.inputs, wrong).first_tap == "regression.scores"
 
 
 def test_a_spec_that_forgets_its_rows_is_found_out(checkpoint: Checkpoint) -> None:

@@ -60,7 +60,7 @@ def xlmr_model(xlmr_checkpoint: Checkpoint) -> PretrainedModel:
 
 @pytest.fixture
 def xlmr_trace(request: pytest.FixtureRequest) -> Trace:
-    """The trace of the marker or the ini file, else one recorded now: `inputs`, `sites`, `provenance`."""
+    """The trace of the marker or the ini file, else one recorded now: `inputs`, `taps`, `provenance`."""
     return _trace(request)
 
 
@@ -69,8 +69,8 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     """`assert_parity(dump, names=None, taps=(), partial=False, dtype=None, explain=True)`: fails with the table.
 
     dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file.
-    names: a name map as in docs/trace-format.md, or the file that holds it. taps: patterns of the sites to compare
-    ("layers.*.output", "**.probs"), by default all of the trace. partial: whether the dump may lack sites. dtype: what
+    names: a name map as in docs/trace-format.md, or the file that holds it. taps: patterns of the taps to compare
+    ("layers.*.output", "**.probs"), by default all of the trace. partial: whether the dump may lack taps. dtype: what
     the port computes in ("bfloat16", "int8", "int8-per-channel"), by default the narrowest type that holds its numbers.
     explain: whether a failure is diagnosed, which runs the model a hundred times; int8 is not diagnosed.
     """
@@ -166,7 +166,7 @@ def _floors(
     beside = floors_path(Path(_path(request, str(file)))) if file else None
     if beside is not None and beside.is_file():
         return replace(read_floors(trace, beside), computed_in=computed_in)
-    present = {name_of(tensor.dtype) for tensor in [*tensors.values(), *trace.sites.values()]}
+    present = {name_of(tensor.dtype) for tensor in [*tensors.values(), *trace.tensors.values()]}
     present |= {computed_in or "float32", "float32"}
     wanted = tuple(name for name in ("float32", "bfloat16", "float16", *INT8) if name in present)
 
@@ -185,7 +185,7 @@ def _tensors(trace: Trace, dump: Any, names: Any) -> dict[str, Tensor]:
     if isinstance(dump, str | PathLike):
         return dump_from_file(trace, Path(dump), names)
     tensors = {name: _array(value) for name, value in dump.items()}
-    return fitted(renamed(tensors, names or {}, trace.config), trace.sites, trace.config, trace.real)
+    return fitted(renamed(tensors, names or {}, trace.config), trace.tensors, trace.config, trace.real)
 
 
 def _array(value: Any) -> Tensor:

@@ -30,7 +30,7 @@ def recorded(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("traces") / "toy.safetensors"
     result = xlmr("record", toy_checkpoint, "--text", "the cat sees the dog", "--text", "a bird", "-o", path)
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{path}: {len(Trace.load(path).sites)} sites, {path.stat().st_size:,} bytes\n"
+    assert result.stdout == f"{path}: {len(Trace.load(path).tensors)} taps, {path.stat().st_size:,} bytes\n"
     result = xlmr("floor", toy_checkpoint, path, "--dtype", "float32", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
     assert f"written to {path.with_suffix('.floors.json')}" in result.stdout
@@ -40,7 +40,7 @@ def recorded(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def dump(recorded: Path, tmp_path: Path) -> Path:
     """What a port would write: right, but for layer 1's norms, and in float32."""
-    arrays = {site: tensor.numpy() for site, tensor in Trace.load(recorded).sites.items()}
+    arrays = {tap: tensor.numpy() for tap, tensor in Trace.load(recorded).tensors.items()}
     arrays["layers.1.mid"] = arrays["layers.1.mid"] * 1.001
     np.savez(tmp_path / "port.npz", **arrays)
     return tmp_path / "port.npz"
@@ -73,7 +73,7 @@ def test_progress_is_shown_where_stderr_is_no_terminal(capsys: pytest.CaptureFix
 def test_a_checkpoint_agrees_with_its_own_trace(recorded: Path, toy_checkpoint: Path, dtype: str) -> None:
     result = xlmr("check", recorded, toy_checkpoint, "--dtype", dtype)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1].startswith("parity: 37 of 37 sites agree")
+    assert result.stdout.splitlines()[-1].startswith("parity: 37 of 37 taps agree")
     exact = xlmr("check", recorded, toy_checkpoint, "--dtype", dtype, "--exact")
     assert exact.exit_code == (0 if dtype == "float32" else 1)
 
@@ -84,7 +84,7 @@ def test_another_trace_agrees(recorded: Path, toy_checkpoint: Path, tmp_path: Pa
     assert xlmr("record", toy_checkpoint, *texts, "--attention", "sdpa", "-o", other).exit_code == 0
     result = xlmr("check", recorded, other)
     assert result.exit_code == 1  # fused attention has no scores and probs
-    assert "incomplete: 33 of 37 sites agree; 4 expected tensors are missing" in result.stdout
+    assert "incomplete: 33 of 37 taps agree; 4 expected tensors are missing" in result.stdout
     assert xlmr("check", recorded, other, "--taps", "layers.?.output", "--taps", "lm_head.*").exit_code == 0
 
 
@@ -99,7 +99,7 @@ def test_a_divergence_is_marked_drawn_and_told_by_the_exit_status(recorded: Path
     [marked] = [line for line in result.stdout.splitlines() if line.startswith("->")]
     assert marked.split()[1] == "layers.1.mid"
     assert marked.endswith("DIVERGES")
-    assert result.stdout.splitlines()[-1].startswith("first divergence: layers.1.mid: DIVERGES; 1 of 37 sites differ")
+    assert result.stdout.splitlines()[-1].startswith("first divergence: layers.1.mid: DIVERGES; 1 of 37 taps differ")
     assert ET.parse(tmp_path / "error.svg").getroot().tag.endswith("svg")
 
 
@@ -112,8 +112,8 @@ def test_json(recorded: Path, dump: Path) -> None:
 
 
 def test_a_port_that_computed_in_bfloat16_and_stored_float32(recorded: Path, tmp_path: Path) -> None:
-    sites = Trace.load(recorded).sites
-    rounded = {site: t.to(torch.bfloat16).float().numpy() for site, t in sites.items() if t.is_floating_point()}
+    taps = Trace.load(recorded).tensors
+    rounded = {tap: t.to(torch.bfloat16).float().numpy() for tap, t in taps.items() if t.is_floating_point()}
     np.savez(tmp_path / "port.npz", **rounded)
     check = ["check", recorded, tmp_path / "port.npz", "--taps", "layers.*.output"]
     seen = xlmr(*check)
@@ -122,7 +122,7 @@ def test_a_port_that_computed_in_bfloat16_and_stored_float32(recorded: Path, tmp
     assert json.loads(xlmr(*check, "--json").stdout)["ok"]
     assert xlmr(*check, "--dtype", "float32").exit_code == 1
     assert xlmr(*check, "--exact").exit_code == 1
-    np.savez(tmp_path / "port.npz", **{site: array * np.float32(1.0001) for site, array in rounded.items()})
+    np.savez(tmp_path / "port.npz", **{tap: array * np.float32(1.0001) for tap, array in rounded.items()})
     assert xlmr(*check).exit_code == 1
     assert xlmr(*check, "--dtype", "bfloat16").exit_code == 0
 
@@ -143,7 +143,7 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
     [
         (["check", "{trace}"], "name what to compare"),
         (["check", "{trace}", "{folder}", "--plot", "a.bmp"], "--plot writes .svg, .png, .pdf, not a.bmp"),
-        (["check", "{trace}", "{folder}", "--taps", "nothing.*"], "no site of the trace matches"),
+        (["check", "{trace}", "{folder}", "--taps", "nothing.*"], "no tap of the trace matches"),
         (["check", "{trace}", "{folder}", "--floors", "none.json"], "there is no none.json"),
         (["check", "{trace}", "{folder}/config.json"], "neither .npz nor .safetensors"),
         (["check", "{trace}", "{folder}/model.safetensors", "--names", "{folder}/config.json"], "not a map of names"),
@@ -154,7 +154,7 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
         (["record", "{folder}", "-o", "a.safetensors"], "Missing option '--text'"),
     ],
 )
-def test_mistakes_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: list[str], told: str) -> None:
+def test_faults_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: list[str], told: str) -> None:
     result = xlmr(*(argument.format(trace=recorded, folder=toy_checkpoint) for argument in arguments))
     assert result.exit_code in (1, 2)
     assert told in " ".join(result.stderr.split())
@@ -174,18 +174,18 @@ def test_a_device_that_is_not_here(command: str, recorded: Path, toy_checkpoint:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_mistakes_are_listed() -> None:
+def test_the_faults_are_listed() -> None:
     listed = xlmr("faults")
     assert listed.exit_code == 0
     lines = listed.stdout.splitlines()
     assert len(lines) == len(FAULTS) + len(TOKENIZER_FAULTS) + len(POOLING_FAULTS) + 1
     assert "gelu_tanh" in listed.stdout
     one = xlmr("faults", "q_k_swapped")
-    assert one.stdout.splitlines()[1] == "site    layers.0.attention.q"
+    assert one.stdout.splitlines()[1] == "tap     layers.0.attention.q"
     assert [row["name"] for row in json.loads(xlmr("faults", "q_k_swapped", "--json").stdout)] == ["q_k_swapped"]
     unknown = xlmr("faults", "q_k_swop")
     assert unknown.exit_code == 2
-    assert "no mistake is called 'q_k_swop'" in unknown.stderr
+    assert "no fault is called 'q_k_swop'" in unknown.stderr
 
 
 def test_a_reranker_is_recorded_with_pairs(toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_reranker_is_recorded_with_pairs(toy_checkpoint: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     trace = Trace.load(path)
     assert (trace.provenance.texts, trace.provenance.pairs) == (("a cat",), ("the dog",))
-    assert "classifier.logits" in trace.sites
+    assert "classifier.logits" in trace.tensors
     assert xlmr("check", path, folder, "--exact").exit_code == 0
     assert (
         "as many pairs as texts"

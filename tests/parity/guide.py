@@ -1,4 +1,4 @@
-"""Writes docs/divergence-guide.md: every row of its tables is what came out when a mistake was made.
+"""Writes docs/divergence-guide.md: every row of its tables is what came out when a fault was made.
 
 PYTHONPATH=.:tests python tests/parity/guide.py
 """
@@ -25,8 +25,8 @@ PATH = Path(__file__).parents[2] / "docs" / "divergence-guide.md"
 INTRODUCTION = """\
 # Divergence guide
 
-Your port of XLM-R runs, and its numbers are not ours. This page tells what each mistake looks like. Do not search it
-by eye: the kit makes each mistake in our model and tells which gives your numbers.
+Your port of XLM-R runs, and its numbers are not ours. This page tells what each fault looks like. Do not search it
+by eye: the kit makes each fault in our model and tells which gives your numbers.
 
 ```
 xlmr parity record FacebookAI/xlm-roberta-base --text "The capital of France is <mask>." -o trace.safetensors
@@ -35,18 +35,18 @@ xlmr parity check trace.safetensors port.npz --names names.toml
 xlmr parity diagnose trace.safetensors port.npz --names names.toml
 ```
 
-`diagnose` names a mistake only if our model with it agrees with your numbers up to rounding at every site, or up to the
-next mistake. If none does, it says so, and says what the error looks like in the words of the second column below.
+`diagnose` names a fault only if our model with it agrees with your numbers up to rounding at every tap, or up to the
+next fault. If none does, it says so, and says what the error looks like in the words of the second column below.
 
-Record a batch of several texts of different lengths: without padding, mistakes with masks and positions do not show.
+Record a batch of several texts of different lengths: without padding, faults with masks and positions do not show.
 What no simulation can give is found but not named: a decoder left as it was initialised (only the logits are wrong, and
 unrelated to ours), and a product kept in float16, where two right sums may fall to different sides.
 
-Every row was produced by making the mistake in a small model with random weights, in float64, for five rows of uneven
+Every row was produced by making the fault in a small model with random weights, in float64, for five rows of uneven
 lengths, padded right, left and inside. `tests/parity/guide.py` writes this page, and a test runs it again.
 """
 
-# The traps of the architecture: what it is, and the mistakes that fall into it, or where it is dealt with.
+# The traps of the architecture: what it is, and the faults that fall into it, or where it is dealt with.
 TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
     (
         "Positions start at pad + 1 = 2 and skip padding; 514 rows hold 512 tokens; each packed sequence starts anew.",
@@ -132,13 +132,13 @@ def text() -> str:
     """The page."""
     lines = [INTRODUCTION, "## What you see, and what it was", ""]
     lines += [
-        "| first wrong site | what the error looks like there | largest | mistake | cause |",
+        "| first wrong tap | what the error looks like there | largest | fault | cause |",
         "|---|---|---|---|---|",
     ]
     lines += [row(*cells) for cells in outputs()]
     lines += ["", "## What shows in training alone", ""]
     lines += ["Outputs in eval mode are right.", ""]
-    lines += header("first wrong site", "what changes there", "what to look for", "mistake", "cause")
+    lines += header("first wrong tap", "what changes there", "what to look for", "fault", "cause")
     lines += [row(*cells) for cells in training()]
     lines += [
         "",
@@ -147,12 +147,12 @@ def text() -> str:
         f"Right: `{' '.join(map(str, IDS))}`, a pair with `<mask>` and an unknown character.",
         "",
     ]
-    lines += ["| ids | what to look for | mistake | cause |", "|---|---|---|---|"]
+    lines += ["| ids | what to look for | fault | cause |", "|---|---|---|---|"]
     lines += [row(*cells) for cells in ids()]
     lines += ["", "## Sentence vectors", "", "Token vectors are right.", ""]
-    lines += header("what the error looks like", "largest", "mistake", "cause")
+    lines += header("what the error looks like", "largest", "fault", "cause")
     lines += [row(*cells) for cells in pooling()]
-    lines += ["", "## Traps of XLM-R", "", *header("trap", "mistakes that fall into it")]
+    lines += ["", "## Traps of XLM-R", "", *header("trap", "faults that fall into it")]
     for trap, faults in TRAPS:
         lines.append(row(trap, faults if isinstance(faults, str) else ", ".join(f"`{name}`" for name in faults)))
     return "\n".join(lines) + "\n"
@@ -174,17 +174,17 @@ def outputs() -> Iterator[tuple[str, ...]]:
             pair, healthy, faulty = runs(fault)
             compared = compare(healthy, faulty, real=pair.real)
             wrong = next(r for r in compared.rows if r.verdict == "missing" or r.max_abs > ORACLE_TOLERANCE)
-            seen = looks_like(pair, healthy, faulty, wrong.site)
-            yield wrong.site, seen, size(wrong.max_abs), f"`{fault.name}`", fault.cause
+            seen = looks_like(pair, healthy, faulty, wrong.tap)
+            yield wrong.tap, seen, size(wrong.max_abs), f"`{fault.name}`", fault.cause
 
 
 def runs(fault: Fault) -> tuple[Pair, dict[str, Tensor], dict[str, Tensor]]:
     """Every tap without and with the fault, in float64."""
-    pair = pair_for("pre-norm" if fault.norm == "pre" else "post-norm", fault.site.split(".")[0])
-    healthy = {site: one_mask(site, tensor) for site, tensor in dump_of(pair.ours, pair.batch).items()}
+    pair = pair_for("pre-norm" if fault.norm == "pre" else "post-norm", fault.tap.split(".")[0])
+    healthy = {tap: one_mask(tap, tensor) for tap, tensor in dump_of(pair.ours, pair.batch).items()}
     torch.manual_seed(0)
     with fault.applied(pair.ours):
-        faulty = {site: one_mask(site, tensor) for site, tensor in dump_of(pair.ours, pair.batch).items()}
+        faulty = {tap: one_mask(tap, tensor) for tap, tensor in dump_of(pair.ours, pair.batch).items()}
     return pair, healthy, faulty
 
 
@@ -195,11 +195,11 @@ def pair_for(norm: str, part: str = "lm_head") -> Pair:
     return pair
 
 
-def looks_like(pair: Pair, healthy: dict[str, Tensor], faulty: dict[str, Tensor], site: str) -> str:
-    if site not in faulty:
+def looks_like(pair: Pair, healthy: dict[str, Tensor], faulty: dict[str, Tensor], tap: str) -> str:
+    if tap not in faulty:
         return "the whole layer is not there"
     heads = pair.config.num_attention_heads
-    return "; ".join(describe(site, healthy[site], faulty[site], pair.real, heads=heads, allowed=ORACLE_TOLERANCE))
+    return "; ".join(describe(tap, healthy[tap], faulty[tap], pair.real, heads=heads, allowed=ORACLE_TOLERANCE))
 
 
 def size(value: float) -> str:
@@ -210,8 +210,8 @@ def size(value: float) -> str:
 def training() -> Iterator[tuple[str, ...]]:
     for fault in FAULTS:
         if fault.shows != "outputs":
-            site, seen = gradient_change(fault) if fault.shows == "gradients" else dropout_change(fault)
-            yield site, seen, fault.symptom, f"`{fault.name}`", fault.cause
+            tap, seen = gradient_change(fault) if fault.shows == "gradients" else dropout_change(fault)
+            yield tap, seen, fault.symptom, f"`{fault.name}`", fault.cause
 
 
 def dropout_change(fault: Fault) -> tuple[str, str]:
@@ -220,9 +220,9 @@ def dropout_change(fault: Fault) -> tuple[str, str]:
     healthy = in_train_mode(pair)
     with fault.applied(pair.ours):
         faulty = in_train_mode(pair)
-    site = next(r.site for r in compare(healthy, faulty, real=pair.real).rows if r.max_abs > ORACLE_TOLERANCE)
-    before, after = (float((dump[site][pair.real] == 0).double().mean()) for dump in (healthy, faulty))
-    return site, f"{before:.0%} of the values are exactly 0 where it is right, {after:.0%} here"
+    tap = next(r.tap for r in compare(healthy, faulty, real=pair.real).rows if r.max_abs > ORACLE_TOLERANCE)
+    before, after = (float((dump[tap][pair.real] == 0).double().mean()) for dump in (healthy, faulty))
+    return tap, f"{before:.0%} of the values are exactly 0 where it is right, {after:.0%} here"
 
 
 def in_train_mode(pair: Pair) -> dict[str, Tensor]:

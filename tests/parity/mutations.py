@@ -2,7 +2,7 @@
 
     python tests/parity/mutations.py FORMAT RUNS SEED   # prints how many were refused and how many read
 
-Each case must end in the documented error or in a comparison. What is compared is wrong at every site, so that no
+Each case must end in the documented error or in a comparison. What is compared is wrong at every tap, so that no
 comparison may pass.
 """
 
@@ -48,7 +48,7 @@ NUMPY_DTYPES = ["?", "u1", "i4", ">i8", "u8", "f2", ">f4", "f8", "g", "c8", "U3"
 
 @dataclass(frozen=True)
 class Setting:
-    """A trace with its floors, and a dump that is wrong at every site, each in a file."""
+    """A trace with its floors, and a dump that is wrong at every tap, each in a file."""
 
     trace: Path
     wrong: Path  # .npz, with names of its own
@@ -62,18 +62,18 @@ def prepare(trace: Trace, checkpoint: Checkpoint, floors: Callable[[Path], None]
     path = folder / "trace.safetensors"
     trace.save(path)
     floors(floors_path(path))
-    arrays = {f"p.{name}": tensor.numpy() for name, tensor in wrong_sites(trace).items()}
+    arrays = {f"p.{name}": tensor.numpy() for name, tensor in wrong_taps(trace).items()}
     np.savez(folder / "wrong.npz", **arrays)
     names = {"names": {name.removeprefix("p."): name for name in arrays if not name.endswith(".top_ids")}}
     (folder / "cases").mkdir()
     return Setting(path, folder / "wrong.npz", names, checkpoint, folder / "cases")
 
 
-def wrong_sites(trace: Trace) -> dict[str, Tensor]:
+def wrong_taps(trace: Trace) -> dict[str, Tensor]:
     """Every tensor of the trace, off by far more than rounding; the ids of the kept logits are left as they are."""
     return {
-        site: tensor + 10 + tensor.abs() if tensor.is_floating_point() else tensor
-        for site, tensor in trace.sites.items()
+        tap: tensor + 10 + tensor.abs() if tensor.is_floating_point() else tensor
+        for tap, tensor in trace.tensors.items()
     }
 
 
@@ -182,11 +182,11 @@ def trace_case(choose: random.Random, setting: Setting) -> bool:
         trace = Trace.load(path)
     except TraceError as error:
         return refused(error, path.name)
-    assert not check_trace(trace, wrong_sites(trace), floors=None).ok
+    assert not check_trace(trace, wrong_taps(trace), floors=None).ok
     compare_with_wrong(trace, setting, setting.names["names"])
     try:
         floors = read_floors(trace, floors_path(setting.trace))
-        assert not check_trace(trace, wrong_sites(trace), floors=floors).ok
+        assert not check_trace(trace, wrong_taps(trace), floors=floors).ok
         rerun(trace, setting.checkpoint, dtype=torch.float32)
     except ValueError as error:
         return refused(error)
@@ -204,9 +204,9 @@ def compare_with_wrong(trace: Trace, setting: Setting, names: dict[str, Any]) ->
 
 
 def npz_case(choose: random.Random, setting: Setting) -> bool:
-    """A mutated .npz that is wrong at every site."""
+    """A mutated .npz that is wrong at every tap."""
     trace = Trace.load(setting.trace)
-    tensors = mutated_tensors(choose, trace.inputs | wrong_sites(trace))
+    tensors = mutated_tensors(choose, trace.inputs | wrong_taps(trace))
     arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.dtype not in WITHOUT_NUMPY}
     file = io.BytesIO()
     kind = choose.random()
@@ -242,9 +242,9 @@ def odd_member(choose: random.Random, names: list[str]) -> bytes:
 
 
 def safetensors_case(choose: random.Random, setting: Setting) -> bool:
-    """A mutated dump in a .safetensors file that is wrong at every site."""
+    """A mutated dump in a .safetensors file that is wrong at every tap."""
     trace = Trace.load(setting.trace)
-    content = save(mutated_tensors(choose, trace.inputs | wrong_sites(trace)))
+    content = save(mutated_tensors(choose, trace.inputs | wrong_taps(trace)))
     path = setting.folder / "dump.safetensors"
     path.write_bytes(flipped(choose, content) if choose.random() < 0.4 else content)
     return read_and_compared(trace, path)
@@ -313,7 +313,7 @@ def floors_case(choose: random.Random, setting: Setting) -> bool:
         floors = read_floors(trace, path)
     except TraceError as error:
         return refused(error, path.name)
-    assert not check_trace(trace, wrong_sites(trace), floors=floors).ok
+    assert not check_trace(trace, wrong_taps(trace), floors=floors).ok
     return True
 
 

@@ -2,7 +2,7 @@
 
 It stands for the foreign code that xlmr_core.parity is made for, and shares nothing with xlmr_core but the published
 key names in the file it reads. It keeps its internals under its own names; `NAMES` says which tap each one is. It
-is right as it stands, and makes any mistake named in `mistakes`.
+is right as it stands, and makes any fault named in `faults`.
 """
 
 import json
@@ -68,22 +68,22 @@ OTHERS = ("final_norm", "pooler", "classifier", "tagger", "answer")
 POST_NORM_NAMES = {tap: name for tap, name in NAMES.items() if not tap.startswith(OTHERS)}
 
 
-def forward(port: dict[str, Any], rows: Array, valid: Array, mistakes: Collection[str] = ()) -> dict[str, Array]:
+def forward(port: dict[str, Any], rows: Array, valid: Array, faults: Collection[str] = ()) -> dict[str, Array]:
     """Everything the port computes for rows of ids (batch, length) and their 0/1 mask, stacked along the batch."""
-    unknown = set(mistakes) - MISTAKES
+    unknown = set(faults) - FAULTS
     if unknown:
-        raise ValueError(f"this port cannot make the mistakes {sorted(unknown)}")
+        raise ValueError(f"this port cannot make the faults {sorted(unknown)}")
     dumps: list[dict[str, Array]] = []
     before = 0  # real tokens in earlier rows
     for ids, real in zip(rows, valid.astype(bool), strict=True):
-        dumps.append(sentence(port, ids, real, before, bool(valid.all()), frozenset(mistakes)))
+        dumps.append(sentence(port, ids, real, before, bool(valid.all()), frozenset(faults)))
         before += int((ids != port["settings"]["pad_token_id"]).sum())
     return {name: np.stack([dump[name] for dump in dumps]) for name in dumps[0]}
 
 
-def as_taps(port: dict[str, Any], batch: dict[str, torch.Tensor], mistakes: Collection[str] = ()) -> dict[str, Any]:
+def as_taps(port: dict[str, Any], batch: dict[str, torch.Tensor], faults: Collection[str] = ()) -> dict[str, Any]:
     """A dump under the names and in the shapes of the taps, whatever is in it."""
-    dump = forward(port, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), mistakes)
+    dump = forward(port, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), faults)
     tensors: dict[str, torch.Tensor] = {}
     for tap, entry in NAMES.items():
         name, apart = (entry["name"], True) if isinstance(entry, dict) else (entry, False)
@@ -332,7 +332,7 @@ def dropout(x: Array, rate: float, tools: dict[str, Any]) -> Array:
     return x * kept / np.float32(1 - rate)
 
 
-ALL_MISTAKES = (
+ALL_FAULTS = (
     "ids_without_offset embeddings_scaled weights_float16 token_type_missing token_type_twice positions_from_zero "
     "positions_from_one positions_count_padding positions_without_restart position_rows_shifted "
     "embedding_norm_missing embedding_norm_bias_missing eps_of_bert norm_unbiased norm_over_tokens dropout_left_on "
@@ -347,4 +347,4 @@ ALL_MISTAKES = (
     "pooler_bias_missing pooler_tanh_missing classifier_mean_pooled classifier_dense_bias_missing "
     "classifier_tanh_missing classifier_out_bias_missing tagger_bias_missing answer_bias_missing answer_ends_exchanged"
 )
-MISTAKES = frozenset(ALL_MISTAKES.split())
+FAULTS = frozenset(ALL_FAULTS.split())

@@ -24,15 +24,15 @@ from xlmr_core.parity.plot import plot_error_by_depth
 
 NORMS = pytest.mark.parametrize("norm", CONFIGS)
 REAL = torch.tensor([[True, True, True, False], [False, True, True, True]])
-SITE = "layers.0.mid"
+TAP = "layers.0.mid"
 
 
 def hidden(seed: int = 0) -> Tensor:
     return torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def verdict(expected: Tensor, actual: Tensor, site: str = SITE, floors: Floors | None = None) -> str:
-    [row] = compare({site: expected}, {site: actual}, real=REAL, floors=floors).rows
+def verdict(expected: Tensor, actual: Tensor, tap: str = TAP, floors: Floors | None = None) -> str:
+    [row] = compare({tap: expected}, {tap: actual}, real=REAL, floors=floors).rows
     return row.verdict
 
 
@@ -61,10 +61,10 @@ def maps(fill: float) -> Tensor:
 
 @pytest.mark.parametrize("fill", [-math.inf, -1e4, -1e9, torch.finfo(torch.float32).min])
 def test_masked_scores_are_the_same_however_they_are_written(fill: float) -> None:
-    site = "layers.2.attention.scores"
-    assert verdict(maps(-math.inf), maps(fill), site) == "equal"
-    assert verdict(maps(fill), maps(-math.inf), site) == "equal"
-    assert verdict(maps(fill), maps(0.3), site) == "DIVERGES"  # these are not masked
+    tap = "layers.2.attention.scores"
+    assert verdict(maps(-math.inf), maps(fill), tap) == "equal"
+    assert verdict(maps(fill), maps(-math.inf), tap) == "equal"
+    assert verdict(maps(fill), maps(0.3), tap) == "DIVERGES"  # these are not masked
 
 
 def test_a_row_of_padding_as_query_does_not_count() -> None:
@@ -91,10 +91,10 @@ def test_a_pooled_vector_counts_where_its_token_is_real() -> None:
 
 
 def test_floors_of_both_dtypes_add_up() -> None:
-    floors = Floors({"float32": {SITE: 1e-6}, "bfloat16": {SITE: 1e-2}}, factor=2.0)
-    assert floors.allowed(SITE, torch.float32, torch.float32) == pytest.approx(4e-6)
-    assert floors.allowed(SITE, torch.float32, torch.bfloat16) == pytest.approx(2 * (1e-6 + 1e-2))
-    assert floors.allowed(SITE, torch.float32, torch.float16) is None
+    floors = Floors({"float32": {TAP: 1e-6}, "bfloat16": {TAP: 1e-2}}, factor=2.0)
+    assert floors.allowed(TAP, torch.float32, torch.float32) == pytest.approx(4e-6)
+    assert floors.allowed(TAP, torch.float32, torch.bfloat16) == pytest.approx(2 * (1e-6 + 1e-2))
+    assert floors.allowed(TAP, torch.float32, torch.float16) is None
     assert verdict(torch.zeros(2, 4, 6), torch.full((2, 4, 6), 3.9e-6), floors=floors) == "ok"
     assert verdict(torch.zeros(2, 4, 6), torch.full((2, 4, 6), 4.1e-6), floors=floors) == "DIVERGES"
 
@@ -141,7 +141,7 @@ def test_bad_tensors_become_rows_that_say_so() -> None:
 
 
 def test_only_missing_is_incomplete_and_no_divergence() -> None:
-    comparison = compare({SITE: hidden(), "layers.1.mid": hidden()}, {SITE: hidden()}, real=REAL)
+    comparison = compare({TAP: hidden(), "layers.1.mid": hidden()}, {TAP: hidden()}, real=REAL)
     assert not comparison.ok
     assert comparison.first_divergence is None
     assert comparison.summary.startswith("incomplete: 1 of 2")
@@ -150,20 +150,20 @@ def test_only_missing_is_incomplete_and_no_divergence() -> None:
 @pytest.mark.parametrize("real", [torch.ones(2, 4), torch.ones(4, dtype=torch.bool)])
 def test_real_must_be_a_mask(real: Tensor) -> None:
     with pytest.raises(ValueError, match="real must be boolean"):
-        compare({SITE: hidden()}, {}, real=real)
+        compare({TAP: hidden()}, {}, real=real)
 
 
 def test_nothing_expected_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing is expected"):
-        compare({}, {SITE: hidden()}, real=REAL)
+        compare({}, {TAP: hidden()}, real=REAL)
 
 
 def test_json_is_strict_json() -> None:
     nan = hidden() * math.nan
-    text = compare({SITE: hidden(), "layers.1.mid": hidden()}, {SITE: nan}, real=REAL).to_json()
+    text = compare({TAP: hidden(), "layers.1.mid": hidden()}, {TAP: nan}, real=REAL).to_json()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert found["ok"] is False
-    assert found["first_divergence"] == SITE
+    assert found["first_divergence"] == TAP
     assert [row["verdict"] for row in found["rows"]] == ["not finite", "missing"]
     assert found["rows"][0]["max_abs"] is None
 
@@ -188,7 +188,7 @@ def test_whole_logits_are_looked_up_at_the_expected_ids() -> None:
     logits = torch.randn(2, 4, 50)
     assert compare(reduced(logits), {LOGITS: logits}, real=REAL).ok
     wrong = compare(reduced(logits), {LOGITS: logits.roll(1, dims=-1)}, real=REAL)  # same values, other ids
-    assert wrong.rows[0].site == TOP
+    assert wrong.rows[0].tap == TOP
     assert wrong.rows[0].verdict == "DIVERGES"
 
 
@@ -215,7 +215,7 @@ def test_an_id_that_just_missed_the_other_top_k_counts_with_its_smallest() -> No
     row = compare(reduced(logits), reduced(other), real=REAL).rows[0]
     assert row.max_abs <= 1e-4
     gone = compare(reduced(logits), reduced(logits[..., [5, 1, 2, 3, 4, 0]]), real=REAL).rows[0]
-    assert row.site == gone.site == TOP
+    assert row.tap == gone.tap == TOP
     assert gone.max_abs == 9.0 - 5.0  # id 0 is in it no more, so its logit there is at most 5
     elsewhere = {**reduced(logits + 10), TOP_IDS: reduced(logits)[TOP_IDS] + 6}
     unknown = compare(reduced(logits), elsewhere, real=REAL).rows[0]
@@ -235,7 +235,7 @@ def test_logits_of_another_shape_are_a_row(shape: tuple[int, ...]) -> None:
 def test_transformers_agrees_bit_for_bit_at_every_tap(norm: str) -> None:
     pair = reference.build_pair(CONFIGS[norm])
     comparison = compare_models(pair.ours, pair.theirs, pair.batch)
-    assert [row.site for row in comparison.rows] == [tap.name for tap in pair.ours.taps()]
+    assert [row.tap for row in comparison.rows] == [tap.name for tap in pair.ours.taps()]
     assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
 
 
@@ -243,8 +243,8 @@ def test_transformers_agrees_bit_for_bit_at_every_tap(norm: str) -> None:
 def test_transformers_encoder_and_fused_attention(norm: str) -> None:
     pair = reference.build_encoder_pair(CONFIGS[norm], "sdpa")
     comparison = compare_models(pair.ours, pair.theirs, pair.batch)
-    sites = [tap.name for tap in pair.ours.taps() if not tap.name.endswith(("scores", "probs"))]
-    assert [row.site for row in comparison.rows] == sites
+    taps = [tap.name for tap in pair.ours.taps() if not tap.name.endswith(("scores", "probs"))]
+    assert [row.tap for row in comparison.rows] == taps
     assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
 
 
@@ -252,7 +252,7 @@ def localised(pair: Pair, fault: Fault) -> str | None:
     with fault.applied(pair.ours):
         actual = dump_of(pair.ours, pair.batch)
     first = compare(dump_of(pair.theirs, pair.batch), actual, real=pair.real).first_divergence
-    return first.site if first else None
+    return first.tap if first else None
 
 
 def visible_faults(norm: str) -> list[Fault]:
@@ -262,19 +262,19 @@ def visible_faults(norm: str) -> list[Fault]:
         for fault in FAULTS
         if fault.norm in (None, norm.split("-")[0])
         and fault.shows == "outputs"
-        and not fault.site.startswith("layers.-1")
+        and not fault.tap.startswith("layers.-1")
         and (norm == "post-norm" or fault.norm == "pre")
     ]
 
 
 @NORMS
-def test_faults_part_from_transformers_at_their_site(norm: str) -> None:
+def test_faults_part_from_transformers_at_their_tap(norm: str) -> None:
     pairs = {head: reference.build_pair_with(CONFIGS[norm], head) for head in ("lm_head", *reference.HEADED)}
     found: dict[str, str | None] = {}
     for fault in visible_faults(norm):
-        part = fault.site.split(".")[0]
+        part = fault.tap.split(".")[0]
         found[fault.name] = localised(pairs[part if part in reference.HEADED else "lm_head"], fault)
-    assert found == {fault.name: fault.site for fault in visible_faults(norm)}
+    assert found == {fault.name: fault.tap for fault in visible_faults(norm)}
 
 
 class Other(nn.Module):
@@ -294,7 +294,7 @@ def test_another_library_is_described_by_places() -> None:
     pair = reference.build_pair(CONFIGS["post-norm"])
     places = {"embeddings.word": Place("heads", reshape=lambda x: x.flatten(2))}
     comparison = compare_models(pair.ours, Other(pair), pair.batch, places=places)
-    assert [(row.site, row.verdict) for row in comparison.rows] == [("embeddings.word", "equal")]
+    assert [(row.tap, row.verdict) for row in comparison.rows] == [("embeddings.word", "equal")]
     with pytest.raises(ValueError, match="at module 'head', which Other lacks"):
         compare_models(pair.ours, Other(pair), pair.batch, places={"embeddings.word": Place("head")})
     with pytest.raises(ValueError, match="describe where its tensors are"):
@@ -340,7 +340,7 @@ def test_a_model_with_a_class_of_ones_own_is_compared_where_it_has_our_modules()
         mine.encoder.layers[1].attention.k_proj.weight *= 1.01
     wrong = compare_models(pair.ours, mine, pair.batch, floors=floors, partial=True).first_divergence
     assert wrong is not None
-    assert wrong.site == "layers.1.attention.k"
+    assert wrong.tap == "layers.1.attention.k"
 
 
 def test_hooks_are_gone_after_an_error() -> None:
@@ -372,6 +372,6 @@ def test_the_plot_has_a_mark_for_every_tap_and_names_the_first_divergence(
 
 def test_a_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    comparison = compare({SITE: hidden()}, {SITE: hidden()}, real=REAL)
+    comparison = compare({TAP: hidden()}, {TAP: hidden()}, real=REAL)
     with pytest.raises(ValueError, match=r"pip install 'xlmr-core\[plot\]'"):
         plot_error_by_depth(comparison, tmp_path / "error.svg", format="svg")

@@ -46,7 +46,7 @@ def dump_with(pair: reference.Pair, *names: str, **options: Any) -> dict[str, Te
 def test_nothing_is_wrong(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
     diagnosis = diagnose(pair.ours, pair.batch, healthy)
     assert diagnosis.ok
-    assert str(diagnosis) == "no difference beyond rounding at 50 sites"
+    assert str(diagnosis) == "no difference beyond rounding at 50 taps"
 
 
 def test_the_report_shows_the_evidence(pair: reference.Pair) -> None:
@@ -54,34 +54,34 @@ def test_the_report_shows_the_evidence(pair: reference.Pair) -> None:
     [finding] = diagnosis.findings
     assert diagnosis.explained
     first = finding.evidence[0]
-    assert first.site == diagnosis.first_site == "layers.0.feed_forward.post"
+    assert first.tap == diagnosis.first_tap == "layers.0.feed_forward.post"
     assert first.with_fault <= first.allowed < 1e-4 < first.without < 5e-4
     assert all(evidence.with_fault <= evidence.allowed for evidence in finding.evidence)
-    for line in ("first divergence: layers.0.feed_forward.post", "gelu_tanh: GELU is the tanh approx", "more sites"):
+    for line in ("first divergence: layers.0.feed_forward.post", "gelu_tanh: GELU is the tanh approx", "more taps"):
         assert line in str(diagnosis)
 
 
 def test_json_holds_the_same(pair: reference.Pair) -> None:
     found = json.loads(diagnose(pair.ours, pair.batch, dump_with(pair, "relu_for_gelu")).to_json())
     assert (found["ok"], found["explained"], found["unexplained"]) == (False, True, None)
-    assert found["findings"][0]["causes"][0]["name"] == "relu_for_gelu"
+    assert found["findings"][0]["faults"][0]["name"] == "relu_for_gelu"
 
 
 def test_a_dump_of_hidden_states_alone_is_enough(pair: reference.Pair) -> None:
     dump = dump_with(pair, "heads_interleaved", taps=["embeddings.output", "layers.*.output"])
     diagnosis = diagnose(pair.ours, pair.batch, dump)
-    assert diagnosis.causes == ("heads_interleaved",)
-    assert diagnosis.first_site == "layers.0.output"
+    assert diagnosis.faults == ("heads_interleaved",)
+    assert diagnosis.first_tap == "layers.0.output"
 
 
-def test_mistakes_that_give_the_same_numbers_are_named_together(pair: reference.Pair) -> None:
+def test_faults_that_give_the_same_numbers_are_named_together(pair: reference.Pair) -> None:
     """Without padding on the left, nobody can tell rows cut out wrongly from positions counted wrongly."""
     ids = torch.tensor([[0, 7, 8, 9, 2]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with find_fault("positions_from_zero").applied(pair.ours):
         dump = dump_of(pair.ours, batch)
     [finding] = diagnose(pair.ours, batch, dump).findings
-    assert {cause.name for cause in finding.causes} == {"positions_from_zero", "position_rows_shifted"}
+    assert {fault.name for fault in finding.faults} == {"positions_from_zero", "position_rows_shifted"}
     report = str(diagnose(pair.ours, batch, dump))
     assert "the same numbers on this input" in report
     assert "no tap does on this input; texts of several lengths may" in report
@@ -92,23 +92,23 @@ def test_a_tie_names_the_tap_that_breaks_it(pair: reference.Pair) -> None:
     taps = ["embeddings.output", "layers.*.output"]
     diagnosis = diagnose(pair.ours, pair.batch, dump_with(pair, "mask_too_weak", taps=taps))
     [finding] = diagnosis.findings
-    first, second = (cause.name for cause in finding.causes)  # which of two is closer hangs on the last bits
+    first, second = (fault.name for fault in finding.faults)  # which of two is closer hangs on the last bits
     assert {first, second} == {"mask_too_weak", "mask_added_as_it_is"}
     assert finding.told_apart_at == ("layers.0.attention.scores",)
     assert f"to tell it from {first}: add layers.0.attention.scores to the dump" in str(diagnosis)
     assert json.loads(diagnosis.to_json())["findings"][0]["told_apart_at"] == ["layers.0.attention.scores"]
     taps.append("layers.0.attention.scores")
     dump = dump_with(pair, "mask_too_weak", taps=taps)
-    assert [len(finding.causes) for finding in diagnose(pair.ours, pair.batch, dump).findings] == [1]
+    assert [len(finding.faults) for finding in diagnose(pair.ours, pair.batch, dump).findings] == [1]
 
 
-def test_three_mistakes_are_found_one_after_the_other(pair: reference.Pair) -> None:
+def test_three_faults_are_found_one_after_the_other(pair: reference.Pair) -> None:
     names = ("token_type_missing", "scores_unscaled", "lm_head_gelu_tanh")
     dump = dump_with(pair, *names)
-    assert diagnose(pair.ours, pair.batch, dump).causes == names
+    assert diagnose(pair.ours, pair.batch, dump).faults == names
     first = diagnose(pair.ours, pair.batch, dump, most=1)
-    assert first.causes == names[:1]
-    assert first.site == "layers.0.attention.scores"
+    assert first.faults == names[:1]
+    assert first.tap == "layers.0.attention.scores"
     assert "every value is 2.449 times" in str(first)
 
 
@@ -116,7 +116,7 @@ def test_it_works_for_a_model_with_fused_attention() -> None:
     pair = reference.build_pair(reference.PRE_NORM, "sdpa")
     dump = dump_with(pair, "mask_causal")
     assert "layers.0.attention.scores" not in dump
-    assert diagnose(pair.ours, pair.batch, dump).causes == ("mask_causal",)
+    assert diagnose(pair.ours, pair.batch, dump).faults == ("mask_causal",)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -125,7 +125,7 @@ def test_it_works_in_other_dtypes(dtype: torch.dtype) -> None:
     expected = pair.ours
     pair.ours = reference.build_pair(reference.POST_NORM, dtype=dtype).ours
     for names in ((), ("q_k_swapped",), ("vocabulary_bias_missing",)):
-        assert diagnose(expected, pair.batch, dump_with(pair, *names)).causes == names
+        assert diagnose(expected, pair.batch, dump_with(pair, *names)).faults == names
 
 
 def test_the_model_is_left_as_it_was(pair: reference.Pair) -> None:
@@ -142,29 +142,29 @@ def test_wrong_sentence_vectors(pair: reference.Pair, healthy: dict[str, Tensor]
     assert diagnose(pair.ours, pair.batch, right).ok
     wrong = {**healthy, "sentence.mean": fault.pool(hidden, pair.batch["attention_mask"])}
     diagnosis = diagnose(pair.ours, pair.batch, wrong)
-    assert diagnosis.causes == (fault.name,)
-    assert diagnosis.first_site == "sentence.mean"
+    assert diagnosis.faults == (fault.name,)
+    assert diagnosis.first_tap == "sentence.mean"
 
 
 # ---- what is not found -----------------------------------------------------------------------------------------------
 
 
-def changed(healthy: dict[str, Tensor], site: str, rule: Any) -> dict[str, Tensor]:
-    return {**healthy, site: rule(healthy[site].clone())}
+def changed(healthy: dict[str, Tensor], tap: str, rule: Any) -> dict[str, Tensor]:
+    return {**healthy, tap: rule(healthy[tap].clone())}
 
 
 def test_what_no_fault_gives_is_said_to_be_unexplained(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
     diagnosis = diagnose(pair.ours, pair.batch, changed(healthy, "layers.1.mid", lambda x: x * 1.5))
-    assert diagnosis.causes == ()
-    assert (diagnosis.first_site, diagnosis.explained) == ("layers.1.mid", False)
+    assert diagnosis.faults == ()
+    assert (diagnosis.first_tap, diagnosis.explained) == ("layers.1.mid", False)
     assert diagnosis.looks_like == ("every value is 1.5 times what it should be",)
     assert "no fault of the catalogue gives these numbers" in str(diagnosis)
 
 
 def test_errors_are_described(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
-    def seen(site: str, rule: Any) -> str:
+    def seen(tap: str, rule: Any) -> str:
         heads = pair.config.num_attention_heads
-        lines = describe(site, healthy[site], rule(healthy[site].clone()), pair.real, heads=heads, allowed=1e-6)
+        lines = describe(tap, healthy[tap], rule(healthy[tap].clone()), pair.real, heads=heads, allowed=1e-6)
         return "; ".join(lines)
 
     def one_row(x: Tensor) -> Tensor:
@@ -200,8 +200,8 @@ def test_errors_are_described(pair: reference.Pair, healthy: dict[str, Tensor]) 
 
 
 def test_zeros_are_dropout_only_where_the_rest_is_scaled(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
-    def seen(site: str, rule: Any) -> str:
-        lines = describe(site, healthy[site], rule(healthy[site].clone()), pair.real, heads=4, allowed=1e-6)
+    def seen(tap: str, rule: Any) -> str:
+        lines = describe(tap, healthy[tap], rule(healthy[tap].clone()), pair.real, heads=4, allowed=1e-6)
         return "; ".join(lines)
 
     def without(*index: Any) -> Any:
@@ -264,7 +264,7 @@ def test_dumps_that_cannot_be_compared(pair: reference.Pair, healthy: dict[str, 
 
 def test_numbers_that_are_not_finite_are_localised(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
     diagnosis = diagnose(pair.ours, pair.batch, changed(healthy, "layers.1.output", lambda x: x * float("nan")))
-    assert diagnosis.first_site == "layers.1.output"
+    assert diagnosis.first_tap == "layers.1.output"
     assert "NaN" in str(diagnosis)
 
 
@@ -291,14 +291,14 @@ def test_wrong_ids(toy: Any, fault: Any) -> None:
     [row] = toy[1](["the <mask> sees X"], ["a bird"]).input_ids.tolist()
     assert fault.rule(row, toy[1]) != row
     diagnosis = diagnosed_ids(toy, [fault.rule(row, toy[1])])
-    assert diagnosis.causes == (fault.name,)
-    assert diagnosis.first_site == "input_ids"
+    assert diagnosis.faults == (fault.name,)
+    assert diagnosis.first_tap == "input_ids"
     assert diagnosis.explained, "on its own ids the port is right"
 
 
 def test_ids_that_no_fault_gives(toy: Any) -> None:
     diagnosis = diagnosed_ids(toy, [[0, 5, 6, 7, 2]])
-    assert (diagnosis.causes, diagnosis.site) == ((), "input_ids")
+    assert (diagnosis.faults, diagnosis.tap) == ((), "input_ids")
     assert "row 0 differs from token 2 on" in str(diagnosis)
 
 
@@ -326,17 +326,17 @@ def files(checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
     return trace, names
 
 
-@pytest.mark.parametrize("mistake", ["", "vocabulary_bias_missing", "mask_missing"])
-def test_the_command(checkpoint: Path, files: tuple[Path, Path], tmp_path: Path, mistake: str) -> None:
+@pytest.mark.parametrize("fault", ["", "vocabulary_bias_missing", "mask_missing"])
+def test_the_command(checkpoint: Path, files: tuple[Path, Path], tmp_path: Path, fault: str) -> None:
     trace, names = files
     ids = record(checkpoint, ["the cat <mask> the dog", "a bird"]).inputs
     port = numpy_port.load(checkpoint)
-    dump = numpy_port.forward(port, ids["input_ids"].numpy(), ids["attention_mask"].numpy(), {mistake} - {""})
+    dump = numpy_port.forward(port, ids["input_ids"].numpy(), ids["attention_mask"].numpy(), {fault} - {""})
     np.savez(tmp_path / "port.npz", **dump)
     arguments = ["parity", "diagnose", str(trace), str(tmp_path / "port.npz"), "--names", str(names)]
     run = CliRunner().invoke(main, [*arguments, "--model", str(checkpoint)])
-    assert run.exit_code == bool(mistake), run.output
-    assert (f"{mistake}: " if mistake else "no difference beyond rounding") in run.output
+    assert run.exit_code == bool(fault), run.output
+    assert (f"{fault}: " if fault else "no difference beyond rounding") in run.output
 
 
 def test_the_command_takes_a_trace_with_the_top_logits_alone(checkpoint: Path, tmp_path: Path) -> None:
@@ -346,11 +346,11 @@ def test_the_command_takes_a_trace_with_the_top_logits_alone(checkpoint: Path, t
     model = XLMRobertaForMaskedLM.from_pretrained(checkpoint)
     with find_fault("vocabulary_bias_missing").applied(model):
         logits = dump_of(model, trace.inputs)["lm_head.logits"]
-    ids = trace.sites["lm_head.logits.top_ids"]
-    sites = {**trace.sites, "lm_head.logits.top_values": logits.gather(-1, ids)}
-    sites["lm_head.logits.logsumexp"] = logits.double().logsumexp(-1).float()
-    replace(trace, sites=sites).save(wrong)
+    ids = trace.tensors["lm_head.logits.top_ids"]
+    tensors = {**trace.tensors, "lm_head.logits.top_values": logits.gather(-1, ids)}
+    tensors["lm_head.logits.logsumexp"] = logits.double().logsumexp(-1).float()
+    replace(trace, tensors=tensors).save(wrong)
     arguments = ["parity", "diagnose", str(right), str(wrong), "--json", "--model", str(checkpoint)]
     found = json.loads(CliRunner().invoke(main, arguments).output)
-    assert found["first_site"] == "lm_head.logits"
-    assert found["findings"][0]["causes"][0]["name"] == "vocabulary_bias_missing"
+    assert found["first_tap"] == "lm_head.logits"
+    assert found["findings"][0]["faults"][0]["name"] == "vocabulary_bias_missing"

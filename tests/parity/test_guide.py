@@ -11,13 +11,13 @@ def test_the_committed_guide_is_up_to_date() -> None:
     assert guide.PATH.read_text(encoding="utf-8") == guide.text(), "run PYTHONPATH=.:tests python tests/parity/guide.py"
 
 
-def test_every_mistake_has_a_row() -> None:
+def test_every_fault_has_a_row() -> None:
     tables, _ = guide.PATH.read_text(encoding="utf-8").split("## Traps of XLM-R")
     for name in NAMES:
         assert tables.count(f"| `{name}` |") == 1, name
 
 
-def test_traps_name_mistakes_of_the_catalogue() -> None:
+def test_traps_name_faults_of_the_catalogue() -> None:
     assert len(guide.TRAPS) == 18
     for trap, faults in guide.TRAPS:
         assert faults, trap

@@ -86,7 +86,7 @@ def test_the_scales_of_other_channels_are_found(pair: Pair, floors: Floors, inpu
     values.scale = values.scale.roll(1)
     first = judged(pair, floors, model, "int8-per-channel").first_divergence
     assert first is not None
-    assert first.site == "layers.1.attention.v"
+    assert first.tap == "layers.1.attention.v"
 
 
 @INPUTS
@@ -95,7 +95,7 @@ def test_a_scale_of_a_whole_matrix_that_is_wrong_is_found(pair: Pair, floors: Fl
     model.encoder.layers[1].feed_forward.up_proj.scale *= 1.25
     first = judged(pair, floors, model, "int8").first_divergence
     assert first is not None
-    assert first.site == "layers.1.feed_forward.pre"
+    assert first.tap == "layers.1.feed_forward.pre"
 
 
 @SCHEMES
@@ -117,7 +117,7 @@ def test_the_simulation_rounds_to_127_numbers_and_leaves_the_embeddings_alone(pa
 
 def test_what_was_not_measured_is_said(pair: Pair) -> None:
     measured = measure(pair.ours, pair.batch, dtypes=[torch.float32]).floors
-    [row] = [row for row in judged(pair, measured, pair.ours, "int8").rows if row.site == "lm_head.logits"]
+    [row] = [row for row in judged(pair, measured, pair.ours, "int8").rows if row.tap == "lm_head.logits"]
     assert row.verdict == "equal"
     noted = judged(pair, measured, port(pair, "int8", "8 bits"), "int8").first_divergence
     assert noted is not None
@@ -130,4 +130,4 @@ def test_int8_has_no_gradients_and_runs_in_every_other_way(pair: Pair) -> None:
     table = measure(pair.ours, batch, dtypes=["int8"], grad=True, steps=1)
     assert {measurement.dtype for measurement in table.measurements} == {"int8"}
     assert len(table.measurements) >= 8
-    assert not any(site.startswith(("gradients.", "training.")) for m in table.measurements for site in m.errors)
+    assert not any(tap.startswith(("gradients.", "training.")) for m in table.measurements for tap in m.errors)

@@ -35,8 +35,8 @@ def foreign(trace: Trace) -> dict[str, Any]:
     """The trace as a port would write it: other names, and queries, keys and values with the heads first."""
     heads = trace.config.num_attention_heads
     arrays: dict[str, Any] = {}
-    for site, tensor in trace.sites.items():
-        name = site.replace("layers.", "blk.").replace("attention", "attn").replace("feed_forward", "feedfwd")
+    for tap, tensor in trace.tensors.items():
+        name = tap.replace("layers.", "blk.").replace("attention", "attn").replace("feed_forward", "feedfwd")
         name = name.replace("embeddings.", "emb_").replace("lm_head.", "cls.")
         is_by_head = name.endswith(("attn.q", "attn.k", "attn.v"))
         arrays[name] = (tensor.unflatten(2, (heads, -1)).permute(2, 0, 1, 3) if is_by_head else tensor).numpy()
@@ -71,7 +71,7 @@ def test_a_template_without_a_dump_is_empty_entries(trace: Trace, saved: Path) -
     text = xlmr("names", saved).stdout
     for tap in trace.taps:
         assert f'# "{tap.replace("layers.0.", "layers.{i}.").replace("layers.1.", "layers.{i}.")}" = ""' in text
-    odd = template(trace, {'"quoted"\n': tuple(trace.sites["embeddings.sum"].shape)}, "a test")
+    odd = template(trace, {'"quoted"\n': tuple(trace.tensors["embeddings.sum"].shape)}, "a test")
     assert parse_toml(odd) == {"names": {}}
     assert parse_toml(odd.replace('# "embeddings.sum"', '"embeddings.sum"')) == {
         "names": {"embeddings.sum": '"quoted"\n'}
@@ -80,10 +80,10 @@ def test_a_template_without_a_dump_is_empty_entries(trace: Trace, saved: Path) -
 
 def test_names_that_are_not_ours_are_hinted_at(trace: Trace, saved: Path, tmp_path: Path) -> None:
     arrays = {name.removeprefix("blk.0."): array for name, array in foreign(trace).items()}
-    np.savez(tmp_path / "port.npz", **arrays, **{Q: trace.sites[Q].numpy()})
+    np.savez(tmp_path / "port.npz", **arrays, **{Q: trace.tensors[Q].numpy()})
     result = xlmr("check", saved, tmp_path / "port.npz", "--exact")
     assert result.exit_code == 1
-    assert f"{len(trace.sites) - 2} taps are missing ('embeddings.word', 'embeddings.token_type', " in result.stdout
+    assert f"{len(trace.tensors) - 2} taps are missing ('embeddings.word', 'embeddings.token_type', " in result.stdout
     assert "tensors of the dump have no name of ours ('emb_word', 'emb_token_type', " in result.stdout
     assert "--names takes a map" in result.stdout
     assert "xlmr parity names TRACE DUMP -o names.toml" in result.stdout
@@ -154,7 +154,7 @@ def test_a_dump_without_any_name_of_ours_is_told_what_to_do(trace: Trace, saved:
 
 
 def test_shapes_are_read_from_both_kinds_of_files(saved: Path, trace: Trace, tmp_path: Path) -> None:
-    assert shapes_in(saved)[Q] == tuple(trace.sites[Q].shape)
+    assert shapes_in(saved)[Q] == tuple(trace.tensors[Q].shape)
     np.savez_compressed(tmp_path / "port.npz", a=np.zeros((2, 3)), b=np.float32(1))
     assert shapes_in(tmp_path / "port.npz") == {"a": (2, 3), "b": ()}
     (tmp_path / "port.npz").write_bytes(b"PK no")

@@ -1,4 +1,4 @@
-"""The NumPy port is right as it stands, and every mistake it can make makes it wrong."""
+"""The NumPy port is right as it stands, and every fault it can make makes it wrong."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_the_pooler_agrees(tmp_path: Path) -> None:
     dump = numpy_port.as_taps(port_of(pair.ours, tmp_path), pair.batch)
     with torch.no_grad(), pair.ours.capture("pooler.*") as ours:
         pair.ours(**pair.batch)
-    pooled = {site: dump[site] for site in ours}
+    pooled = {tap: dump[tap] for tap in ours}
     comparison = compare(ours, pooled, real=pair.real, floors=measure_floors(pair.ours, pair.batch))
     assert comparison.ok, str(comparison)
 
@@ -50,6 +50,6 @@ def test_it_computes_in_float32(pair: reference.Pair, tmp_path: Path) -> None:
     assert {array.dtype for array in dump.values()} == {np.dtype(np.float32)}
 
 
-def test_an_unknown_mistake_is_refused(pair: reference.Pair, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot make the mistakes \['q_k_swap'\]"):
+def test_an_unknown_fault_is_refused(pair: reference.Pair, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot make the faults \['q_k_swap'\]"):
         numpy_port.as_taps(port_of(pair.ours, tmp_path), pair.batch, {"q_k_swap"})

@@ -26,9 +26,9 @@ from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.int8 import quantise
 
 
-def dump(trace, checkpoint, *mistakes):
+def dump(trace, checkpoint, *faults):
     port = numpy_port.load(checkpoint)
-    return numpy_port.forward(port, trace.inputs["input_ids"].numpy(), trace.inputs["attention_mask"].numpy(), mistakes)
+    return numpy_port.forward(port, trace.inputs["input_ids"].numpy(), trace.inputs["attention_mask"].numpy(), faults)
 
 
 FOLDER = __import__("pathlib").Path({checkpoint!r})
@@ -105,7 +105,7 @@ def test_a_port_is_driven_through_the_plugin(
     run = pytester.runpytest_subprocess(*LOADED, "-p", "no:cacheprovider", "-rA")
     run.assert_outcomes(passed=7, failed=1, errors=1)
     output = run.stdout.str()
-    assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent site marked
+    assert "-> layers.0.feed_forward.post" in output  # the table, its first divergent tap marked
     assert "gelu_tanh: GELU is the tanh approximation" in output  # the diagnosis
     assert "the marker xlmr takes checkpoint, trace, texts, pairs, taps by name, not ['text']" in output
 

@@ -1,4 +1,4 @@
-"""Mistakes seeded into foreign implementations are found: transformers' models patched, and the NumPy port.
+"""Faults seeded into foreign implementations are found: transformers' models patched, and the NumPy port.
 
 `pytest tests/parity/test_seeded_faults.py -k count -s` prints how many are localised and named right.
 """
@@ -26,8 +26,8 @@ NOT_REPRODUCIBLE = {"lm_head_untied", "scores_float16"}
 IMPLEMENTATIONS = ("transformers", "numpy")
 NORMS = ("post-norm", "pre-norm")
 
-# The first tap that a mistake changes in a pre-norm model, where that is not where it is in a post-norm model.
-SITES_IN_PRE_NORM = {
+# The first tap that a fault changes in a pre-norm model, where that is not where it is in a post-norm model.
+TAPS_IN_PRE_NORM = {
     "eps_of_bert": "layers.0.attention.q",
     "norm_unbiased": "layers.0.attention.q",
     "norm_over_tokens": "layers.0.attention.q",
@@ -76,48 +76,48 @@ def simulator(norm: str, head: str) -> Any:
     return shared
 
 
-def dump(implementation: str, norm: str, mistakes: Collection[str]) -> dict[str, Tensor]:
-    """What the foreign implementation computes with these mistakes in it."""
-    theirs = foreign(implementation, norm, head_of(mistakes))
+def dump(implementation: str, norm: str, faults: Collection[str]) -> dict[str, Tensor]:
+    """What the foreign implementation computes with these faults in it."""
+    theirs = foreign(implementation, norm, head_of(faults))
     if implementation == "numpy":
-        return numpy_port.as_taps(theirs.port, theirs.batch, mistakes)
+        return numpy_port.as_taps(theirs.port, theirs.batch, faults)
     model = copy.deepcopy(theirs.port)
     with pytest.MonkeyPatch.context() as patched:
-        for name in mistakes:
-            transformers_faults.MISTAKES[name](model, patched)
+        for name in faults:
+            transformers_faults.FAULTS[name](model, patched)
         places = transformers_faults.places(
-            model, "norm_placement_exchanged" if "norm_placement_exchanged" in mistakes else ""
+            model, "norm_placement_exchanged" if "norm_placement_exchanged" in faults else ""
         )
         return dump_of(model, theirs.batch, places=places)
 
 
-def head_of(mistakes: Collection[str]) -> str:
-    """The head that a model must have for these mistakes: the masked language model's, if no other is named."""
-    parts = [find_fault(name).site.split(".")[0] for name in mistakes]
+def head_of(faults: Collection[str]) -> str:
+    """The head that a model must have for these faults: the masked language model's, if no other is named."""
+    parts = [find_fault(name).tap.split(".")[0] for name in faults]
     return next((part for part in parts if part in reference.HEADED), "lm_head")
 
 
 @cache
-def diagnosed(implementation: str, norm: str, mistakes: tuple[str, ...]) -> Diagnosis:
-    head = head_of(mistakes)
+def diagnosed(implementation: str, norm: str, faults: tuple[str, ...]) -> Diagnosis:
+    head = head_of(faults)
     ours = foreign(implementation, norm, head).pair.ours
-    numbers, _ = checked_dump(ours, dump(implementation, norm, mistakes), None)
+    numbers, _ = checked_dump(ours, dump(implementation, norm, faults), None)
     return search(simulator(norm, head), numbers, ours)
 
 
-def mistakes(implementation: str, norm: str) -> list[str]:
+def faults(implementation: str, norm: str) -> list[str]:
     """Every fault of the catalogue that can exist in this implementation, in eval mode."""
-    makeable = transformers_faults.MISTAKES if implementation == "transformers" else numpy_port.MISTAKES
+    makeable = transformers_faults.FAULTS if implementation == "transformers" else numpy_port.FAULTS
     placement = norm.removesuffix("-norm")
     faults = [fault for fault in FAULTS if fault.shows == "outputs" and fault.norm in (None, placement)]
     assert {fault.name for fault in faults} <= set(makeable)
     return [fault.name for fault in faults]
 
 
-def site_of(name: str, norm: str) -> str:
+def tap_of(name: str, norm: str) -> str:
     fault = find_fault(name)
-    site = SITES_IN_PRE_NORM.get(name, fault.site) if norm == "pre-norm" else fault.site
-    return site.replace("layers.-1.", f"layers.{reference.POST_NORM.num_hidden_layers - 1}.")
+    tap = TAPS_IN_PRE_NORM.get(name, fault.tap) if norm == "pre-norm" else fault.tap
+    return tap.replace("layers.-1.", f"layers.{reference.POST_NORM.num_hidden_layers - 1}.")
 
 
 def cases() -> list[Any]:
@@ -125,7 +125,7 @@ def cases() -> list[Any]:
         pytest.param(implementation, norm, name, id=f"{implementation}-{norm}-{name}")
         for implementation in IMPLEMENTATIONS
         for norm in NORMS
-        for name in mistakes(implementation, norm)
+        for name in faults(implementation, norm)
     ]
 
 
@@ -138,29 +138,29 @@ def test_a_right_implementation_has_no_diagnosis(implementation: str, norm: str)
 
 
 @pytest.mark.parametrize(("implementation", "norm", "name"), cases())
-def test_a_mistake_is_localised_and_named(implementation: str, norm: str, name: str) -> None:
+def test_a_fault_is_localised_and_named(implementation: str, norm: str, name: str) -> None:
     diagnosis = diagnosed(implementation, norm, (name,))
-    assert diagnosis.first_site == site_of(name, norm), str(diagnosis)
+    assert diagnosis.first_tap == tap_of(name, norm), str(diagnosis)
     if name not in NOT_REPRODUCIBLE:
-        assert diagnosis.causes == (name,), str(diagnosis)
+        assert diagnosis.faults == (name,), str(diagnosis)
         assert diagnosis.explained
     else:
-        assert diagnosis.causes in ((), (name,)), "nothing else may be named"
-        assert diagnosis.causes or diagnosis.looks_like
+        assert diagnosis.faults in ((), (name,)), "nothing else may be named"
+        assert diagnosis.faults or diagnosis.looks_like
 
 
 def test_count() -> None:
     """At least 95 % are named right at first place, and every one is localised."""
     for implementation in IMPLEMENTATIONS:
         for norm in NORMS:
-            names = mistakes(implementation, norm)
+            names = faults(implementation, norm)
             found = {name: diagnosed(implementation, norm, (name,)) for name in names}
-            named = [name for name in names if found[name].causes[:1] == (name,)]
-            alone = [name for name in named if len(found[name].findings[0].causes) == 1]
-            placed = [name for name in names if found[name].first_site == site_of(name, norm)]
+            named = [name for name in names if found[name].faults[:1] == (name,)]
+            alone = [name for name in named if len(found[name].findings[0].faults) == 1]
+            placed = [name for name in names if found[name].first_tap == tap_of(name, norm)]
             missed = sorted(set(names) - set(named))
             print(
-                f"\n{implementation}, {norm}: {len(names)} mistakes, site right {len(placed)}, named right at first "
+                f"\n{implementation}, {norm}: {len(names)} faults, tap right {len(placed)}, named right at first "
                 f"place {len(named)} ({len(named) / len(names):.1%}; {len(alone)} of them without a tie); "
                 f"not named: {', '.join(missed) or 'none'}"
             )
@@ -183,10 +183,10 @@ PAIRS = [
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
-def test_of_two_mistakes_the_first_site_is_right(implementation: str, pair: tuple[str, str]) -> None:
+def test_of_two_faults_the_first_site_is_right(implementation: str, pair: tuple[str, str]) -> None:
     diagnosis = diagnosed(implementation, "post-norm", pair)
-    assert diagnosis.first_site == site_of(pair[0], "post-norm")
-    assert diagnosis.causes == pair, str(diagnosis)
+    assert diagnosis.first_tap == tap_of(pair[0], "post-norm")
+    assert diagnosis.faults == pair, str(diagnosis)
     assert diagnosis.explained
 
 
@@ -201,24 +201,24 @@ IN_ONE_LAYER: dict[str, tuple[int, Callable[[Any], None]]] = {
 
 @pytest.mark.parametrize("name", IN_ONE_LAYER)
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_mistake_in_one_layer_alone_is_named_with_its_layer(norm: str, name: str) -> None:
+def test_a_fault_in_one_layer_alone_is_named_with_its_layer(norm: str, name: str) -> None:
     index, make = IN_ONE_LAYER[name]
     theirs = foreign("transformers", norm, "lm_head")
     model = copy.deepcopy(theirs.port)
     make(model.roberta.encoder.layer[index])
     numbers, _ = checked_dump(theirs.pair.ours, dump_of(model, theirs.batch), None)
     diagnosis = search(simulator(norm, "lm_head"), numbers, theirs.pair.ours)
-    assert diagnosis.causes == (f"{name} in layer {index} alone",), str(diagnosis)
+    assert diagnosis.faults == (f"{name} in layer {index} alone",), str(diagnosis)
     assert diagnosis.explained
-    assert diagnosis.first_site == find_fault(name).site.replace("layers.0.", f"layers.{index}.")
+    assert diagnosis.first_tap == find_fault(name).tap.replace("layers.0.", f"layers.{index}.")
 
 
-def test_mistakes_in_two_layers_are_named_one_after_the_other() -> None:
+def test_faults_in_two_layers_are_named_one_after_the_other() -> None:
     theirs = foreign("transformers", "post-norm", "lm_head")
     model = copy.deepcopy(theirs.port)
     model.roberta.encoder.layer[0].output.dense.bias.data.zero_()
     model.roberta.encoder.layer[2].attention.self.value.bias.data.zero_()
     numbers, _ = checked_dump(theirs.pair.ours, dump_of(model, theirs.batch), None)
     diagnosis = search(simulator("post-norm", "lm_head"), numbers, theirs.pair.ours)
-    assert diagnosis.causes == ("down_bias_missing in layer 0 alone", "v_bias_missing in layer 2 alone"), str(diagnosis)
+    assert diagnosis.faults == ("down_bias_missing in layer 0 alone", "v_bias_missing in layer 2 alone"), str(diagnosis)
     assert diagnosis.explained

@@ -33,13 +33,13 @@ def simulator_of(pair: reference.Pair) -> Simulator:
     ("norm", "head"), [("pre-norm", "lm_head"), *(("post-norm", head) for head in ("lm_head", *reference.HEADED))]
 )
 def test_a_run_with_a_fault_that_begins_at_its_part_is_the_whole_run(norm: str, head: str) -> None:
-    """So a fault changes nothing below the part of its site."""
+    """So a fault changes nothing below the part of its tap."""
     pair = reference.build_pair_with(reference.CONFIGS[norm], head)
     simulator, exact = simulator_of(pair), variant(pair.ours, torch.float64, "eager", "cpu")
     right = simulator.run(())
     everywhere = [fault for fault in FAULTS if fault.shows == "outputs" and fault.name != "dropout_left_on"]
     ran = 0
-    everywhere = [fault for fault in everywhere if head == "lm_head" or fault.site.startswith(head)]
+    everywhere = [fault for fault in everywhere if head == "lm_head" or fault.tap.startswith(head)]
     for fault in [*everywhere, AMPLIFIER.in_layer(1), find_fault("q_k_swapped").in_layer(2)]:
         run = simulator.run((fault,), right)
         if run is None:
@@ -49,9 +49,9 @@ def test_a_run_with_a_fault_that_begins_at_its_part_is_the_whole_run(norm: str, 
         with fault.applied(exact):
             expected = dump_of(exact, pair.batch)
         ran += 1
-        assert run.expected.keys() == expected.keys() & simulator.sites
-        for site, tensor in run.expected.items():
-            assert torch.equal(tensor, one_mask(site, expected[site])), (fault.name, site)
+        assert run.expected.keys() == expected.keys() & simulator.taps
+        for tap, tensor in run.expected.items():
+            assert torch.equal(tensor, one_mask(tap, expected[tap])), (fault.name, tap)
     assert ran > (40 if head == "lm_head" else 2)
 
 
@@ -67,7 +67,7 @@ def test_a_candidate_that_is_wrong_at_once_is_computed_no_further(monkeypatch: p
     runs: list[Run | None] = []
     run = simulator.run
     monkeypatch.setattr(simulator, "run", lambda *args, **options: runs.append(run(*args, **options)) or runs[-1])
-    assert search(simulator, dump, pair.ours).causes == (fault.name,)
+    assert search(simulator, dump, pair.ours).faults == (fault.name,)
     assert len(runs) > 40
     assert len(parts) < 1.5 * len(runs)  # of five parts each
 
@@ -109,12 +109,12 @@ def test_noise_that_was_measured_in_one_order_of_sums_holds_in_any_other(norm: s
         in_another_order(simulator._rounded, processor)
         run = simulator.run((AMPLIFIER,), simulator.run(()))
         assert run is not None
-        noise = {site: error for part in run.parts(simulator.count) for site, error in part.noise.items()}
+        noise = {tap: error for part in run.parts(simulator.count) for tap, error in part.noise.items()}
         for dump in dumps:
-            for site, truth in run.expected.items():
-                found = elements(site, one_mask(site, dump[site]), pair.real)
-                error = float((found - elements(site, truth, pair.real)).abs().max())
-                assert error <= FACTOR * noise[site], (processor, site)
+            for tap, truth in run.expected.items():
+                found = elements(tap, one_mask(tap, dump[tap]), pair.real)
+                error = float((found - elements(tap, truth, pair.real)).abs().max())
+                assert error <= FACTOR * noise[tap], (processor, tap)
 
 
 @NORMS
@@ -124,7 +124,7 @@ def test_a_fault_that_amplifies_rounding_is_explained_in_any_order_of_sums(norm:
     for seed in range(2):
         dump, _ = checked_dump(pair.ours, ported(pair, AMPLIFIER, seed), None)
         diagnosis = search(simulator, dump, pair.ours)
-        assert diagnosis.causes == (AMPLIFIER.name,), str(diagnosis)
+        assert diagnosis.faults == (AMPLIFIER.name,), str(diagnosis)
         assert diagnosis.explained, str(diagnosis)
 
 
@@ -147,14 +147,14 @@ def test_check_and_diagnose_agree_on_what_is_a_difference() -> None:
         port = variant(model, dtype, "eager", "cpu")
         with find_fault(name).applied(port):
             everything = dump_of(port, batch)
-        for sites in (everything.keys(), [f"layers.{i}.output" for i in range(4)]):
-            dump = {site: everything[site] for site in sites}
-            rows = compare({site: trace[site] for site in sites}, dump, real=real, floors=floors).rows
+        for taps in (everything.keys(), [f"layers.{i}.output" for i in range(4)]):
+            dump = {tap: everything[tap] for tap in taps}
+            rows = compare({tap: trace[tap] for tap in taps}, dump, real=real, floors=floors).rows
             excess = max(row.max_abs / row.allowed for row in rows if row.allowed)
             diagnosis = diagnose(model, batch, dump)
             assert diagnosis.ok or excess > 1 / 1.5, (name, len(dump))
             assert not diagnosis.ok or excess < 1.5, (name, len(dump))
-            assert set(diagnosis.causes) <= {name}, "nothing else may be named"
+            assert set(diagnosis.faults) <= {name}, "nothing else may be named"
 
 
 def test_a_fault_whose_rounding_errors_are_as_large_as_the_difference_is_not_named(
@@ -172,9 +172,7 @@ def test_a_fault_whose_rounding_errors_are_as_large_as_the_difference_is_not_nam
     assert run is not None
     assert _mended(simulator, run, dump, wrong) is not None
     floors = simulator.floors
-    monkeypatch.setattr(
-        simulator, "floors", lambda noise: floors({site: error + 1e-3 for site, error in noise.items()})
-    )
+    monkeypatch.setattr(simulator, "floors", lambda noise: floors({tap: error + 1e-3 for tap, error in noise.items()}))
     assert _mended(simulator, run, dump, wrong) is None
 
 

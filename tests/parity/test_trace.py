@@ -77,21 +77,21 @@ def test_a_trace_holds_what_the_model_computes(trace: Trace, toy_checkpoint: Pat
     model = XLMRobertaForMaskedLM.from_pretrained(toy_checkpoint)
     with torch.no_grad(), model.capture("**") as acts:
         logits = model(**trace.inputs).logits
-    kept = {site for site in trace.sites if site in acts}
+    kept = {tap for tap in trace.tensors if tap in acts}
     assert kept == acts.keys() - {LOGITS}
-    for site in kept:
-        assert torch.equal(trace.sites[site], acts[site]), site
-    assert torch.equal(trace.sites[TOP], logits.topk(32).values)
-    assert torch.equal(logits.gather(-1, trace.sites[TOP_IDS]), trace.sites[TOP])
+    for tap in kept:
+        assert torch.equal(trace.tensors[tap], acts[tap]), tap
+    assert torch.equal(trace.tensors[TOP], logits.topk(32).values)
+    assert torch.equal(logits.gather(-1, trace.tensors[TOP_IDS]), trace.tensors[TOP])
 
 
 def test_it_can_be_read_without_us(saved: Path, trace: Trace) -> None:
     arrays = load_numpy(saved)
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
-    np.testing.assert_array_equal(arrays["layers.0.mid"], trace.sites["layers.0.mid"].numpy())
+    np.testing.assert_array_equal(arrays["layers.0.mid"], trace.tensors["layers.0.mid"].numpy())
     content = metadata_of(saved)
     assert content["version"] == 2
-    assert [site["name"] for site in content["sites"]] == list(trace.sites)
+    assert [tap["name"] for tap in content["sites"]] == list(trace.tensors)
     assert content["provenance"]["weights_sha256"] == trace.provenance.weights_sha256
     assert "/" not in content["provenance"]["checkpoint"]  # no path of the machine that recorded it
 
@@ -102,28 +102,28 @@ def test_reading_gives_back_what_was_recorded(toy_checkpoint: Path, tmp_path: Pa
     trace.save(tmp_path / "t.safetensors")
     again = Trace.load(tmp_path / "t.safetensors")
     assert again.provenance == trace.provenance
-    assert list(again.sites) == list(trace.sites)
-    for site, tensor in trace.sites.items():
-        assert again.sites[site].dtype == tensor.dtype, site
-        assert torch.equal(again.sites[site], tensor), site
+    assert list(again.tensors) == list(trace.tensors)
+    for tap, tensor in trace.tensors.items():
+        assert again.tensors[tap].dtype == tensor.dtype, tap
+        assert torch.equal(again.tensors[tap], tensor), tap
     assert load_numpy(tmp_path / "t.safetensors")  # bfloat16 included
 
 
 def test_taps_and_top_k_are_chosen(toy_checkpoint: Path) -> None:
     trace = record(toy_checkpoint, TEXTS, taps=["layers.-1.output"])
-    assert list(trace.sites) == ["layers.1.output"]
+    assert list(trace.tensors) == ["layers.1.output"]
     whole = record(toy_checkpoint, TEXTS, taps=["lm_head.logits"], top_k=0)
-    assert list(whole.sites) == [LOGITS]
+    assert list(whole.tensors) == [LOGITS]
     small = record(toy_checkpoint, TEXTS, taps=["lm_head.logits"], top_k=3)
-    assert small.sites[TOP].shape[-1] == 3
+    assert small.tensors[TOP].shape[-1] == 3
     assert whole.provenance.logits_sha256 == small.provenance.logits_sha256
 
 
 def test_fused_attention_is_recorded_without_scores(toy_checkpoint: Path) -> None:
     trace = record(toy_checkpoint, TEXTS, attention="sdpa")
     assert trace.provenance.attention == "sdpa"
-    assert not any(site.endswith(("scores", "probs")) for site in trace.sites)
-    assert len(trace.sites) > 30
+    assert not any(tap.endswith(("scores", "probs")) for tap in trace.tensors)
+    assert len(trace.tensors) > 30
 
 
 def test_an_encoder_without_head_is_recorded(toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_another_input_is_refused(trace: Trace, toy_checkpoint: Path, tmp_path: 
 def test_our_own_run_is_equal(trace: Trace, checkpoint: Checkpoint) -> None:
     comparison = check_trace(trace, rerun(trace, checkpoint, dtype=torch.float32), floors=None)
     assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
-    assert len(comparison.rows) == len(trace.sites) - 1  # top_ids tells where to look
+    assert len(comparison.rows) == len(trace.tensors) - 1  # top_ids tells where to look
 
 
 def test_a_run_in_another_dtype_leaves_the_checkpoint_as_it_is(trace: Trace, checkpoint: Checkpoint) -> None:
@@ -241,10 +241,10 @@ def test_transformers_is_equal_in_values_gradients_and_training(trace: Trace, to
     actual = dump_from_transformers(trace, str(toy_checkpoint), dtype=torch.float32)
     comparison = check_trace(trace, actual, floors=None)
     assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
-    assert sum(row.site.startswith("gradients.") for row in comparison.rows) == len(
+    assert sum(row.tap.startswith("gradients.") for row in comparison.rows) == len(
         dict(Checkpoint.load(toy_checkpoint).model.named_parameters())
     )
-    assert comparison.rows[-1].site == "training.losses"
+    assert comparison.rows[-1].tap == "training.losses"
 
 
 def test_a_wrong_gradient_alone_is_found(trace: Trace, toy_checkpoint: Path, table: FloorTable) -> None:
@@ -258,9 +258,9 @@ def test_a_wrong_gradient_alone_is_found(trace: Trace, toy_checkpoint: Path, tab
     comparison = check_trace(trace, run_transformers(trace, model), floors=table.floors)
     first = comparison.first_divergence
     assert first is not None
-    assert first.site == "gradients.encoder.embeddings.position_embeddings.weight"
+    assert first.tap == "gradients.encoder.embeddings.position_embeddings.weight"
     last = comparison.rows[-1]
-    assert (last.site, last.verdict) == ("training.losses", "DIVERGES")
+    assert (last.tap, last.verdict) == ("training.losses", "DIVERGES")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -275,12 +275,12 @@ def test_transformers_in_every_dtype_is_within_the_floors(
 def test_sites_can_be_chosen(trace: Trace, checkpoint: Checkpoint) -> None:
     actual = rerun(trace, checkpoint, dtype=torch.float32)
     comparison = check_trace(trace, actual, floors=None, taps=["**.probs"])
-    assert [row.site for row in comparison.rows] == ["layers.0.attention.probs", "layers.1.attention.probs"]
+    assert [row.tap for row in comparison.rows] == ["layers.0.attention.probs", "layers.1.attention.probs"]
     last = check_trace(trace, actual, floors=None, taps=["layers.-1.attention.*"])
-    assert {row.site.split(".")[1] for row in last.rows} == {"1"}
+    assert {row.tap.split(".")[1] for row in last.rows} == {"1"}
     everything = check_trace(trace, actual, floors=None, taps=["**"])
     assert everything == check_trace(trace, actual, floors=None)
-    with pytest.raises(ValueError, match="no site of the trace matches 'nothing'"):
+    with pytest.raises(ValueError, match="no tap of the trace matches 'nothing'"):
         check_trace(trace, actual, floors=None, taps=["nothing"])
 
 
@@ -289,25 +289,25 @@ def test_logits_are_looked_up_where_they_are_chosen(trace: Trace, checkpoint: Ch
     """The trace keeps the largest, a dump has them all: the pattern of the tap is that of what was made of it."""
     actual = rerun(trace, checkpoint, dtype=torch.float32)
     comparison = check_trace(trace, actual, floors=None, taps=[pattern])
-    verdicts = {row.site: row.verdict for row in comparison.rows}
+    verdicts = {row.tap: row.verdict for row in comparison.rows}
     assert verdicts["lm_head.logits.top_values"] == verdicts["lm_head.logits.logsumexp"] == "equal"
     assert set(verdicts.values()) == {"equal"}
 
 
 def test_a_part_of_a_dump_is_enough_if_one_says_so(trace: Trace, checkpoint: Checkpoint) -> None:
     whole = rerun(trace, checkpoint, dtype=torch.float32)
-    part = {site: whole[site] for site in ("layers.0.mid", "lm_head.logits")}
+    part = {tap: whole[tap] for tap in ("layers.0.mid", "lm_head.logits")}
     assert not check_trace(trace, part, floors=None).ok
     comparison = check_trace(trace, part, floors=None, partial=True)
     assert comparison.ok
-    assert [row.site for row in comparison.rows] == [
+    assert [row.tap for row in comparison.rows] == [
         "layers.0.mid",
         "lm_head.logits.top_values",
         "lm_head.logits.logsumexp",
     ]
     part["layers.0.mid"] = part["layers.0.mid"] + 1
     assert not check_trace(trace, part, floors=None, partial=True).ok
-    with pytest.raises(ValueError, match="the dump has no site of the trace, but x"):
+    with pytest.raises(ValueError, match="the dump has no tap of the trace, but x"):
         check_trace(trace, {"x": whole["layers.0.mid"]}, floors=None, partial=True)
 
 
@@ -316,10 +316,10 @@ def test_a_part_of_a_dump_is_enough_if_one_says_so(trace: Trace, checkpoint: Che
 
 def foreign_arrays(trace: Trace) -> dict[str, np.ndarray]:
     """A port's dump of one text: no batch axis, heads apart and first, a name scheme of its own."""
-    arrays: dict[str, np.ndarray] = {"emb": trace.sites["embeddings.output"][0].numpy()}
+    arrays: dict[str, np.ndarray] = {"emb": trace.tensors["embeddings.output"][0].numpy()}
     for i in range(2):
-        q = trace.sites[f"layers.{i}.attention.q"][0].unflatten(-1, (2, 12)).transpose(0, 1)  # N S D
-        probs = trace.sites[f"layers.{i}.attention.probs"][0].permute(1, 0, 2)  # Q N K
+        q = trace.tensors[f"layers.{i}.attention.q"][0].unflatten(-1, (2, 12)).transpose(0, 1)  # N S D
+        probs = trace.tensors[f"layers.{i}.attention.probs"][0].permute(1, 0, 2)  # Q N K
         arrays |= {f"blk{i}_q": q.numpy(), f"blk{i}_p": probs.numpy()}
     return arrays
 
@@ -337,7 +337,7 @@ AS_JSON = {
         "layers.{i}.attention.probs": {"name": "blk{i}_p", "axes": "Q N K"},
     }
 }
-SITES = ["embeddings.output", "layers.*.attention.q", "layers.*.attention.probs"]
+TAPS = ["embeddings.output", "layers.*.attention.q", "layers.*.attention.probs"]
 
 
 @pytest.fixture
@@ -357,33 +357,33 @@ def test_a_foreign_dump_through_a_map_of_names(one_text: Trace, tmp_path: Path, 
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         save_file(tensors, tmp_path / "dump.safetensors")
     dump = dump_from_file(one_text, tmp_path / f"dump.{kind}", tmp_path / f"names.{names}")
-    comparison = check_trace(one_text, dump, floors=None, taps=SITES)
+    comparison = check_trace(one_text, dump, floors=None, taps=TAPS)
     assert len(comparison.rows) == 5
     assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
 
 
 def test_shapes_with_one_reading_need_no_map(one_text: Trace, tmp_path: Path) -> None:
-    heads = one_text.sites["layers.0.attention.q"].unflatten(-1, (2, 12))  # B S N D
+    heads = one_text.tensors["layers.0.attention.q"].unflatten(-1, (2, 12))  # B S N D
     arrays = {
-        "embeddings.output": one_text.sites["embeddings.output"][0].numpy(),
+        "embeddings.output": one_text.tensors["embeddings.output"][0].numpy(),
         "layers.0.attention.q": heads.transpose(1, 2).numpy(),
         "layers.0.attention.k": heads[0].numpy(),
         "layers.0.attention.v": np.asfortranarray(heads.numpy()).astype(">f4"),
     }
     np.savez(tmp_path / "dump.npz", **arrays)
     dump = dump_from_file(one_text, tmp_path / "dump.npz")
-    for site in ("q", "k", "v"):
-        assert torch.equal(dump[f"layers.0.attention.{site}"], one_text.sites["layers.0.attention.q"]), site
-    assert torch.equal(dump["embeddings.output"], one_text.sites["embeddings.output"])
+    for tap in ("q", "k", "v"):
+        assert torch.equal(dump[f"layers.0.attention.{tap}"], one_text.tensors["layers.0.attention.q"]), tap
+    assert torch.equal(dump["embeddings.output"], one_text.tensors["embeddings.output"])
 
 
 def test_a_dump_in_half_precision_is_judged_by_that_precision(trace: Trace, table: FloorTable, tmp_path: Path) -> None:
-    site = "layers.1.output"
-    np.savez(tmp_path / "dump.npz", **{site: trace.sites[site].numpy().astype(np.float16)})
-    comparison = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=table.floors, taps=[site])
+    tap = "layers.1.output"
+    np.savez(tmp_path / "dump.npz", **{tap: trace.tensors[tap].numpy().astype(np.float16)})
+    comparison = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=table.floors, taps=[tap])
     assert comparison.rows[0].verdict == "ok"
-    np.savez(tmp_path / "dump.npz", **{site: trace.sites[site].numpy().astype(np.float16).astype(np.float32)})
-    comparison = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=table.floors, taps=[site])
+    np.savez(tmp_path / "dump.npz", **{tap: trace.tensors[tap].numpy().astype(np.float16).astype(np.float32)})
+    comparison = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=table.floors, taps=[tap])
     assert comparison.rows[0].verdict == "DIVERGES"
 
 
@@ -441,12 +441,12 @@ def test_the_committed_trace_of_xlmr_tiny_is_what_we_compute() -> None:
     assert again.provenance.weights_sha256 == trace.provenance.weights_sha256
     chosen = any(name.startswith(("MKL_", "ONEDNN_", "DNNL_")) for name in os.environ)  # kernels, by whoever runs this
     if again.provenance.machine == trace.provenance.machine and not chosen:
-        assert list(again.sites) == list(trace.sites)
-        for site, tensor in trace.sites.items():
-            assert torch.equal(again.sites[site], tensor), site
+        assert list(again.tensors) == list(trace.tensors)
+        for tap, tensor in trace.tensors.items():
+            assert torch.equal(again.tensors[tap], tensor), tap
         assert again.provenance.logits_sha256 == trace.provenance.logits_sha256
     table = measure_trace(trace, Checkpoint.load("xlmr-tiny"), dtypes=[torch.float32])
-    comparison = check_trace(trace, again.sites, floors=table.floors)
+    comparison = check_trace(trace, again.tensors, floors=table.floors)
     assert comparison.ok, str(comparison)
 
 

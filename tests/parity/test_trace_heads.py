@@ -56,7 +56,7 @@ def test_a_head_is_recorded_with_its_taps(head: Any, tmp_path: Path) -> None:
     trace = record(folder, TEXTS, pairs=PAIRS)
     assert trace.provenance.model == cls.__name__
     assert trace.provenance.pairs == tuple(PAIRS)
-    assert tuple(trace.sites)[-len(HEADS[cls]) :] == HEADS[cls]
+    assert tuple(trace.tensors)[-len(HEADS[cls]) :] == HEADS[cls]
     batch = XLMRobertaTokenizer.from_pretrained(folder)(TEXTS, PAIRS)
     assert torch.equal(trace.inputs["input_ids"], batch.input_ids)
     trace.save(tmp_path / "trace.safetensors")
@@ -72,9 +72,9 @@ def test_a_head_has_floors(head: Any) -> None:
     cls, folder = head
     trace = record(folder, TEXTS)
     table = measure_trace(trace, Checkpoint.load(folder), dtypes=[torch.float32, torch.bfloat16])
-    assert 1 < table.surprise < FACTOR
-    for site in HEADS[cls]:
-        assert 0 < table.floors.errors["float32"][site] < table.floors.errors["bfloat16"][site]
+    assert 1 < reference.outlier_ratio(table) < FACTOR
+    for tap in HEADS[cls]:
+        assert 0 < table.floors.errors["float32"][tap] < table.floors.errors["bfloat16"][tap]
     run = rerun(trace, Checkpoint.load(folder), dtype=torch.bfloat16)
     assert check_trace(trace, run, floors=table.floors).ok
 
@@ -83,7 +83,7 @@ def test_transformers_is_equal(head: Any) -> None:
     cls, folder = head
     trace = record(folder, TEXTS, pairs=PAIRS)
     comparison = check_trace(trace, dump_from_transformers(trace, str(folder), dtype=torch.float32), floors=None)
-    missing = {row.site for row in comparison.rows if row.verdict == "missing"}
+    missing = {row.tap for row in comparison.rows if row.verdict == "missing"}
     assert missing == (set(HEADS[cls]) if cls is XLMRobertaForM3 else set())  # transformers has no class for it
     assert {row.verdict for row in comparison.rows} <= {"equal", "missing"}, str(comparison)
 
@@ -95,39 +95,39 @@ def test_gradients_are_of_masked_language_models(head: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", ["gelu_tanh", "scores_unscaled", "mask_missing"])
-def test_a_mistake_below_a_head_is_named(head: Any, fault: str) -> None:
-    """What is known of a port is its head's output and a few sites; the mistake is in the encoder."""
+def test_a_fault_below_a_head_is_named(head: Any, fault: str) -> None:
+    """What is known of a port is its head's output and a few taps; the fault is in the encoder."""
     cls, folder = head
     trace, model = record(folder, TEXTS, pairs=PAIRS), Checkpoint.load(folder).model
     with find_fault(fault).applied(model):
-        wrong = rerun_sites(model, trace, ["layers.*.output", *HEADS[cls]])
+        wrong = rerun_taps(model, trace, ["layers.*.output", *HEADS[cls]])
     found = diagnose(Checkpoint.load(folder).model, trace.inputs, wrong)
-    assert found.causes == (fault,), str(found)
+    assert found.faults == (fault,), str(found)
     assert found.explained
 
 
-def rerun_sites(model: PretrainedModel, trace: Trace, taps: list[str]) -> dict[str, Tensor]:
+def rerun_taps(model: PretrainedModel, trace: Trace, taps: list[str]) -> dict[str, Tensor]:
     with torch.no_grad(), model.capture(*taps) as acts:
         model(**trace.inputs)
     return dict(acts)
 
 
-def test_a_wrong_head_is_found_at_its_site(head: Any) -> None:
+def test_a_wrong_head_is_found_at_its_tap(head: Any) -> None:
     cls, folder = head
     trace, model = record(folder, TEXTS), Checkpoint.load(folder).model
     table = measure_trace(trace, Checkpoint.load(folder), dtypes=[torch.float32])
     last = model.get_submodule(next(tap.module for tap in model.taps() if tap.name == HEADS[cls][-1]))
     with torch.no_grad():
         last.get_parameter("bias").zero_()
-    run = rerun_sites(model, trace, trace.taps)
+    run = rerun_taps(model, trace, trace.taps)
     first = check_trace(trace, run, floors=table.floors).first_divergence
     assert first is not None
-    assert (first.site, first.verdict) == (HEADS[cls][-1], "DIVERGES")
+    assert (first.tap, first.verdict) == (HEADS[cls][-1], "DIVERGES")
     found = diagnose(Checkpoint.load(folder).model, trace.inputs, run)
-    if cls is XLMRobertaForM3:  # no mistake of the catalogue is made there
+    if cls is XLMRobertaForM3:  # no fault of the catalogue is made there
         assert any("is added" in line for line in found.looks_like), found.looks_like
     else:
-        assert found.causes[0].endswith("bias_missing"), str(found)
+        assert found.faults[0].endswith("bias_missing"), str(found)
 
 
 def test_of_multiple_choice_the_encoder_is_recorded(toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_of_multiple_choice_the_encoder_is_recorded(toy_checkpoint: Path, tmp_pa
         shutil.copy(toy_checkpoint / name, tmp_path / name)
     trace = record(tmp_path, TEXTS)
     assert trace.provenance.model == "XLMRobertaModel"
-    assert list(trace.sites)[-2:] == ["pooler.dense", "pooler.output"]
+    assert list(trace.tensors)[-2:] == ["pooler.dense", "pooler.output"]
 
 
 def test_every_text_needs_its_pair(toy_checkpoint: Path) -> None:
@@ -152,11 +152,11 @@ def test_every_text_needs_its_pair(toy_checkpoint: Path) -> None:
 def test_a_packed_dump_is_put_in_its_places(toy_checkpoint: Path, tmp_path: Path) -> None:
     """A port without padding writes (T, H) for each token, and (B, H) for each text, or heads apart."""
     trace = record(toy_checkpoint, TEXTS, taps=["layers.*.output", "layers.*.attention.q", "lm_head.logits"], top_k=0)
-    packed = {site: tensor[trace.real].numpy() for site, tensor in trace.sites.items()}
+    packed = {tap: tensor[trace.real].numpy() for tap, tensor in trace.tensors.items()}
     assert packed["layers.1.output"].shape == (int(trace.real.sum()), trace.config.hidden_size)
-    for site, array in packed.items():
-        if site.endswith(".q"):
-            packed[site] = array.reshape(len(array), trace.config.num_attention_heads, -1)
+    for tap, array in packed.items():
+        if tap.endswith(".q"):
+            packed[tap] = array.reshape(len(array), trace.config.num_attention_heads, -1)
     np.savez(tmp_path / "dump.npz", **packed)
     comparison = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=None)
     assert {row.verdict for row in comparison.rows} == {"equal"}, str(comparison)
@@ -165,19 +165,19 @@ def test_a_packed_dump_is_put_in_its_places(toy_checkpoint: Path, tmp_path: Path
     np.savez(tmp_path / "dump.npz", **packed)
     first = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=None).first_divergence
     assert first is not None
-    assert first.site == "layers.1.output"
+    assert first.tap == "layers.1.output"
     packed["layers.1.output"] = packed["layers.1.output"][:-1]
     np.savez(tmp_path / "dump.npz", **packed)
     rows = check_trace(trace, dump_from_file(trace, tmp_path / "dump.npz"), floors=None).rows
-    assert next(row for row in rows if row.site == "layers.1.output").verdict == "misshapen"
+    assert next(row for row in rows if row.tap == "layers.1.output").verdict == "misshapen"
 
 
 def test_a_map_can_say_that_a_dump_is_packed(toy_checkpoint: Path, tmp_path: Path) -> None:
     trace = record(toy_checkpoint, TEXTS, taps=["layers.*.attention.q", "embeddings.output"])
     heads = trace.config.num_attention_heads
-    arrays = {"e": trace.sites["embeddings.output"][trace.real].numpy()}
+    arrays = {"e": trace.tensors["embeddings.output"][trace.real].numpy()}
     for i in range(trace.config.num_hidden_layers):
-        q = trace.sites[f"layers.{i}.attention.q"][trace.real]  # (T, H)
+        q = trace.tensors[f"layers.{i}.attention.q"][trace.real]  # (T, H)
         arrays[f"q{i}"] = np.ascontiguousarray(q.unflatten(1, (heads, -1)).transpose(0, 1).numpy())
     np.savez(tmp_path / "dump.npz", **arrays)
     names = {"layers.{i}.attention.q": {"name": "q{i}", "axes": "N T D"}, "embeddings.output": "e"}
@@ -189,7 +189,7 @@ def test_a_map_can_say_that_a_dump_is_packed(toy_checkpoint: Path, tmp_path: Pat
 
 def test_a_layer_that_a_dump_lacks_is_missing_and_a_wrong_name_is_told(toy_checkpoint: Path, tmp_path: Path) -> None:
     trace = record(toy_checkpoint, TEXTS, taps=["layers.*.mid"])
-    np.savez(tmp_path / "dump.npz", m0=trace.sites["layers.0.mid"].numpy())
+    np.savez(tmp_path / "dump.npz", m0=trace.tensors["layers.0.mid"].numpy())
 
     def read(names: object) -> dict[str, Tensor]:
         (tmp_path / "names.json").write_text(json.dumps(names))

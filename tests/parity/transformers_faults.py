@@ -1,4 +1,4 @@
-"""The mistakes of the catalogue, made in transformers' models in terms of transformers' own modules.
+"""The faults of the catalogue, made in transformers' models in terms of transformers' own modules.
 
 Written without a look at xlmr_core.parity.faults, so that diagnosis is tried on somebody else's version of each.
 """
@@ -16,20 +16,20 @@ from torch.nn import functional as F
 from xlmr_core.parity.adapters import Place, transformers_places
 
 Patched = pytest.MonkeyPatch
-Mistake = Callable[[Any, Patched], None]  # changes the model for good; what is not the model's own is put back
+Change = Callable[[Any, Patched], None]  # changes the model for good; what is not the model's own is put back
 
 # Who moves a norm has no such boundaries any more.
 AROUND_NORMS = ("attention.residual", "mid", "feed_forward.residual")
 
 
-def places(model: Any, mistake: str = "") -> dict[str, Place]:
-    """Where the taps are in the model, without those that the mistake has done away with."""
+def places(model: Any, fault: str = "") -> dict[str, Place]:
+    """Where the taps are in the model, without those that the fault has done away with."""
     modules = {name for name, _ in model.named_modules()} | {""}
     layers = len(base(model).encoder.layer)
-    found = {site: place for site, place in transformers_places(model).items() if place.module in modules}
-    found = {site: place for site, place in found.items() if not (place.module == "" and place.index >= layers)}
-    if mistake == "norm_placement_exchanged":
-        found = {site: place for site, place in found.items() if not site.endswith(AROUND_NORMS)}
+    found = {tap: place for tap, place in transformers_places(model).items() if place.module in modules}
+    found = {tap: place for tap, place in found.items() if not (place.module == "" and place.index >= layers)}
+    if fault == "norm_placement_exchanged":
+        found = {tap: place for tap, place in found.items() if not tap.endswith(AROUND_NORMS)}
     return found
 
 
@@ -78,21 +78,21 @@ def through_float16(model: Any, _: Patched) -> None:
     model.half().float()
 
 
-def token_types_times(factor: float) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def token_types_times(factor: float) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         base(model).embeddings.token_type_embeddings.weight.data *= factor
 
-    return mistake
+    return fault
 
 
-def positions(rule: Callable[[Tensor, int], Tensor]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def positions(rule: Callable[[Tensor, int], Tensor]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         limit = model.config.max_position_embeddings - 1
         base(model).embeddings.create_position_ids_from_input_ids = lambda ids, pad, *_args: rule(ids, pad).clamp(
             max=limit
         )
 
-    return mistake
+    return fault
 
 
 def numbered(ids: Tensor) -> Tensor:
@@ -121,13 +121,13 @@ def embedding_norm_missing(model: Any, _: Patched) -> None:
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
-def every_norm(change: Callable[[nn.LayerNorm], None]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def every_norm(change: Callable[[nn.LayerNorm], None]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 change(module)
 
-    return mistake
+    return fault
 
 
 def eps_of_bert(norm: nn.LayerNorm) -> None:
@@ -151,35 +151,35 @@ def train_mode(model: Any, _: Patched) -> None:
     model.train()
 
 
-def no_bias(find: Callable[[Any], Any]) -> Mistake:
+def no_bias(find: Callable[[Any], Any]) -> Change:
     """Without the bias of the module that `find` gives for each layer."""
 
-    def mistake(model: Any, _: Patched) -> None:
+    def fault(model: Any, _: Patched) -> None:
         for layer in layers(model):
             find(layer).bias.data.zero_()
 
-    return mistake
+    return fault
 
 
-def no_model_bias(find: Callable[[Any], Any]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def no_model_bias(find: Callable[[Any], Any]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         find(model).bias.data.zero_()
 
-    return mistake
+    return fault
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def projections_swapped(left: str, right: str) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def projections_swapped(left: str, right: str) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         for layer in layers(model):
             attention = layer.attention.self
             a, b = getattr(attention, left), getattr(attention, right)
             setattr(attention, left, b)
             setattr(attention, right, a)
 
-    return mistake
+    return fault
 
 
 def transposed(model: Any, _: Patched) -> None:
@@ -189,12 +189,12 @@ def transposed(model: Any, _: Patched) -> None:
             linear.weight.data = linear.weight.data.T.contiguous()
 
 
-def scaling(rule: Callable[[Any], float]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def scaling(rule: Callable[[Any], float]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         for layer in layers(model):
             layer.attention.self.scaling = rule(layer.attention.self)
 
-    return mistake
+    return fault
 
 
 def attention_by(
@@ -203,7 +203,7 @@ def attention_by(
     narrow: bool = False,
     softmax_dim: int = -1,
     merge: bool = True,
-) -> Mistake:
+) -> Change:
     """transformers' eager attention with one thing changed. scores: of the scaled product and the additive mask."""
 
     def forward(
@@ -223,10 +223,10 @@ def attention_by(
         right = context.transpose(1, 2).contiguous()
         return (right if merge else context.reshape(right.shape)), probs
 
-    def mistake(model: Any, patched: Patched) -> None:
+    def fault(model: Any, patched: Patched) -> None:
         patched.setattr(sys.modules[type(model).__module__], "eager_attention_forward", forward)
 
-    return mistake
+    return fault
 
 
 def dealt(flat: Tensor, heads: int) -> Tensor:
@@ -261,12 +261,12 @@ def causal(product: Tensor, mask: Tensor | None) -> Tensor:
 # ---- layers ----------------------------------------------------------------------------------------------------------
 
 
-def layer_by(rule: Callable[[Any, Tensor, Tensor | None], Tensor]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def layer_by(rule: Callable[[Any, Tensor, Tensor | None], Tensor]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         for layer in layers(model):
             layer.forward = lambda hidden, mask=None, *_args, _layer=layer, **_options: rule(_layer, hidden, mask)
 
-    return mistake
+    return fault
 
 
 def attended(layer: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -309,12 +309,12 @@ def norms_swapped(model: Any, _: Patched) -> None:
             layer.attention.output.LayerNorm, layer.output.LayerNorm = second, first
 
 
-def activation(module: Callable[[], nn.Module]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def activation(module: Callable[[], nn.Module]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         for layer in layers(model):
             layer.intermediate.intermediate_act_fn = module()
 
-    return mistake
+    return fault
 
 
 def next_layer(model: Any, _: Patched) -> None:
@@ -333,12 +333,12 @@ def final_norm_missing(model: Any, _: Patched) -> None:
 # ---- heads -----------------------------------------------------------------------------------------------------------
 
 
-def lm_head_by(function: Callable[[Tensor], Tensor]) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+def lm_head_by(function: Callable[[Tensor], Tensor]) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         head = model.lm_head
         head.forward = lambda x, **_options: head.decoder(head.layer_norm(function(head.dense(x))))
 
-    return mistake
+    return fault
 
 
 def lm_head_norm_missing(model: Any, _: Patched) -> None:
@@ -362,12 +362,12 @@ def pool_linear(model: Any, _: Patched) -> None:
 
 def classifier_by(
     token: Callable[[Tensor], Tensor] = lambda hidden: hidden[:, 0], bend: Callable[[Tensor], Tensor] = torch.tanh
-) -> Mistake:
-    def mistake(model: Any, _: Patched) -> None:
+) -> Change:
+    def fault(model: Any, _: Patched) -> None:
         head = model.classifier
         head.forward = lambda hidden, **_options: head.out_proj(bend(head.dense(token(hidden))))
 
-    return mistake
+    return fault
 
 
 def ends_exchanged(model: Any, _: Patched) -> None:
@@ -375,7 +375,7 @@ def ends_exchanged(model: Any, _: Patched) -> None:
         parameter.data = parameter.data.flip(0)
 
 
-MISTAKES: dict[str, Mistake] = {
+FAULTS: dict[str, Change] = {
     "ids_without_offset": shifted_ids,
     "embeddings_scaled": scaled_words,
     "weights_float16": through_float16,

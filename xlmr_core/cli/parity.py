@@ -26,7 +26,7 @@ from xlmr_core.parity.check import (
 )
 from xlmr_core.parity.compare import Floors, name_of
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
-from xlmr_core.parity.floors import devices_here, ways
+from xlmr_core.parity.floors import devices_here, run_configurations
 from xlmr_core.parity.foreign import narrower_dtype, read_names
 from xlmr_core.parity.int8 import INT8
 from xlmr_core.parity.naming import hints, shapes_in, template
@@ -53,7 +53,7 @@ class ParityCommands(Commands):
 
 @click.group("parity", cls=ParityCommands)
 def command() -> None:
-    """Is a port right, and if not, why? Record golden traces, compare with them, and have the mistake named."""
+    """Is a port right, and if not, why? Record golden traces, compare with them, and have the fault named."""
 
 
 @command.command("record")
@@ -107,7 +107,7 @@ def record_command(
         **hub_arguments(revision, cache_dir, offline),
     )
     trace.save(output)
-    click.echo(f"{output}: {len(trace.sites)} sites, {output.stat().st_size:,} bytes")
+    click.echo(f"{output}: {len(trace.tensors)} taps, {output.stat().st_size:,} bytes")
 
 
 @command.command("floor")
@@ -122,7 +122,7 @@ def record_command(
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: beside TRACE]")
 def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compiled: bool, output: Path | None) -> None:
-    """Measure how far rounding alone takes MODEL from float64, at each site and on the input of TRACE.
+    """Measure how far rounding alone takes MODEL from float64, at each tap and on the input of TRACE.
 
     Runs it in float32, bfloat16, float16 and int8 (one scale for a weight matrix, or one for each channel), with eager
     and fused attention, padded and packed, with features in two orders, on the CPU and on a GPU if there is one. `xlmr
@@ -132,7 +132,7 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
     check_output(output, [model, trace_file], is_floor_table, "a table of floors")
     trace = Trace.load(trace_file)
     chosen = dtypes or PRECISIONS
-    runs = ways(chosen, devices_here(), packed=True, compiled=compiled)
+    runs = run_configurations(chosen, devices_here(), packed=True, compiled=compiled)
     with progress("measuring", total=len(runs)) as tick:
         table = measure_trace(trace, Checkpoint.load(model), dtypes=chosen, compiled=compiled, tick=tick)
     table.save(output)
@@ -177,7 +177,7 @@ def check_command(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Compare OTHER with TRACE, site by site in reading order. Exit status 1 if they diverge.
+    """Compare OTHER with TRACE, tap by tap in reading order. Exit status 1 if they diverge.
 
     OTHER is another trace, an .npz or .safetensors dump of a port, or a checkpoint for us to run.
 
@@ -246,11 +246,11 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="All that is known of each, as JSON.")
 def faults_command(name: str | None, as_json: bool) -> None:
-    """List the mistakes that `xlmr parity diagnose` knows, or tell what NAME looks like."""
+    """List the faults that `xlmr parity diagnose` knows, or tell what NAME looks like."""
     faults = [fault for fault in (*TOKENIZER_FAULTS, *FAULTS, *POOLING_FAULTS) if name in (None, fault.name)]
     if not faults:
-        raise click.UsageError(f"no mistake is called {name!r}: `xlmr parity faults` lists them")
-    rows = [{key: getattr(fault, key) for key in ("name", "site", "cause", "symptom")} for fault in faults]
+        raise click.UsageError(f"no fault is called {name!r}: `xlmr parity faults` lists them")
+    rows = [{key: getattr(fault, key) for key in ("name", "tap", "cause", "symptom")} for fault in faults]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     elif name is not None:
@@ -258,7 +258,7 @@ def faults_command(name: str | None, as_json: bool) -> None:
     else:
         width = max(len(row["name"]) for row in rows)
         click.echo("\n".join(f"{row['name']:{width}}  {row['cause']}" for row in rows))
-        click.echo(f"{len(rows)} mistakes; `xlmr parity faults NAME` tells what one looks like")
+        click.echo(f"{len(rows)} faults; `xlmr parity faults NAME` tells what one looks like")
 
 
 def _dump(

@@ -25,7 +25,7 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
     type=click.Choice(list(DTYPES)),
     help="What the port computes in.  [default: the narrowest type that holds its numbers]",
 )
-@click.option("--most", type=click.IntRange(min=1), default=3, show_default=True, help="How many mistakes to look for.")
+@click.option("--most", type=click.IntRange(min=1), default=3, show_default=True, help="How many faults to look for.")
 @click.option("--json", "as_json", is_flag=True, help="The diagnosis as JSON.")
 def command(
     trace_file: Path,
@@ -36,7 +36,7 @@ def command(
     most: int,
     as_json: bool,
 ) -> None:
-    """Tell why DUMP differs from TRACE: find the mistakes that, made in our model, give the numbers of DUMP.
+    """Tell why DUMP differs from TRACE: find the faults that, made in our model, give the numbers of DUMP.
 
     DUMP is an .npz or .safetensors file of a port, or another trace. Exit status 1 if anything differs.
 
@@ -49,7 +49,7 @@ def command(
     check_same_weights(trace, checkpoint)
     dump = dump_from_file(trace, dump_file, names, keep_inputs=True)
     other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
-    with progress("trying mistakes") as tick:
+    with progress("trying faults") as tick:
         found = diagnose(
             checkpoint.model,
             trace.inputs,

@@ -1,7 +1,7 @@
-"""Is a port right, and if not, why: golden traces, comparison, noise floors, and the mistakes that ports make.
+"""Is a port right, and if not, why: golden traces, comparison, noise floors, and the faults that ports make.
 
 trace.py records what a checkpoint computes, compare.py holds something else against it, floors.py measures what
-rounding alone does, adapters.py runs other libraries' models, faults.py makes the mistakes on purpose.
+rounding alone does, adapters.py runs other libraries' models, faults.py makes the faults on purpose.
 """
 
 from xlmr_core.parity.adapters import Place, compare_models

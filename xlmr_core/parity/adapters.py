@@ -65,17 +65,17 @@ def compare_models(
     floors: Floors | None = None,
     partial: bool = False,
 ) -> Comparison:
-    """Runs both on the batch and compares the sites that `theirs` is known to have.
+    """Runs both on the batch and compares the taps that `theirs` is known to have.
 
     Args:
         ours: a model of this package, a model of transformers, or a function from the batch to a dump.
         theirs: the same, or any module with `places`.
         batch: input_ids and attention_mask, both (B, S): a mapping, or what a tokenizer returns.
         places: where the taps are in `theirs`.
-        taps: patterns, as for `model.capture`, of sites of `ours` to compare.
+        taps: patterns, as for `model.capture`, of taps of `ours` to compare.
         floors: from `measure_floors(ours, batch)`; without them only equal values pass.
         partial: whether taps are skipped whose module a model of this package lacks, because a class of somebody's
-            own stands in place of ours. `Comparison.skipped` lists the sites of `ours` that `theirs` lacks.
+            own stands in place of ours. `Comparison.skipped` lists the taps of `ours` that `theirs` lacks.
 
     Returns:
         The comparison, in reading order.
@@ -86,9 +86,9 @@ def compare_models(
     expected = dump_of(ours, batch, taps=taps, partial=partial)
     actual = dump_of(theirs, batch, places=places, partial=partial)
     known = expected if callable(theirs) and not isinstance(theirs, nn.Module) else actual
-    skipped = tuple(site for site in expected if site not in known) if partial else ()
-    expected = {site: tensor for site, tensor in expected.items() if site in known}
-    actual = {site: tensor for site, tensor in actual.items() if site in expected}
+    skipped = tuple(tap for tap in expected if tap not in known) if partial else ()
+    expected = {tap: tensor for tap, tensor in expected.items() if tap in known}
+    actual = {tap: tensor for tap, tensor in actual.items() if tap in expected}
     comparison = compare(expected, actual, real=batch["attention_mask"].bool(), floors=floors)
     return replace(comparison, skipped=skipped)
 
@@ -116,7 +116,7 @@ def dump_of(
         raise ValueError(f"{type(model).__name__} is not known: describe where its tensors are with places={{...}}")
     with torch.no_grad(), captured(model, places) as seen:
         model(**batch)
-    return {site: seen[site] for site in in_reading_order(seen)}
+    return {tap: seen[tap] for tap in in_reading_order(seen)}
 
 
 def _ours(model: PretrainedModel, batch: Batch, taps: Sequence[str], partial: bool) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ def _ours(model: PretrainedModel, batch: Batch, taps: Sequence[str], partial: bo
         taps = [tap.name for tap in model.taps() if not tap.name.endswith(NEEDS_EAGER)]
     with torch.no_grad(), model.capture(*taps, partial=partial) as acts:
         model(**batch)
-    return {site: acts[site] for site in in_reading_order(acts)}
+    return {tap: acts[tap] for tap in in_reading_order(acts)}
 
 
 def is_fused(model: nn.Module) -> bool:
@@ -138,21 +138,21 @@ def captured(model: nn.Module, places: Places) -> Generator[dict[str, Tensor], N
     modules = dict(model.named_modules())
     seen: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        for site, place in places.items():
+        for tap, place in places.items():
             if place.side.startswith("softmax"):
                 continue
             if place.module not in modules:
-                raise ValueError(f"{site} is said to be at module {place.module!r}, which {type(model).__name__} lacks")
-            stack.callback(_watch(modules[place.module], site, place, seen).remove)
+                raise ValueError(f"{tap} is said to be at module {place.module!r}, which {type(model).__name__} lacks")
+            stack.callback(_watch(modules[place.module], tap, place, seen).remove)
         stack.enter_context(_SoftmaxCalls(places, seen))
         yield seen
 
 
-def _watch(module: nn.Module, site: str, place: Place, seen: dict[str, Tensor]) -> Any:
+def _watch(module: nn.Module, tap: str, place: Place, seen: dict[str, Tensor]) -> Any:
     def keep(values: Any) -> None:
         value = values[place.index] if isinstance(values, tuple | list) else values
         if isinstance(value, Tensor):
-            seen[site] = _reshaped(value, place)
+            seen[tap] = _reshaped(value, place)
 
     if place.side == "input":
         return module.register_forward_pre_hook(lambda _module, args: keep(args))
@@ -164,7 +164,7 @@ class _SoftmaxCalls(TorchFunctionMode):
 
     def __init__(self, places: Places, seen: dict[str, Tensor]) -> None:
         super().__init__()
-        self.wanted = [(site, place) for site, place in places.items() if place.side.startswith("softmax")]
+        self.wanted = [(tap, place) for tap, place in places.items() if place.side.startswith("softmax")]
         self.seen = seen
         self.calls = 0
 
@@ -173,9 +173,9 @@ class _SoftmaxCalls(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (F.softmax, torch.softmax, Tensor.softmax) and args and args[0].dim() == 4:
-            for site, place in self.wanted:
+            for tap, place in self.wanted:
                 if place.index == self.calls:
-                    self.seen[site] = _reshaped(args[0] if place.side == "softmax input" else result, place)
+                    self.seen[tap] = _reshaped(args[0] if place.side == "softmax input" else result, place)
             self.calls += 1
         return result
 
@@ -203,7 +203,7 @@ def transformers_places(model: nn.Module) -> dict[str, Place]:
     }
     for i in range(config.num_hidden_layers):
         layer = _transformers_layer(f"{prefix}encoder.layer.{i}", pre_norm)
-        places |= {f"layers.{i}.{site}": place for site, place in layer.items()}
+        places |= {f"layers.{i}.{tap}": place for tap, place in layer.items()}
         if config._attn_implementation == "eager":
             places[f"layers.{i}.attention.scores"] = Place("", "softmax input", i)
             places[f"layers.{i}.attention.probs"] = Place("", "softmax output", i)

@@ -72,7 +72,7 @@ def dump_from_file(
     """
     if path.suffix == ".safetensors" and is_trace(path):
         other = Trace.load(path)
-        return {**other.inputs, **other.sites} if keep_inputs else _from_trace(trace, other)
+        return {**other.inputs, **other.tensors} if keep_inputs else _from_trace(trace, other)
     dump = read_dump(path, trace, read_names(names) if isinstance(names, Path) else names)
     rows = len(trace.real)
     inputs = {name: dump.pop(name) for name in INPUTS if name in dump}
@@ -82,7 +82,7 @@ def dump_from_file(
         if tensor.numel() % rows:
             raise TraceError(f"{path}: {name} has shape {tuple(tensor.shape)}; expected {rows} rows of one length")
     kept = {name: tensor.reshape(rows, -1) for name, tensor in inputs.items() if keep_inputs}
-    return fitted(dump, trace.sites, trace.config, trace.real) | kept
+    return fitted(dump, trace.tensors, trace.config, trace.real) | kept
 
 
 def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
@@ -94,13 +94,13 @@ def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
         )
     if hash_of_inputs(trace.inputs) != hash_of_inputs(other.inputs):
         raise TraceError("the traces are of different inputs: their input_ids or attention_mask differ")
-    return dict(other.sites)
+    return dict(other.tensors)
 
 
 def dump_from_transformers(
     trace: Trace, source: str, *, dtype: torch.dtype, **hub: Unpack[HubOptions]
 ) -> dict[str, Tensor]:
-    """The sites of `trace` as transformers computes them, in eager mode, from the checkpoint in `source`."""
+    """The taps of `trace` as transformers computes them, in eager mode, from the checkpoint in `source`."""
     check_same_weights(trace, Checkpoint.load(source, **hub))
     folder = inspect_checkpoint(source, **hub).weights_file.parent
     model = transformers_model(str(folder), trace.provenance.model, trace.config.norm_first, "eager", dtype)
@@ -110,7 +110,7 @@ def dump_from_transformers(
 def run_transformers(trace: Trace, model: Any) -> dict[str, Tensor]:
     """The same for a model of transformers that is loaded."""
     with one_thread():
-        found = {site: tensor for site, tensor in dump_of(model, trace.inputs).items() if site in trace.taps}
+        found = {tap: tensor for tap, tensor in dump_of(model, trace.inputs).items() if tap in trace.taps}
         if trace.has_gradients:
             found |= gradients(model, trace.inputs, names=transformers_parameters(model, trace.config))
         if trace.provenance.steps:
@@ -128,37 +128,37 @@ def check_trace(
 ) -> Comparison:
     """Compares a dump with the trace.
 
-    taps: patterns, as for `model.capture`, of the sites to compare; by default all of the trace. partial: whether the
-    dump may lack sites; only what it has is compared then. Raises ValueError for a pattern that matches no site of the
+    taps: patterns, as for `model.capture`, of the taps to compare; by default all of the trace. partial: whether the
+    dump may lack taps; only what it has is compared then. Raises ValueError for a pattern that matches no tap of the
     trace, and for a partial dump that has none.
     """
     for pattern in taps:
-        if not any(_chosen(site, [pattern], trace) for site in trace.sites):
+        if not any(_chosen(tap, [pattern], trace) for tap in trace.tensors):
             raise ValueError(
-                f"no site of the trace matches {pattern!r}; it has {', '.join(list(trace.sites)[:5])}, ..."
+                f"no tap of the trace matches {pattern!r}; it has {', '.join(list(trace.tensors)[:5])}, ..."
             )
-    expected = dict(trace.sites)
+    expected = dict(trace.tensors)
     if taps:
-        expected = {site: tensor for site, tensor in expected.items() if _chosen(site, taps, trace)}
+        expected = {tap: tensor for tap, tensor in expected.items() if _chosen(tap, taps, trace)}
         # Whole logits are what the trace's largest are looked up in.
-        actual = {site: t for site, t in actual.items() if site in expected or (site == LOGITS and TOP in expected)}
+        actual = {tap: t for tap, t in actual.items() if tap in expected or (tap == LOGITS and TOP in expected)}
     comparison = compare(expected, actual, real=trace.real, floors=floors)
     if not partial:
         return comparison
     present = tuple(row for row in comparison.rows if row.verdict != "missing")
     if all(row.verdict == "extra" for row in present):
         raise ValueError(
-            f"the dump has no site of the trace, but {', '.join(list(actual)[:5]) or 'nothing'}: "
+            f"the dump has no tap of the trace, but {', '.join(list(actual)[:5]) or 'nothing'}: "
             "a map of names (--names) says which is which"
         )
     return Comparison(present)
 
 
-def _chosen(site: str, patterns: Sequence[str], trace: Trace) -> bool:
-    """Whether a pattern fits the site, or the tap that it was made of."""
-    tap = LOGITS if site in (TOP_IDS, TOP, LOGSUMEXP) else site
+def _chosen(tap: str, patterns: Sequence[str], trace: Trace) -> bool:
+    """Whether a pattern fits the tap, or the logits that it was made of."""
+    whole = LOGITS if tap in (TOP_IDS, TOP, LOGSUMEXP) else tap
     layers = trace.config.num_hidden_layers
-    return any(matches(name, pattern, layers) for pattern in patterns for name in (site, tap))
+    return any(matches(name, pattern, layers) for pattern in patterns for name in (tap, whole))
 
 
 # ---- floors of a trace -----------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def floors_path(trace: Path) -> Path:
 
 
 def measure_trace(trace: Trace, checkpoint: Checkpoint, **options: Any) -> FloorTable:
-    """The floors of the sites of a trace, on its own input. options: dtypes, devices, compiled, tick.
+    """The floors of the taps of a trace, on its own input. options: dtypes, devices, compiled, tick.
 
     Raises TraceError if the trace was recorded from other weights.
     """

@@ -1,11 +1,11 @@
-"""Two sets of named tensors side by side: how far apart they are at each site, and where they part first.
+"""Two sets of named tensors side by side: how far apart they are at each tap, and where they part first.
 
 A dump maps the name of a tap to its tensor, batch first, as `model.capture` fills it. Only real tokens count: padding
 holds junk that differs between implementations that are both right. A difference is judged by measured noise floors
 (floors.py), never by a tolerance that somebody guessed.
 
     comparison = compare(expected, actual, real=batch.attention_mask.bool(), floors=floors)
-    print(comparison)            # a table in reading order, the first divergent site marked
+    print(comparison)            # a table in reading order, the first divergent tap marked
     comparison.first_divergence  # the Row, or None
 """
 
@@ -41,12 +41,12 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Floors:
-    """What rounding alone does: for a dtype, the largest error against float64 at each site, over real tokens.
+    """What rounding alone does: for a dtype, the largest error against float64 at each tap, over real tokens.
 
     A floor holds for one model and one input. `factor` is how far above it a right implementation may lie.
     """
 
-    errors: Mapping[str, Mapping[str, float]]  # "float32" -> site -> error
+    errors: Mapping[str, Mapping[str, float]]  # "float32" -> tap -> error
     factor: float = FACTOR
     computed_in: str | None = None  # what the actual side computes in, where its dtype does not say it: "int8"
 
@@ -54,17 +54,17 @@ class Floors:
         """What the two sides compute in."""
         return name_of(expected), self.computed_in or name_of(actual)
 
-    def allowed(self, site: str, expected: torch.dtype, actual: torch.dtype) -> float | None:
+    def allowed(self, tap: str, expected: torch.dtype, actual: torch.dtype) -> float | None:
         """How far apart two right runs in these dtypes may be: each errs on its own. None: nothing was measured."""
-        floors = [self.errors.get(name, {}).get(site) for name in self.precisions(expected, actual)]
+        floors = [self.errors.get(name, {}).get(tap) for name in self.precisions(expected, actual)]
         return None if None in floors else self.factor * sum(floor for floor in floors if floor is not None)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One site. Numbers are over real tokens, and NaN where there is nothing to compare."""
+    """One tap. Numbers are over real tokens, and NaN where there is nothing to compare."""
 
-    site: str
+    tap: str
     verdict: Verdict
     shape: tuple[int, ...] = ()
     max_abs: float = math.nan  # largest absolute difference
@@ -84,7 +84,7 @@ class Comparison:
     """What `compare` found, in reading order. Prints as a table."""
 
     rows: tuple[Row, ...]
-    skipped: tuple[str, ...] = ()  # sites that were let go because the other model has no such module
+    skipped: tuple[str, ...] = ()  # taps that were let go because the other model has no such module
 
     @property
     def ok(self) -> bool:
@@ -93,12 +93,12 @@ class Comparison:
 
     @property
     def first_divergence(self) -> Row | None:
-        """The first site in reading order whose tensor is there and wrong."""
+        """The first tap in reading order whose tensor is there and wrong."""
         return next((row for row in self.rows if not row.ok and row.verdict != "missing"), None)
 
     def __str__(self) -> str:
         first = self.first_divergence
-        cells = [("site", "shape", "max abs", "relative", "cosine", "allowed", "verdict")]
+        cells = [("tap", "shape", "max abs", "relative", "cosine", "allowed", "verdict")]
         cells += [_cells(row) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines: list[str] = []
@@ -117,10 +117,10 @@ class Comparison:
         also = f"; {missing} expected tensors are missing" if missing else ""
         if first is None:
             compared = sum(row.verdict in ("equal", "ok") for row in self.rows)
-            return f"{'parity' if self.ok else 'incomplete'}: {compared} of {self._expected} sites agree{also}"
+            return f"{'parity' if self.ok else 'incomplete'}: {compared} of {self._expected} taps agree{also}"
         wrong = sum(not row.ok and row.verdict != "missing" for row in self.rows)
         note = f" ({first.note})" if first.note else ""
-        return f"first divergence: {first.site}: {first.verdict}{note}; {wrong} of {self._expected} sites differ{also}"
+        return f"first divergence: {first.tap}: {first.verdict}{note}; {wrong} of {self._expected} taps differ{also}"
 
     @property
     def _expected(self) -> int:
@@ -130,13 +130,13 @@ class Comparison:
         """The same for programs: ok, first_divergence, rows, skipped. NaN and infinity, which JSON lacks, are null."""
         rows = [{key: _json_number(value) for key, value in asdict(row).items()} for row in self.rows]
         first = self.first_divergence
-        found = {"ok": self.ok, "first_divergence": first.site if first else None, "rows": rows}
+        found = {"ok": self.ok, "first_divergence": first.tap if first else None, "rows": rows}
         found |= {"skipped": self.skipped}
         return json.dumps(found, indent=1)
 
 
 def compare(expected: Dump, actual: Dump, *, real: Tensor, floors: Floors | None = None) -> Comparison:
-    """Compares `actual` with `expected`, site by site.
+    """Compares `actual` with `expected`, tap by tap.
 
     real: boolean (B, S), True for real tokens. floors: what differences are judged by; without them only equal values
     pass. What is missing, extra, misshapen, not finite or no floating-point tensor becomes a row that says so. Logits
@@ -151,58 +151,58 @@ def compare(expected: Dump, actual: Dump, *, real: Tensor, floors: Floors | None
         raise ValueError("nothing is expected: there is no tensor to compare with")
     actual = with_reduced_logits(actual, expected.get(TOP_IDS), expected.get(TOP))
     rows: list[Row] = []
-    for site in in_reading_order([*expected, *(name for name in actual if name not in expected)]):
-        if site == TOP_IDS:
+    for tap in in_reading_order([*expected, *(name for name in actual if name not in expected)]):
+        if tap == TOP_IDS:
             continue
-        if site not in expected:
-            rows.append(Row(site, "extra", tuple(actual[site].shape)))
-        elif site not in actual:
-            rows.append(Row(site, "missing", tuple(expected[site].shape)))
+        if tap not in expected:
+            rows.append(Row(tap, "extra", tuple(actual[tap].shape)))
+        elif tap not in actual:
+            rows.append(Row(tap, "missing", tuple(expected[tap].shape)))
         else:
-            rows.append(_row(site, expected[site], actual[site], real, floors))
+            rows.append(_row(tap, expected[tap], actual[tap], real, floors))
     return Comparison(tuple(rows))
 
 
-def _row(site: str, expected: Tensor, actual: Tensor, real: Tensor, floors: Floors | None) -> Row:
+def _row(tap: str, expected: Tensor, actual: Tensor, real: Tensor, floors: Floors | None) -> Row:
     shape = tuple(expected.shape)
     if actual.shape != expected.shape:
-        return Row(site, "misshapen", shape, note=f"expected {shape}, got {tuple(actual.shape)}")
+        return Row(tap, "misshapen", shape, note=f"expected {shape}, got {tuple(actual.shape)}")
     if actual.dtype not in FLOATS:
-        return Row(site, "wrong dtype", shape, note=f"expected {name_of(expected.dtype)}, got {name_of(actual.dtype)}")
-    theirs, ours = elements(site, actual, real), elements(site, expected, real)
-    allowed = floors.allowed(site, expected.dtype, actual.dtype) if floors else None
+        return Row(tap, "wrong dtype", shape, note=f"expected {name_of(expected.dtype)}, got {name_of(actual.dtype)}")
+    theirs, ours = elements(tap, actual, real), elements(tap, expected, real)
+    allowed = floors.allowed(tap, expected.dtype, actual.dtype) if floors else None
     difference = (theirs - ours).masked_fill(theirs == ours, 0)  # infinity equals itself
     if difference.numel() == 0:
-        return Row(site, "no values", shape, note="no value of it belongs to a real token")
+        return Row(tap, "no values", shape, note="no value of it belongs to a real token")
     odd = int((~difference.isfinite()).sum())
     if odd:
         note = f"{odd} of {difference.numel()} values are NaN or infinite"
-        return Row(site, "not finite", shape, math.inf, math.inf, math.nan, allowed, note)
+        return Row(tap, "not finite", shape, math.inf, math.inf, math.nan, allowed, note)
     max_abs = _largest(difference)
     scale = _largest(ours)
     relative = max_abs / scale if scale else (math.inf if max_abs else 0.0)
     cosine = _cosine(theirs, ours)
     if max_abs == 0:
-        return Row(site, "equal", shape, 0.0, 0.0, cosine, allowed)
+        return Row(tap, "equal", shape, 0.0, 0.0, cosine, allowed)
     if floors and allowed is None:
         note = f"no floor was measured here for {' and '.join(floors.precisions(expected.dtype, actual.dtype))}"
-        return Row(site, "no floor", shape, max_abs, relative, cosine, None, note)
+        return Row(tap, "no floor", shape, max_abs, relative, cosine, None, note)
     verdict = "ok" if allowed is not None and max_abs <= allowed else "DIVERGES"
-    return Row(site, verdict, shape, max_abs, relative, cosine, allowed)
+    return Row(tap, verdict, shape, max_abs, relative, cosine, allowed)
 
 
-def elements(site: str, tensor: Tensor, real: Tensor) -> Tensor:
-    """The values that count at a site, float64 on the CPU: those of real tokens, tokens first.
+def elements(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
+    """The values that count at a tap, float64 on the CPU: those of real tokens, tokens first.
 
     Per token (B, S, ...) -> (T, ...); maps (B, N, S, S) -> (T, N, S), by query; per sequence (B, ...) -> (rows whose
     first token is real, ...); anything else, such as a gradient, whole. A score of a key that must not be seen reads as
     how far it rises above getting no attention, so that -inf, finfo.min and -1e4 are all 0.
     """
     tensor, real = tensor.detach().cpu().double(), real.cpu()
-    letters = shape_of(site)
+    letters = shape_of(tap)
     if letters == "(B, N, S, S)":
         by_query = tensor.transpose(1, 2)[real]
-        return _over_nothing(by_query, real) if site.endswith("scores") else by_query
+        return _over_nothing(by_query, real) if tap.endswith("scores") else by_query
     if is_per_sequence(letters):
         return tensor[real[:, 0]]
     return tensor[real] if letters else tensor
@@ -214,15 +214,15 @@ def _over_nothing(scores: Tensor, real: Tensor) -> Tensor:  # (T, N, S), (B, S) 
     return torch.where(hidden, (scores - top + UNDERFLOW).relu(), scores)
 
 
-def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
+def unpacked(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
     """A tap of a packed batch in the shape that it has for the padded one, with zeros at padding.
 
     real: (B, S), which tokens of the padded batch the packed one has. Of scores and probs, whose rows have the real
     tokens of a sequence at their beginning, what belongs to padding is as the model has it: no attention.
     """
-    letters = shape_of(site)
+    letters = shape_of(tap)
     if letters == "(B, N, S, S)":
-        nothing = torch.finfo(tensor.dtype).min if site.endswith("scores") else 0.0
+        nothing = torch.finfo(tensor.dtype).min if tap.endswith("scores") else 0.0
         rows = tensor.new_full((len(real), tensor.shape[1], *real.shape[1:] * 2), nothing)
         for row, its, own in zip(rows, tensor, real, strict=True):
             places = own.nonzero()[:, 0]
@@ -237,7 +237,7 @@ def unpacked(site: str, tensor: Tensor, real: Tensor) -> Tensor:
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
-LAYER_SITES = {tap.name for tap in POST_NORM_LAYER}
+LAYER_TAPS = {tap.name for tap in POST_NORM_LAYER}
 OTHER_SHAPES = {TOP: "(B, S, K)", LOGSUMEXP: "(B, S)", "loss": "(B, S)"}
 
 
@@ -256,12 +256,12 @@ def tap_shapes() -> dict[str, str]:
     return {tap.name: tap.shape for tap in (*EMBEDDINGS, *POST_NORM_LAYER, *taps_above())} | OTHER_SHAPES
 
 
-def shape_of(site: str) -> str | None:
+def shape_of(tap: str) -> str | None:
     """The letters of a tap's shape, as in the tap table; None for a name that is no tap."""
-    parts = site.split(".", 2)
+    parts = tap.split(".", 2)
     if parts[0] == "layers" and len(parts) == 3 and parts[1].isdecimal():
-        return tap_shapes().get(parts[2]) if parts[2] in LAYER_SITES else None
-    return tap_shapes().get(site) if site not in LAYER_SITES else None
+        return tap_shapes().get(parts[2]) if parts[2] in LAYER_TAPS else None
+    return tap_shapes().get(tap) if tap not in LAYER_TAPS else None
 
 
 def in_reading_order(names: Iterable[str]) -> list[str]:
@@ -269,14 +269,14 @@ def in_reading_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=_place)
 
 
-def _place(site: str) -> tuple[int, int, int]:
-    parts = site.split(".", 2)
-    if parts[0] == "layers" and shape_of(site):
+def _place(tap: str) -> tuple[int, int, int]:
+    parts = tap.split(".", 2)
+    if parts[0] == "layers" and shape_of(tap):
         return 1, int(parts[1]), _index(POST_NORM_LAYER, parts[2])
     for section, taps in ((0, EMBEDDINGS), (2, taps_above())):
-        if any(tap.name == site for tap in taps):
-            return section, 0, _index(taps, site)
-    return 3 if site in (TOP_IDS, TOP, LOGSUMEXP) else 4, 0, 0
+        if any(known.name == tap for known in taps):
+            return section, 0, _index(taps, tap)
+    return 3 if tap in (TOP_IDS, TOP, LOGSUMEXP) else 4, 0, 0
 
 
 def _index(taps: tuple[Tap, ...], name: str) -> int:
@@ -350,7 +350,7 @@ def _json_number(value: Any) -> Any:
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        row.site,
+        row.tap,
         "x".join(map(str, row.shape)) or "-",
         *_numbers(row),
         row.verdict + (f": {row.note}" if row.note else ""),

@@ -1,12 +1,12 @@
-"""Why a port's numbers differ: each mistake of the catalogue is made in our own model until one gives those numbers.
+"""Why a port's numbers differ: each fault of the catalogue is made in our own model until one gives those numbers.
 
     diagnosis = diagnose(model, batch, dump)
-    print(diagnosis)       # the cause, with the evidence for it; or the first wrong site, and what the error looks like
-    diagnosis.causes       # ("gelu_tanh",)
+    print(diagnosis)       # the fault, with the evidence for it; or the first wrong tap, and what the error looks like
+    diagnosis.faults       # ("gelu_tanh",)
 
 Nothing is guessed from symptoms: a fault is named when the model with that fault agrees with the dump up to the noise
 of the dump's own precision, measured on the model with the fault. Faults that give the same numbers are named together.
-Where several mistakes were made, the first is named, made, and the search goes on from where the numbers part next.
+Where several faults were made, the first is named, made, and the search goes on from where the numbers part next.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from xlmr_core.parity.faults import (
 )
 from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.patterns import describe, growth
-from xlmr_core.parity.simulate import SENTENCE, Cause, Run, Simulator, one_mask
+from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator, one_mask
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
 DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
-AnyCause = Cause | TokenizerFault
+AnyFault = SimulatedFault | TokenizerFault
 # Why a search ended: nothing differs any more; no fault moves the difference; as many were found as were asked for;
 # what follows is drawn at random; the dump has NaN or infinity there, which no fault gives.
 Stop = Literal["explained", "unexplained", "most", "chance", "not finite"]
@@ -59,9 +59,9 @@ Stop = Literal["explained", "unexplained", "most", "chance", "not finite"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """One site: how far the foreign numbers are from the model without the fault, and from the model with it."""
+    """One tap: how far the foreign numbers are from the model without the fault, and from the model with it."""
 
-    site: str
+    tap: str
     without: float
     with_fault: float
     allowed: float  # what rounding explains
@@ -69,12 +69,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake. `causes` has more than one entry where several give the same numbers on this input."""
+    """One fault. `faults` has more than one entry where several give the same numbers on this input."""
 
-    site: str  # the first that differed
-    causes: tuple[AnyCause, ...]  # closest first
-    evidence: tuple[Evidence, ...]  # from `site` to where the numbers part next, or to the end
-    # For each cause after the first, the first tap at which it differs from the first cause: in the dump, that tap
+    tap: str  # the first that differed
+    faults: tuple[AnyFault, ...]  # closest first
+    evidence: tuple[Evidence, ...]  # from `tap` to where the numbers part next, or to the end
+    # For each fault after the first, the first tap at which it differs from the first fault: in the dump, that tap
     # would break the tie. None: they differ at no tap on this input.
     told_apart_at: tuple[str | None, ...] = ()
 
@@ -84,45 +84,45 @@ class Diagnosis:
     """What `diagnose` found. Prints as a report."""
 
     findings: tuple[Finding, ...]
-    site: str | None  # the first site that differs and is not explained; None: everything is
+    tap: str | None  # the first tap that differs and is not explained; None: everything is
     looks_like: tuple[str, ...]  # what the error there looks like
-    agrees: int  # sites that agree without any fault
+    agrees: int  # taps that agree without any fault
     compared: int
     stop: Stop  # why the search ended
 
     @property
     def ok(self) -> bool:
         """Whether nothing differs at all."""
-        return not self.findings and self.site is None
+        return not self.findings and self.tap is None
 
     @property
     def explained(self) -> bool:
-        """Whether the findings together give the foreign numbers, up to noise, at every site."""
-        return self.site is None
+        """Whether the findings together give the foreign numbers, up to noise, at every tap."""
+        return self.tap is None
 
     @property
-    def first_site(self) -> str | None:
-        """The first site that differs from a right model."""
-        return self.findings[0].site if self.findings else self.site
+    def first_tap(self) -> str | None:
+        """The first tap that differs from a right model."""
+        return self.findings[0].tap if self.findings else self.tap
 
     @property
-    def causes(self) -> tuple[str, ...]:
-        """The names of the mistakes, in the order found, the closest of each."""
-        return tuple(finding.causes[0].name for finding in self.findings)
+    def faults(self) -> tuple[str, ...]:
+        """The names of the faults, in the order found, the closest of each."""
+        return tuple(finding.faults[0].name for finding in self.findings)
 
     def __str__(self) -> str:
         if self.ok:
-            return f"no difference beyond rounding at {self.compared} sites"
-        lines = [f"first divergence: {self.first_site} ({self.agrees} of {self.compared} sites agree)"]
+            return f"no difference beyond rounding at {self.compared} taps"
+        lines = [f"first divergence: {self.first_tap} ({self.agrees} of {self.compared} taps agree)"]
         for finding in self.findings:
             lines += ["", *_finding_lines(finding)]
-        if self.site is not None:
-            lines += ["", f"unexplained from {self.site} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
+        if self.tap is not None:
+            lines += ["", f"unexplained from {self.tap} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
         elif self.stop == "chance":
             lines += ["", "what follows is not compared: dropout is drawn at random"]
         else:
             these = "this" if len(self.findings) == 1 else "these"
-            lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every site"]
+            lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every tap"]
         return "\n".join(lines)
 
     def _why(self) -> str:
@@ -136,33 +136,33 @@ class Diagnosis:
         """The same for programs."""
         findings = [
             {
-                "site": finding.site,
-                "causes": [{"name": cause.name, "cause": cause.cause} for cause in finding.causes],
+                "tap": finding.tap,
+                "faults": [{"name": fault.name, "cause": fault.cause} for fault in finding.faults],
                 "evidence": [_finite(asdict(evidence)) for evidence in finding.evidence],
                 "told_apart_at": finding.told_apart_at,
             }
             for finding in self.findings
         ]
-        unexplained = None if self.site is None else {"site": self.site, "looks_like": self.looks_like}
-        found = {"ok": self.ok, "explained": self.explained, "first_site": self.first_site, "stop": self.stop}
+        unexplained = None if self.tap is None else {"tap": self.tap, "looks_like": self.looks_like}
+        found = {"ok": self.ok, "explained": self.explained, "first_tap": self.first_tap, "stop": self.stop}
         return json.dumps(found | {"findings": findings, "unexplained": unexplained}, indent=1)
 
 
 def _finding_lines(finding: Finding) -> list[str]:
-    lines = [f"{finding.causes[0].name}: {finding.causes[0].cause}"]
-    for other, tap in zip_longest(finding.causes[1:], finding.told_apart_at):
+    lines = [f"{finding.faults[0].name}: {finding.faults[0].cause}"]
+    for other, tap in zip_longest(finding.faults[1:], finding.told_apart_at):
         lines.append(f"  or {other.name}: {other.cause} (the same numbers on this input)")
         more = f"add {tap} to the dump" if tap else "no tap does on this input; texts of several lengths may"
-        lines.append(f"     to tell it from {finding.causes[0].name}: {more}")
-    width = max((len(evidence.site) for evidence in finding.evidence), default=0)
+        lines.append(f"     to tell it from {finding.faults[0].name}: {more}")
+    width = max((len(evidence.tap) for evidence in finding.evidence), default=0)
     lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")
     shown = finding.evidence if len(finding.evidence) <= 8 else (*finding.evidence[:4], None, *finding.evidence[-3:])
     for evidence in shown:
         if evidence is None:
-            lines.append(f"  ... {len(finding.evidence) - 7} more sites")
+            lines.append(f"  ... {len(finding.evidence) - 7} more taps")
             continue
         numbers = f"{evidence.without:<10.2e}  {evidence.with_fault:<8.2e}  {evidence.allowed:.2e}"
-        lines.append(f"  {evidence.site:{width}}  {numbers}")
+        lines.append(f"  {evidence.tap:{width}}  {numbers}")
     return lines
 
 
@@ -188,13 +188,13 @@ def diagnose(
     batch: the right input_ids and attention_mask, (B, S). dump: tap name -> foreign tensor, batch first, and the
     foreign "input_ids" and "attention_mask" where they are known; "sentence.mean" is the mean of the last hidden
     states, (B, H). tokenizer: where ids may be wrong. dtype: what the port computes in, by default the narrowest
-    in the dump; float64 counts as float32. most: how many mistakes to look for. tick: is told 1 for each run of the
-    model, of which there are about a hundred for a mistake.
+    in the dump; float64 counts as float32. most: how many faults to look for. tick: is told 1 for each run of the
+    model, of which there are about a hundred for a fault.
 
     Raises ValueError if the dump has no tap of the model, or a tensor of the wrong shape or type.
     """
     ids, mask, findings = _checked_ids(batch, dump, tokenizer)
-    if findings and not findings[0].causes:
+    if findings and not findings[0].faults:
         return Diagnosis((), IDS, _ids_look_like(batch, dump), 0, 1, "unexplained")
     top_ids = dump[TOP_IDS] if TOP_IDS in dump and LOGITS not in dump else None
     dump, dtype = checked_dump(model, dump, dtype)
@@ -211,15 +211,15 @@ def search(
     assert run is not None
     state = _Search(simulator, dump, model, run, list(findings))
     _check_shapes(state.comparison)
-    agrees = sum(row.ok for row in state.comparison.rows if row.site in dump)
+    agrees = sum(row.ok for row in state.comparison.rows if row.tap in dump)
     stop = state.advance(most)
     while stop is None:
         stop = state.advance(most)
     if state.wrong is None or stop == "chance":
         return Diagnosis(tuple(state.found), None, (), agrees, len(dump), stop)
     looks_like = _looks_like(dump, state.run, state.comparison, state.wrong, model)
-    site = _located(model, dump, state.wrong)
-    return Diagnosis(tuple(state.found), site, looks_like, agrees, len(dump), stop)
+    tap = _located(model, dump, state.wrong)
+    return Diagnosis(tuple(state.found), tap, looks_like, agrees, len(dump), stop)
 
 
 @dataclass
@@ -231,34 +231,34 @@ class _Search:
     model: PretrainedModel
     run: Run  # the model with the faults that were found
     found: list[Finding]
-    made: tuple[Cause, ...] = ()  # those of `found` that are in `run`
+    made: tuple[SimulatedFault, ...] = ()  # those of `found` that are in `run`
     comparison: Comparison = field(init=False)
-    wrong: Row | None = field(init=False)  # the first site where `run` does not give the dump
+    wrong: Row | None = field(init=False)  # the first tap where `run` does not give the dump
 
     def __post_init__(self) -> None:
         self.comparison = self.run.compared(self.dump)
         self.wrong = _first_wrong(self.comparison.rows)
 
     def advance(self, most: int) -> Stop | None:
-        """Finds one more mistake and makes it in the model, or tells why the search ends."""
+        """Finds one more fault and makes it in the model, or tells why the search ends."""
         if self.wrong is None:
             return "explained"
         if len(self.found) >= most:
             return "most"
-        if not self.dump[self.wrong.site].isfinite().all() and self.wrong.verdict == "not finite":
+        if not self.dump[self.wrong.tap].isfinite().all() and self.wrong.verdict == "not finite":
             return "not finite"
         finding = _explanation(self, self.wrong)
         if finding is None:
             finding = _dropout(self.simulator, self.dump, self.run, self.wrong)
             self.found += [finding] if finding else []
             return "chance" if finding else "unexplained"
-        cause = finding.causes[0]
-        assert not isinstance(cause, TokenizerFault)
-        run = self.simulator.run((*self.made, cause), self.run)
+        fault = finding.faults[0]
+        assert not isinstance(fault, TokenizerFault)
+        run = self.simulator.run((*self.made, fault), self.run)
         assert run is not None
-        told_apart_at = _told_apart_at(self.simulator, self.model, self.made, finding.causes)
+        told_apart_at = _told_apart_at(self.simulator, self.model, self.made, finding.faults)
         self.found.append(replace(finding, told_apart_at=told_apart_at))
-        self.made, self.run = (*self.made, cause), run
+        self.made, self.run = (*self.made, fault), run
         self.__post_init__()
         return None
 
@@ -270,8 +270,8 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     """
     simulator, dump, model = state.simulator, state.dump, state.model
     order = in_reading_order(dump)
-    start = order.index(wrong.site)
-    between = _between(model, order[start - 1] if start else None, wrong.site)
+    start = order.index(wrong.tap)
+    between = _between(model, order[start - 1] if start else None, wrong.tap)
     everything = [*FAULTS, *(POOLING_FAULTS if SENTENCE in dump else ())]
     visible = [fault for fault in everything if not isinstance(fault, Fault) or fault.shows == "outputs"]
     candidates = [
@@ -279,18 +279,18 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
         for fault in visible
         if fault not in state.made
         and fault is not DROPOUT
-        and simulator.part_of(fault.site) <= simulator.part_of(wrong.site)  # it can change the first wrong site
+        and simulator.part_of(fault.tap) <= simulator.part_of(wrong.tap)  # it can change the first wrong tap
     ]
-    near = [fault for fault in candidates if _resolved(fault.site, model) in between]
-    reached: dict[Cause, tuple[int, tuple[Row, ...]]] = {}
-    only_here = _in_its_layer(wrong.site, model)
+    near = [fault for fault in candidates if _resolved(fault.tap, model) in between]
+    reached: dict[SimulatedFault, tuple[int, tuple[Row, ...]]] = {}
+    only_here = _in_its_layer(wrong.tap, model)
     for group in (near, [fault for fault in candidates if fault not in near], only_here):
         for fault in group:
             run = simulator.run((*state.made, fault), state.run)
             rows = _mended(simulator, run, dump, wrong) if run else None
             if rows is not None:
                 then = _first_wrong(rows)
-                reached[fault] = len(order) if then is None else order.index(then.site), rows
+                reached[fault] = len(order) if then is None else order.index(then.tap), rows
         if any(end == len(order) for end, _ in reached.values()):
             break
     furthest = max((end for end, _ in reached.values()), default=start)
@@ -298,85 +298,85 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
         return None
     best = {fault: rows for fault, (end, rows) in reached.items() if end == furthest}
     explained = set(order[:furthest])
-    causes = sorted(best, key=lambda fault: _remoteness(best[fault], explained))
-    before = {row.site: row.max_abs for row in state.comparison.rows}
+    faults = sorted(best, key=lambda fault: _remoteness(best[fault], explained))
+    before = {row.tap: row.max_abs for row in state.comparison.rows}
     evidence = tuple(
-        Evidence(row.site, before.get(row.site, math.nan), row.max_abs, row.allowed or 0.0)
-        for row in best[causes[0]]
-        if row.site in explained and order.index(row.site) >= start
+        Evidence(row.tap, before.get(row.tap, math.nan), row.max_abs, row.allowed or 0.0)
+        for row in best[faults[0]]
+        if row.tap in explained and order.index(row.tap) >= start
     )
-    return Finding(_located(model, dump, wrong), tuple(causes), evidence)
+    return Finding(_located(model, dump, wrong), tuple(faults), evidence)
 
 
 def _mended(simulator: Simulator, run: Run, dump: Dump, wrong: Row) -> tuple[Row, ...] | None:
-    """The sites from the first that the run may change to the first wrong one; None if that is not behind `wrong`."""
+    """The taps from the first that the run may change to the first wrong one; None if that is not behind `wrong`."""
     order = in_reading_order(dump)
     rows: tuple[Row, ...] = ()
     for index in range(run.start, simulator.count):
         rows += run.rows(dump, index)
         first = _first_wrong(rows)
         if first is not None:
-            return rows if order.index(first.site) > order.index(wrong.site) else None
-        if index == simulator.part_of(wrong.site):
-            if any(row.site == wrong.site and (row.allowed or 0.0) >= wrong.max_abs for row in rows):
+            return rows if order.index(first.tap) > order.index(wrong.tap) else None
+        if index == simulator.part_of(wrong.tap):
+            if any(row.tap == wrong.tap and (row.allowed or 0.0) >= wrong.max_abs for row in rows):
                 return None  # rounding errors as large as the difference: this run would agree with anything
             run.parts(simulator.count)  # all that is left at once: faults are made and lifted once
     return rows
 
 
 def _told_apart_at(
-    simulator: Simulator, model: PretrainedModel, made: tuple[Cause, ...], causes: tuple[AnyCause, ...]
+    simulator: Simulator, model: PretrainedModel, made: tuple[SimulatedFault, ...], faults: tuple[AnyFault, ...]
 ) -> tuple[str | None, ...]:
-    """For each cause after the first, the first tap of the model at which the two differ beyond rounding."""
-    if len(causes) == 1:
+    """For each fault after the first, the first tap of the model at which the two differ beyond rounding."""
+    if len(faults) == 1:
         return ()
     taps = frozenset(tap.name for tap in model.taps())
-    mistakes = [cause for cause in causes if not isinstance(cause, TokenizerFault)]
-    first, *others = (simulator.run((*made, cause), sites=taps) for cause in mistakes)
+    simulated = [fault for fault in faults if not isinstance(fault, TokenizerFault)]
+    first, *others = (simulator.run((*made, fault), taps=taps) for fault in simulated)
     rows = [_first_wrong(first.compared(other.rounded).rows) if first and other else None for other in others]
-    return tuple(row.site if row else None for row in rows)
+    return tuple(row.tap if row else None for row in rows)
 
 
-def _in_its_layer(site: str, model: PretrainedModel) -> list[Fault]:
-    """The faults of layers, each made in the layer of the site alone: a port may have lost a single tensor."""
-    parts = site.split(".")
+def _in_its_layer(tap: str, model: PretrainedModel) -> list[Fault]:
+    """The faults of layers, each made in the layer of the tap alone: a port may have lost a single tensor."""
+    parts = tap.split(".")
     if parts[0] != "layers" or int(parts[1]) >= model.config.num_hidden_layers:
         return []
-    inside = [fault for fault in FAULTS if fault.shows == "outputs" and fault.site.startswith("layers.0.")]
+    inside = [fault for fault in FAULTS if fault.shows == "outputs" and fault.tap.startswith("layers.0.")]
     return [fault.in_layer(int(parts[1])) for fault in inside]
 
 
-def _remoteness(rows: Sequence[Row], sites: set[str]) -> float:
+def _remoteness(rows: Sequence[Row], taps: set[str]) -> float:
     """The largest difference in units of what rounding explains. Rounded, so that equal numbers are a tie."""
-    ratios = [row.max_abs / row.allowed for row in rows if row.site in sites and row.allowed]
+    ratios = [row.max_abs / row.allowed for row in rows if row.tap in taps and row.allowed]
     return round(max(ratios, default=0.0), 3)
 
 
 def _first_wrong(rows: Sequence[Row]) -> Row | None:
     """The first tensor of the dump that is not what the model gives; a layer that the model lacks is wrong, too."""
     for row in rows:
-        surplus = row.verdict == "extra" and row.site.startswith("layers.")
+        surplus = row.verdict == "extra" and row.tap.startswith("layers.")
         if surplus or row.verdict not in ("equal", "ok", "missing", "extra"):
             return row
     return None
 
 
 def _located(model: PretrainedModel, dump: Dump, row: Row) -> str:
-    """The first wrong site; where the dump lacks a whole layer before it, that layer's first."""
+    """The first wrong tap; where the dump lacks a whole layer before it, that layer's first."""
     order = in_reading_order(dump)
-    start = order.index(row.site)
-    kinds = {_kind(site) for site in dump}
-    skipped = _between(model, order[start - 1] if start else None, row.site)
-    return next((site for site in skipped if _kind(site) in kinds), skipped[-1])
+    start = order.index(row.tap)
+    kinds = {_kind(tap) for tap in dump}
+    skipped = _between(model, order[start - 1] if start else None, row.tap)
+    return next((tap for tap in skipped if _kind(tap) in kinds), skipped[-1])
 
 
-def _kind(site: str) -> str:
-    parts = site.split(".")
-    return ".".join([parts[0], "*", *parts[2:]]) if parts[0] == "layers" else site
+def _kind(tap: str) -> str:
+    parts = tap.split(".")
+    return ".".join([parts[0], "*", *parts[2:]]) if parts[0] == "layers" else tap
 
 
 def _between(model: PretrainedModel, agreeing: str | None, wrong: str) -> list[str]:
-    """The taps after the last that agrees, up to the first that does not: there the mistake is."""
+    """The taps after the last that agrees, up to the first that does not: there the fault is."""
     taps = [tap.name for tap in model.taps()]
     wrong = LOGITS if wrong in (TOP, LOGSUMEXP) else wrong
     if wrong not in taps:
@@ -385,18 +385,18 @@ def _between(model: PretrainedModel, agreeing: str | None, wrong: str) -> list[s
     return taps[start : taps.index(wrong) + 1]
 
 
-def _resolved(site: str, model: PretrainedModel) -> str:
-    return site.replace("layers.-1.", f"layers.{model.config.num_hidden_layers - 1}.")
+def _resolved(tap: str, model: PretrainedModel) -> str:
+    return tap.replace("layers.-1.", f"layers.{model.config.num_hidden_layers - 1}.")
 
 
 def _looks_like(dump: Dump, run: Run, comparison: Comparison, row: Row, model: PretrainedModel) -> tuple[str, ...]:
-    expected = run.expected.get(row.site)
+    expected = run.expected.get(row.tap)
     if expected is None:
         return ("the model has nothing here",)
     lines = describe(
-        row.site,
+        row.tap,
         expected,
-        dump[row.site],
+        dump[row.tap],
         run.real,
         heads=model.config.num_attention_heads,
         allowed=row.allowed,
@@ -408,34 +408,34 @@ def _looks_like(dump: Dump, run: Run, comparison: Comparison, row: Row, model: P
 def relative_errors_by_layer(comparison: Comparison) -> dict[int, float]:
     """Layer -> largest error of its output, in units of the largest value there; 0 where it is right."""
     return {
-        int(row.site.split(".")[1]): 0.0 if row.ok else row.relative
+        int(row.tap.split(".")[1]): 0.0 if row.ok else row.relative
         for row in comparison.rows
-        if row.site.startswith("layers.") and row.site.count(".") == 2 and row.site.endswith(".output")
+        if row.tap.startswith("layers.") and row.tap.count(".") == 2 and row.tap.endswith(".output")
     }
 
 
 def _dropout(simulator: Simulator, dump: Dump, run: Run, row: Row) -> Finding | None:
     """Dropout cannot be simulated, for it is drawn at random, but what it leaves at the embeddings can be checked."""
-    if row.site != "embeddings.output":
+    if row.tap != "embeddings.output":
         return None
     keep = 1 - simulator.dropout
-    kept = dump[row.site] != 0
+    kept = dump[row.tap] != 0
     if keep in (0, 1) or kept.all():
         return None
     allowed = (row.allowed or 0.0) / keep
-    expected = run.expected[row.site] * kept / keep
-    difference = elements(row.site, dump[row.site], run.real) - elements(row.site, expected, run.real)
+    expected = run.expected[row.tap] * kept / keep
+    difference = elements(row.tap, dump[row.tap], run.real) - elements(row.tap, expected, run.real)
     distance = float(difference.abs().max())
     if distance > allowed:
         return None
-    return Finding(row.site, (DROPOUT,), (Evidence(row.site, row.max_abs, distance, allowed),))
+    return Finding(row.tap, (DROPOUT,), (Evidence(row.tap, row.max_abs, distance, allowed),))
 
 
 # ---- the dump --------------------------------------------------------------------------------------------------------
 
 
 def checked_dump(model: PretrainedModel, dump: Dump, dtype: torch.dtype | None) -> tuple[Dump, torch.dtype]:
-    """The sites of the dump that the model has, in the dtype that they were computed in."""
+    """The taps of the dump that the model has, in the dtype that they were computed in."""
     known = [*(tap.name for tap in model.taps()), *((TOP, LOGSUMEXP) if LOGITS not in dump else ()), SENTENCE]
     shared = {name: dump[name] for name in known if name in dump}
     if not shared:
@@ -454,7 +454,7 @@ def checked_dump(model: PretrainedModel, dump: Dump, dtype: torch.dtype | None) 
 def _check_shapes(comparison: Comparison) -> None:
     for row in comparison.rows:
         if row.verdict in ("misshapen", "wrong dtype"):
-            raise ValueError(f"{row.site} cannot be compared: {row.note}")
+            raise ValueError(f"{row.tap} cannot be compared: {row.note}")
 
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
@@ -477,14 +477,14 @@ def _checked_ids(
             f"ours {tuple(ids.shape)}: a dump with other ids must hold its attention_mask, too"
         )
     right, wrong = _rows(ids, mask), _rows(theirs, their_mask)
-    causes = tuple(
+    faults = tuple(
         fault
         for fault in (TOKENIZER_FAULTS if tokenizer else ())
         if tokenizer and [fault.rule(row, tokenizer) for row in right] == wrong
     )
     differ = sum(a != b for a, b in zip(right, wrong, strict=True))
-    evidence = (Evidence(IDS, float(differ), 0.0, 0.0),) if causes else ()
-    return theirs.long(), their_mask, [Finding(IDS, causes, evidence)]
+    evidence = (Evidence(IDS, float(differ), 0.0, 0.0),) if faults else ()
+    return theirs.long(), their_mask, [Finding(IDS, faults, evidence)]
 
 
 def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -1,13 +1,13 @@
-"""How far rounding alone takes a right implementation from the truth, measured site by site.
+"""Noise floors: the rounding error of a right implementation at each tap, measured.
 
-The truth is our own model in float64. Beside it runs the same model in lower precision, in every way it can run here:
-eager and fused attention, padded and packed, compiled, on the CPU and on a GPU, and with every feature in reverse
-order, which is the same mathematics summed in another order, as a foreign port would. The largest error at a site is
-its floor.
+The error is the distance from our own model in float64. The same model runs in lower precision in every run
+configuration that works here: eager and fused attention, padded and packed, compiled, on the CPU and on a GPU, and with
+every feature in reverse order, which sums the same numbers in another order, as another implementation does. The
+largest error at a tap is its noise floor.
 
 Where a model amplifies rounding, the error of one run is a single draw, and another processor may draw a much larger
 one. So the model also runs several times with values moved at random by as much as one rounding (`perturbed`): each run
-is another draw. `diagnose` measures the models with faults in the same way.
+is another draw. `diagnose` measures the models with faults in the same run.
 """
 
 import copy
@@ -73,8 +73,8 @@ FLOAT64_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class Way:
-    """One way to run the model."""
+class RunConfiguration:
+    """How the model is run once."""
 
     dtype: Name  # "float32", ... or a kind of int8 (int8.py)
     attention: Name  # "eager" or "sdpa"
@@ -97,8 +97,8 @@ class Way:
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class Measurement(Way):
-    """One way to run the model, and its largest error at each site over real tokens."""
+class Measurement(RunConfiguration):
+    """A run configuration, and its largest error at each tap over real tokens."""
 
     errors: Annotated[Mapping[str, Error], Field(max_length=MOST_NAMES)]
 
@@ -128,46 +128,30 @@ class FloorTable:
 
     @property
     def floors(self) -> Floors:
-        """The largest error of each dtype at each site. That of float64 is float32's, scaled by their eps."""
+        """The largest error of each dtype at each tap. That of float64 is float32's, scaled by their eps."""
         errors: dict[str, dict[str, float]] = {}
         for measurement in self.measurements:
             worst = errors.setdefault(measurement.dtype, {})
-            for site, error in measurement.errors.items():
-                worst[site] = max(error, worst.get(site, 0.0))
-        errors["float64"] = {site: error * FLOAT64_RATIO for site, error in errors.get("float32", {}).items()}
+            for tap, error in measurement.errors.items():
+                worst[tap] = max(error, worst.get(tap, 0.0))
+        errors["float64"] = {tap: error * FLOAT64_RATIO for tap, error in errors.get("float32", {}).items()}
         return Floors(errors, self.factor)
-
-    @property
-    def surprise(self) -> float:
-        """How many times above all others the worst run of a dtype at a site lies: the most over all sites.
-
-        It tells how far above its floor a right run may lie that was not measured: each is taken to be that once. Runs
-        with the same error count as one.
-        """
-        ratios = [1.0]
-        for dtype in {measurement.dtype for measurement in self.measurements}:
-            runs = [measurement.errors for measurement in self.measurements if measurement.dtype == dtype]
-            for site in runs[0]:
-                found = sorted({run[site] for run in runs if run.get(site)})
-                ratios += [found[-1] / found[-2]] if len(found) > 1 else []
-        return max(ratios)
 
     def __str__(self) -> str:
         dtypes = list(dict.fromkeys(measurement.dtype for measurement in self.measurements))
-        ways = list(dict.fromkeys(measurement.name for measurement in self.measurements))
-        sites = list(dict.fromkeys(site for measurement in self.measurements for site in measurement.errors))
-        rows = [("site", *dtypes), *((site, *(self._range(site, dtype) for dtype in dtypes)) for site in sites)]
+        names = list(dict.fromkeys(measurement.name for measurement in self.measurements))
+        taps = list(dict.fromkeys(tap for measurement in self.measurements for tap in measurement.errors))
+        rows = [("tap", *dtypes), *((tap, *(self._range(tap, dtype) for dtype in dtypes)) for tap in taps)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             [
-                f"smallest and largest error in {len(ways)} ways to run it: {', '.join(ways)}",
+                f"smallest and largest error in {len(names)} run configurations: {', '.join(names)}",
                 *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
-                f"at no site is one way more than {self.surprise:.1f} times worse than all the others",
             ]
         )
 
-    def _range(self, site: str, dtype: str) -> str:
-        errors = [m.errors[site] for m in self.measurements if m.dtype == dtype and site in m.errors]
+    def _range(self, tap: str, dtype: str) -> str:
+        errors = [m.errors[tap] for m in self.measurements if m.dtype == dtype and tap in m.errors]
         return f"{min(errors):.2e} {max(errors):.2e}" if errors else "-"
 
     def save(self, path: Path) -> None:
@@ -213,24 +197,24 @@ def measure(
     compiled: bool = False,
     tick: Tick = no_tick,
 ) -> FloorTable:
-    """Runs `model` in float64, and in every way that it can run here, and notes the errors.
+    """Runs `model` in float64, and in every run configuration that works here, and notes the errors.
 
     Gradients are measured on padded batches only, and so is everything where padding is attended to.
 
     Args:
         model: In any dtype. Copies of it are run.
         batch: input_ids and attention_mask, both (B, S): a mapping, or what a tokenizer returns.
-        taps: Patterns of the sites to measure.
+        taps: Patterns of the taps to measure.
         top_ids: (B, S, K). The logits are measured there, as a trace has them, and not all.
         grad: Also the gradients; not in int8.
         steps: Also the losses of that many steps of training; not in int8.
         dtypes: Or their names. Those of int8 are simulated in float32 (see int8.py).
         devices: By default the CPU, and a GPU if there is one.
         compiled: Also what torch.compile makes of it, which takes a C++ compiler and some 10 seconds a dtype and more.
-        tick: Is called with 1 after each of the `ways`.
+        tick: Is called with 1 after each run.
 
     Returns:
-        The largest error of each run at each site.
+        The largest error of each run at each tap.
 
     Raises:
         ValueError: A pattern matches nothing, the model cannot be compiled here, or its spec is wrong.
@@ -244,41 +228,45 @@ def measure(
     with threads_by_size(model, batch["input_ids"].numel()):
         names = list(dump_of(exact, batch, taps=taps)) if taps else []
         can_pack = bool(names) and not (attended == model.config.pad_token_id).any()
-        truth = run_sites(exact, batch, names, grad=grad, steps=steps)
+        truth = run_taps(exact, batch, names, grad=grad, steps=steps)
         _check_spec(model, batch, truth)
         truth = with_reduced_logits(truth, top_ids)
-        for way in ways(dtypes, devices, packed=can_pack, compiled=compiled and bool(names)):
-            is_int8 = way.dtype in INT8
-            dtype = torch.float32 if is_int8 else getattr(torch, way.dtype)
-            copied = variant(model, dtype, way.attention, way.device)
-            if way.order == "reversed":
+        for run in run_configurations(dtypes, devices, packed=can_pack, compiled=compiled and bool(names)):
+            is_int8 = run.dtype in INT8
+            dtype = torch.float32 if is_int8 else getattr(torch, run.dtype)
+            copied = variant(model, dtype, run.attention, run.device)
+            if run.order == "reversed":
                 copied = _reversed(copied)
             if is_int8:
-                quantise(copied, way.dtype)
-            if way.compiled:
-                found = _compiled_sites(copied, batch, names)
-            elif way.layout == "packed":
-                found = _packed_sites(copied, batch, names)
+                quantise(copied, run.dtype)
+            if run.compiled:
+                found = _compiled_taps(copied, batch, names)
+            elif run.layout == "packed":
+                found = _packed_taps(copied, batch, names)
             else:
-                with perturbed(copied, seed=way.seed) if way.seed else nullcontext():
-                    found = run_sites(copied, batch, names, grad=grad and not is_int8, steps=0 if is_int8 else steps)
-            found = with_reduced_logits(_unreversed(found, model.spec) if way.order == "reversed" else found, top_ids)
-            measurements.append(Measurement(**vars(way), errors=_errors(truth, found, real)))
+                with perturbed(copied, seed=run.seed) if run.seed else nullcontext():
+                    found = run_taps(copied, batch, names, grad=grad and not is_int8, steps=0 if is_int8 else steps)
+            found = with_reduced_logits(_unreversed(found, model.spec) if run.order == "reversed" else found, top_ids)
+            measurements.append(Measurement(**vars(run), errors=_errors(truth, found, real)))
             tick(1)
     return FloorTable(tuple(measurements))
 
 
-def ways(dtypes: Sequence[torch.dtype | str], devices: Sequence[str], *, packed: bool, compiled: bool) -> list[Way]:
-    """The ways in which `measure` runs a model."""
-    found: list[Way] = []
+def run_configurations(
+    dtypes: Sequence[torch.dtype | str], devices: Sequence[str], *, packed: bool, compiled: bool
+) -> list[RunConfiguration]:
+    """The configurations in which `measure` runs a model."""
+    found: list[RunConfiguration] = []
     for dtype, device, attention in product(map(name_of, dtypes), devices, ("eager", "sdpa")):
         for layout in ("padded", "packed") if packed else ("padded",):
-            found += [Way(dtype, attention, device, layout, order, False) for order in ("given", "reversed")]
+            found += [
+                RunConfiguration(dtype, attention, device, layout, order, False) for order in ("given", "reversed")
+            ]
         if attention == "eager" and dtype not in INT8:  # the errors of int8 are far larger
             orders = [f"perturbed {number}" for number in range(1, REPEATS + 1)]
-            found += [Way(dtype, attention, device, "padded", order, False) for order in orders]
+            found += [RunConfiguration(dtype, attention, device, "padded", order, False) for order in orders]
         if compiled:
-            found.append(Way(dtype, attention, device, "padded", "given", True))
+            found.append(RunConfiguration(dtype, attention, device, "padded", "given", True))
     return found
 
 
@@ -287,7 +275,7 @@ def devices_here() -> tuple[str, ...]:
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
-def run_sites(
+def run_taps(
     model: PretrainedModel, batch: Batch, taps: Sequence[str], *, grad: bool = False, steps: int = 0
 ) -> dict[str, Tensor]:
     """The taps, and where asked for the gradients and losses, of one run. Fused attention leaves out what it hides."""
@@ -301,17 +289,17 @@ def run_sites(
     return found
 
 
-def _packed_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
+def _packed_taps(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
     """The taps of the real tokens as a packed batch, put back where they are in the padded one."""
     batch = _beside(model, batch)
     real = batch["attention_mask"].bool()
     positions = position_ids_from(batch["input_ids"], model.config.pad_token_id)
     packed = {"input_ids": batch["input_ids"][real], "position_ids": positions[real], "lengths": real.sum(dim=1)}
     found = dump_of(model, packed, taps=_visible(model, taps))
-    return {site: unpacked(site, tensor, real) for site, tensor in found.items()}
+    return {tap: unpacked(tap, tensor, real) for tap, tensor in found.items()}
 
 
-def _compiled_sites(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
+def _compiled_taps(model: PretrainedModel, batch: Batch, taps: Sequence[str]) -> dict[str, Tensor]:
     """The taps of the model as torch.compile runs it. Raises ValueError where it cannot be compiled."""
     torch.compiler.reset()  # or torch would give up after a few models
     try:
@@ -356,12 +344,12 @@ def variant(model: PretrainedModel, dtype: torch.dtype, attention: str, device: 
 
 def _errors(truth: Dump, found: Dump, real: Tensor) -> dict[str, float]:
     errors: dict[str, float] = {}
-    for site, tensor in found.items():
-        if site != TOP_IDS:
-            difference = elements(site, tensor, real) - elements(site, truth[site], real)
+    for tap, tensor in found.items():
+        if tap != TOP_IDS:
+            difference = elements(tap, tensor, real) - elements(tap, truth[tap], real)
             error = float(difference.abs().max())
             if math.isfinite(error):  # float16 may overflow, and infinity is no floor
-                errors[site] = error
+                errors[tap] = error
     return errors
 
 
@@ -443,11 +431,11 @@ def _check_spec(model: PretrainedModel, batch: Batch, truth: Dump) -> None:
     names = [tap.name for tap in model.spec.taps if tap.name in truth]
     if not names:
         return
-    found = _unreversed(run_sites(_reversed(variant(model, torch.float64, "eager", "cpu")), batch, names), model.spec)
-    for site, tensor in found.items():
-        if not torch.allclose(tensor, truth[site], rtol=SAME, atol=SAME * float(truth[site].abs().max())):
+    found = _unreversed(run_taps(_reversed(variant(model, torch.float64, "eager", "cpu")), batch, names), model.spec)
+    for tap, tensor in found.items():
+        if not torch.allclose(tensor, truth[tap], rtol=SAME, atol=SAME * float(truth[tap].abs().max())):
             raise ValueError(
-                f"{site} changes when the order of the features does. Rows that belong to labels or tokens must be "
+                f"{tap} changes when the order of the features does. Rows that belong to labels or tokens must be "
                 f"named in row_parameters of the spec of {type(model).__name__}"
             )
 
@@ -461,13 +449,13 @@ def _feature_axes(parameter: str, tensor: Tensor, spec: ModelSpec) -> list[int]:
 def _unreversed(dump: Dump, spec: ModelSpec) -> dict[str, Tensor]:
     """The tensors of a reversed model, in the order of the given one."""
     restored: dict[str, Tensor] = {}
-    for site, tensor in dump.items():
-        shape = shape_of(site)
-        if site.startswith(GRADIENT):
-            axes = [0] if site.endswith(COLUMN_SUMS) else _feature_axes(site, tensor, spec)
+    for tap, tensor in dump.items():
+        shape = shape_of(tap)
+        if tap.startswith(GRADIENT):
+            axes = [0] if tap.endswith(COLUMN_SUMS) else _feature_axes(tap, tensor, spec)
         elif shape == "(B, N, S, S)":
             axes = [1]
         else:
             axes = [-1] if shape and shape.endswith((" H)", " F)")) else []
-        restored[site] = tensor.flip(axes) if axes else tensor
+        restored[tap] = tensor.flip(axes) if axes else tensor
     return restored

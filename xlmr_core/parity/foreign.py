@@ -23,7 +23,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import LAYER_SITES, TOP_IDS, shape_of, tap_shapes, unpacked
+from xlmr_core.parity.compare import LAYER_TAPS, TOP_IDS, shape_of, tap_shapes, unpacked
 from xlmr_core.parity.diagnose import SENTENCE
 from xlmr_core.parity.formats import (
     INPUTS,
@@ -120,11 +120,11 @@ def _sizes(trace: Trace) -> dict[str, int]:
     """How many numbers a dump of the same input has under each name that means something."""
     ids, config = trace.inputs["input_ids"].shape, trace.config
     top = TOP_K if trace.top_ids is None else trace.top_ids.shape[-1]
-    layers = [f"layers.{i}.{site}" for i in range(config.num_hidden_layers) for site in LAYER_SITES]
+    layers = [f"layers.{i}.{tap}" for i in range(config.num_hidden_layers) for tap in LAYER_TAPS]
     shapes = {name: tap_shape(name, config, tuple(ids), top) for name in (*tap_shapes(), *layers)}
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if shape is not None}
     sizes |= {SENTENCE: ids[0] * config.hidden_size, **dict.fromkeys(INPUTS, ids.numel())}
-    return sizes | {site: tensor.numel() for site, tensor in trace.sites.items()}
+    return sizes | {tap: tensor.numel() for tap, tensor in trace.tensors.items()}
 
 
 def _check_header(path: Path, name: str, shape: tuple[int, ...], dtype: str, expected: int) -> None:
@@ -280,7 +280,7 @@ def _expanded(names: Mapping[str, Any], config: XLMRobertaConfig) -> Iterator[li
         first = tap.replace("{i}", "0")
         known = first.startswith(GRADIENT) or first in (*INPUTS, LOSSES, SENTENCE)
         if not known and tap_shape(first, config, (1, 1), 1) is None:
-            near = near_names(tap, [*tap_shapes(), *(f"layers.{{i}}.{site}" for site in LAYER_SITES)])
+            near = near_names(tap, [*tap_shapes(), *(f"layers.{{i}}.{tap}" for tap in LAYER_TAPS)])
             raise TraceError(
                 f"the map names {shortened(tap)}, which is no tap" + (f"; near: {', '.join(near)}" if near else "")
             )
@@ -359,26 +359,25 @@ def fitted(
     comparison to tell. real: (B, S), True for real tokens.
     """
     return {
-        site: _fitted(site, tensor, _expected_shape(site, expected, config), config, real)
-        for site, tensor in dump.items()
+        tap: _fitted(tap, tensor, _expected_shape(tap, expected, config), config, real) for tap, tensor in dump.items()
     }
 
 
-def _expected_shape(site: str, expected: Mapping[str, Tensor], config: XLMRobertaConfig) -> tuple[int, ...] | None:
-    if site == "lm_head.logits" and site not in expected and TOP_IDS in expected:
+def _expected_shape(tap: str, expected: Mapping[str, Tensor], config: XLMRobertaConfig) -> tuple[int, ...] | None:
+    if tap == "lm_head.logits" and tap not in expected and TOP_IDS in expected:
         return (*expected[TOP_IDS].shape[:2], config.vocab_size)
-    return tuple(expected[site].shape) if site in expected else None
+    return tuple(expected[tap].shape) if tap in expected else None
 
 
-def _fitted(site: str, tensor: Tensor, shape: tuple[int, ...] | None, config: XLMRobertaConfig, real: Tensor) -> Tensor:
+def _fitted(tap: str, tensor: Tensor, shape: tuple[int, ...] | None, config: XLMRobertaConfig, real: Tensor) -> Tensor:
     if shape is None or tensor.shape == shape or tensor.dim() == 0:
         return tensor
     readings = [tensor] if tensor.dim() != len(shape) - 1 else []
     if shape[0] == 1:
         readings.append(tensor[None])
     elif shape[:2] == tuple(real.shape) and len(tensor) == int(real.sum()):
-        readings.append(unpacked(site, tensor, real))
-    if shape_of(site) == "(B, S, H)":
+        readings.append(unpacked(tap, tensor, real))
+    if shape_of(tap) == "(B, S, H)":
         heads_apart = (shape[0], shape[1], config.num_attention_heads, config.head_dim)
         for reading in tuple(readings):
             if reading.shape == heads_apart:

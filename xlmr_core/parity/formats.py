@@ -24,7 +24,7 @@ from xlmr_core.parity.gradients import GRADIENT, LOSSES
 STRICT = ConfigDict(strict=True, extra="forbid")  # no text for a number, no unknown key
 INPUTS = ("input_ids", "attention_mask")
 JSON_LIMIT = 16 * 2**20  # bytes of a metadata text, a map or a table of floors; those of XXL have less than 10 MB
-MOST_NAMES = 10_000  # entries of one list or table; a trace of XXL with gradients has 1,500 sites
+MOST_NAMES = 10_000  # entries of one list or table; a trace of XXL with gradients has 1,500 taps
 MOST_LAYERS = 1_000
 MOST_STEPS = 1_000  # of training: each is run again for a comparison
 MOST_FACTOR = 10.0  # right runs were seen up to 2.5 floors from each other
@@ -125,11 +125,11 @@ def open_safetensors(path: Path) -> Generator[Any, None, None]:
         raise TraceError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
 
 
-def tap_shape(site: str, config: XLMRobertaConfig, inputs: tuple[int, ...], top: int) -> tuple[int, ...] | None:
+def tap_shape(tap: str, config: XLMRobertaConfig, inputs: tuple[int, ...], top: int) -> tuple[int, ...] | None:
     """The shape of a tap.
 
     Args:
-        site: Its name.
+        tap: Its name.
         config: Of the model.
         inputs: (B, S).
         top: K, how many logits of a token are kept.
@@ -137,8 +137,8 @@ def tap_shape(site: str, config: XLMRobertaConfig, inputs: tuple[int, ...], top:
     Returns:
         The shape, or None if the model has no such tap.
     """
-    letters = shape_of(site)
-    layer = site.split(".")[1] if site.startswith("layers.") else "0"
+    letters = shape_of(tap)
+    layer = tap.split(".")[1] if tap.startswith("layers.") else "0"
     if letters is None or not LAYER.fullmatch(layer) or int(layer) >= max(config.num_hidden_layers, 1):
         return None
     sizes = {

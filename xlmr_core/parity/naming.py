@@ -99,9 +99,9 @@ def _sizes(tap: str, ours: list[str], trace: Trace) -> dict[str, int]:
 
 
 def _shape(tap: str, trace: Trace) -> Shape:
-    if tap == LOGITS and TOP_IDS in trace.sites:
+    if tap == LOGITS and TOP_IDS in trace.tensors:
         return (*trace.real.shape, trace.config.vocab_size)
-    return tuple(trace.sites[tap].shape)
+    return tuple(trace.tensors[tap].shape)
 
 
 def _needs_no_axes(tap: str, shape: Shape, trace: Trace) -> bool:
@@ -110,7 +110,7 @@ def _needs_no_axes(tap: str, shape: Shape, trace: Trace) -> bool:
     per_token = math.prod(wanted[2:])
     if math.prod(shape) not in (math.prod(wanted), int(trace.real.sum()) * per_token):
         return False
-    return fitted({tap: torch.empty(shape)}, trace.sites, trace.config, trace.real)[tap].shape == wanted
+    return fitted({tap: torch.empty(shape)}, trace.tensors, trace.config, trace.real)[tap].shape == wanted
 
 
 # ---- a map to fill in ------------------------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def hints(trace: Trace, comparison: Comparison, shapes: Mapping[str, Shape], nam
     layers = trace.config.num_hidden_layers
     called = dict(_called(names, layers))
     with_axes = dict(_called({tap: e for tap, e in names.items() if not isinstance(e, str) and e.get("axes")}, layers))
-    missing = [row.site for row in comparison.rows if row.verdict == "missing"]
-    unused = [name for name in shapes if name not in (*INPUTS, *trace.sites, *trace.taps, *called.values())]
+    missing = [row.tap for row in comparison.rows if row.verdict == "missing"]
+    unused = [name for name in shapes if name not in (*INPUTS, *trace.tensors, *trace.taps, *called.values())]
     found: list[str] = []
     if missing and unused:
         found.append(
@@ -225,21 +225,21 @@ def hints(trace: Trace, comparison: Comparison, shapes: Mapping[str, Shape], nam
             "-o names.toml` writes one to fill in"
         )
     for row in [row for row in comparison.rows if row.verdict == "misshapen"][:SHOWN]:
-        theirs = called.get(row.site, row.site)
+        theirs = called.get(row.tap, row.tap)
         if theirs in shapes:
-            axes = axes_that_fit(row.site, shapes[theirs], trace) if row.site in trace.sites else []
+            axes = axes_that_fit(row.tap, shapes[theirs], trace) if row.tap in trace.tensors else []
             advice = (
                 f'say its axes in the map of names: axes = "{axes[0]}"' if axes else "no order of axes makes it fit"
             )
-            found.append(f"{row.site}: {shortened(theirs)} has shape {shapes[theirs]} in the file; {advice}")
+            found.append(f"{row.tap}: {shortened(theirs)} has shape {shapes[theirs]} in the file; {advice}")
     first = comparison.first_divergence
-    if first is not None and first.verdict == "DIVERGES" and first.site in trace.sites and first.site not in with_axes:
-        theirs = called.get(first.site, first.site)
+    if first is not None and first.verdict == "DIVERGES" and first.tap in trace.tensors and first.tap not in with_axes:
+        theirs = called.get(first.tap, first.tap)
         shape = shapes.get(theirs, first.shape)
-        axes = axes_that_fit(first.site, shape, trace)
+        axes = axes_that_fit(first.tap, shape, trace)
         if shape != first.shape and len(axes) > 1:
             found.append(
-                f"{first.site}: {shortened(theirs)} has shape {shape} in the file, which {' and '.join(axes)} fit: "
+                f"{first.tap}: {shortened(theirs)} has shape {shape} in the file, which {' and '.join(axes)} fit: "
                 "say in the map of names which of these its axes are"
             )
     return found

@@ -48,7 +48,7 @@ def plot_error_by_depth(comparison: Comparison, path: Path, *, format: str) -> N
         height = first.max_abs if 0 < first.max_abs < math.inf else top
         place = (rows.index(first), height)
         axes.annotate(
-            first.site,
+            first.tap,
             place,
             xytext=(0, 28 if height < top / 10 else -28),
             textcoords="offset points",
@@ -56,10 +56,10 @@ def plot_error_by_depth(comparison: Comparison, path: Path, *, format: str) -> N
             fontsize=9,
             arrowprops={"arrowstyle": "-", "color": DIFFERS},
         )
-    starts = [i for i, row in enumerate(rows) if not i or _section(row.site) != _section(rows[i - 1].site)]
+    starts = [i for i, row in enumerate(rows) if not i or _section(row.tap) != _section(rows[i - 1].tap)]
     for start in starts:
         axes.axvline(start - 0.5, color="#dddddd", linewidth=0.8, zorder=0)
-    axes.set_xticks(starts, [_section(rows[i].site) for i in starts], rotation=35, ha="right", fontsize=8)
+    axes.set_xticks(starts, [_section(rows[i].tap) for i in starts], rotation=35, ha="right", fontsize=8)
     axes.set_title(comparison.summary, loc="left", fontsize=10)
     axes.legend(loc="best", fontsize=8, frameon=False)
     figure.savefig(path, format=format, dpi=150)

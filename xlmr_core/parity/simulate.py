@@ -1,7 +1,7 @@
 """Our model with faults in it, computed part by part, and only as far as somebody looks.
 
 The parts are the embeddings, each layer, and all that is above the layers. A fault changes nothing below the part of
-its site, so a run with a fault begins there, with what the run without it has below. Most candidates of a search are
+its tap, so a run with a fault begins there, with what the run without it has below. Most candidates of a search are
 wrong after one part, and no other part of them is computed.
 """
 
@@ -43,7 +43,7 @@ SENTENCE = "sentence.mean"
 # largest is steady: there the number of rows is kept down.
 MOST_TOKENS = 512
 FLOAT32_EPS = torch.finfo(torch.float32).eps
-Cause = Fault | PoolingFault
+SimulatedFault = Fault | PoolingFault
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,29 @@ class Run:
     """The model with some faults in it: the truth in float64, and how far rounding takes the same model from it."""
 
     def __init__(
-        self, simulator: Simulator, causes: tuple[Cause, ...], below: Run | None, sites: frozenset[str]
+        self, simulator: Simulator, faults: tuple[SimulatedFault, ...], below: Run | None, taps: frozenset[str]
     ) -> None:
-        self._simulator, self._causes, self._sites = simulator, causes, sites
-        self.start = simulator.part_of(causes[-1].site) if below else 0
+        self._simulator, self._faults, self._taps = simulator, faults, taps
+        self.start = simulator.part_of(faults[-1].tap) if below else 0
         self._parts = below.parts(self.start) if below else []
 
     def parts(self, count: int) -> list[Part]:
         """The first `count` parts. Raises ValueError if the model has no such part to make a fault in."""
         if count > len(self._parts):
-            with self._simulator.made(self._causes):
+            with self._simulator.made(self._faults):
                 while len(self._parts) < count:
-                    self._parts.append(self._simulator.computed(self._causes, self._parts, self._sites))
+                    self._parts.append(self._simulator.computed(self._faults, self._parts, self._taps))
         return self._parts[:count]
 
     @property
     def expected(self) -> dict[str, Tensor]:
         """Every tap in float64."""
-        return {site: tensor for part in self.parts(self._simulator.count) for site, tensor in part.expected.items()}
+        return {tap: tensor for part in self.parts(self._simulator.count) for tap, tensor in part.expected.items()}
 
     @property
     def rounded(self) -> dict[str, Tensor]:
         """The same as a dump."""
-        return {site: tensor.to(self._simulator.dtype) for site, tensor in self.expected.items()}
+        return {tap: tensor.to(self._simulator.dtype) for tap, tensor in self.expected.items()}
 
     @property
     def real(self) -> Tensor:
@@ -90,17 +90,17 @@ class Run:
         return self._simulator.real
 
     def compared(self, dump: Dump) -> Comparison:
-        """With the dump, at its sites: judged by what rounding alone does to this run."""
+        """With the dump, at its taps: judged by what rounding alone does to this run."""
         self.parts(self._simulator.count)  # all at once: faults are made and lifted once
         return Comparison(tuple(row for i in range(self._simulator.count) for row in self.rows(dump, i)))
 
     def rows(self, dump: Dump, index: int) -> tuple[Row, ...]:
         """The comparison of one part."""
-        dump = {site: tensor for site, tensor in dump.items() if self._simulator.part_of(site) == index}
+        dump = {tap: tensor for tap, tensor in dump.items() if self._simulator.part_of(tap) == index}
         part = self.parts(index + 1)[index]
-        expected = {site: tensor for site, tensor in part.expected.items() if site in dump}
+        expected = {tap: tensor for tap, tensor in part.expected.items() if tap in dump}
         if not expected:  # a layer that this run lacks
-            return tuple(Row(site, "extra", tuple(dump[site].shape)) for site in in_reading_order(dump))
+            return tuple(Row(tap, "extra", tuple(dump[tap].shape)) for tap in in_reading_order(dump))
         return compare(expected, dump, real=self.real, floors=self._simulator.floors(part.noise)).rows
 
 
@@ -112,7 +112,7 @@ class Simulator:
         model: PretrainedModel,
         input_ids: Tensor,
         attention_mask: Tensor,
-        sites: Iterable[str],
+        taps: Iterable[str],
         dtype: torch.dtype,
         top_ids: Tensor | None = None,
         tick: Tick = no_tick,
@@ -123,7 +123,7 @@ class Simulator:
             model: Is left as it is.
             input_ids: (B, S).
             attention_mask: (B, S).
-            sites: What to keep of a run.
+            taps: What to keep of a run.
             dtype: Of the dump, whose rounding is measured.
             top_ids: (B, S, K), where logits are known by their top k only.
             tick: Is called with 1 for each run.
@@ -131,7 +131,7 @@ class Simulator:
         self.tick = tick
         self.input_ids, self.attention_mask, self.dtype = input_ids.cpu(), attention_mask.cpu(), dtype
         self.real = self.attention_mask.bool()
-        self.sites, self.top_ids = frozenset(sites), top_ids
+        self.taps, self.top_ids = frozenset(taps), top_ids
         self.dropout = model.config.hidden_dropout_prob
         self.layers = model.config.num_hidden_layers
         self.count = self.layers + 2  # parts
@@ -139,32 +139,32 @@ class Simulator:
         self._exact, self._rounded = (variant(model, kind, "eager", "cpu") for kind in (torch.float64, dtype))
 
     def run(
-        self, causes: tuple[Cause, ...], below: Run | None = None, sites: frozenset[str] | None = None
+        self, faults: tuple[SimulatedFault, ...], below: Run | None = None, taps: frozenset[str] | None = None
     ) -> Run | None:
-        """The model with `causes` in it, as far as the first part that the last of them changes.
+        """The model with `faults` in it, as far as the first part that the last of them changes.
 
         Args:
-            causes: In the order in which they are made.
-            below: The run without the last cause, of the same sites; by default, all is computed.
-            sites: What to keep; by default the sites of the dump.
+            faults: In the order in which they are made.
+            below: The run without the last fault, of the same taps; by default, all is computed.
+            taps: What to keep; by default the taps of the dump.
 
         Returns:
             None where the model has no such part to make a fault in.
         """
         self.tick(1)
         try:
-            run = Run(self, causes, below, self.sites if sites is None else sites)
+            run = Run(self, faults, below, self.taps if taps is None else taps)
             run.parts(run.start + 1)
         except ValueError:
             return None
         return run
 
-    def part_of(self, site: str) -> int:
+    def part_of(self, tap: str) -> int:
         """The number of the part that a tap lies in."""
-        if site.startswith("embeddings."):
+        if tap.startswith("embeddings."):
             return 0
-        if site.startswith("layers."):
-            return int(site.split(".")[1]) % self.layers + 1  # layer -1 is the last
+        if tap.startswith("layers."):
+            return int(tap.split(".")[1]) % self.layers + 1  # layer -1 is the last
         return self.layers + 1
 
     def floors(self, noise: dict[str, float]) -> Floors:
@@ -173,54 +173,54 @@ class Simulator:
         float64 stands in for the trace, with the floor that float32 has: rounding errors scale with eps.
         """
         ratio = FLOAT32_EPS / torch.finfo(self.dtype).eps
-        of_trace = {site: error * ratio for site, error in noise.items()}
+        of_trace = {tap: error * ratio for tap, error in noise.items()}
         return Floors({"float64": of_trace, name_of(self.dtype): noise})
 
     @contextmanager
-    def made(self, causes: tuple[Cause, ...]) -> Generator[None, None, None]:
+    def made(self, faults: tuple[SimulatedFault, ...]) -> Generator[None, None, None]:
         """Both copies have these faults in them while the context is open. Raises ValueError where they cannot."""
         with ExitStack() as stack:
-            for cause in causes:
+            for fault in faults:
                 for model in (self._exact, self._rounded):
-                    if isinstance(cause, Fault):
-                        stack.enter_context(cause.applied(model))
+                    if isinstance(fault, Fault):
+                        stack.enter_context(fault.applied(model))
             yield
 
     @torch.no_grad()
-    def computed(self, causes: tuple[Cause, ...], below: list[Part], sites: frozenset[str]) -> Part:
+    def computed(self, faults: tuple[SimulatedFault, ...], below: list[Part], taps: frozenset[str]) -> Part:
         """The part above those, while these faults are made."""
-        pool = next((cause.pool for cause in causes if isinstance(cause, PoolingFault)), mean_pooled)
+        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
         index, repeats, rows = len(below), self.repeats, len(self.real)
         ids, mask, top_ids = self.input_ids, self.attention_mask, self.top_ids
         if index == 0:
-            expected, exact = _embedded(self._exact, sites, ids)
+            expected, exact = _embedded(self._exact, taps, ids)
             runs: list[tuple[dict[str, Tensor], Tensor]] = []
             for seed in range(repeats):  # one by one: positions may be counted through the batch
                 with perturbed(self._rounded, seed=seed, kept=0 if seed else rows):
-                    runs.append(_embedded(self._rounded, sites, ids))
-            found = {site: torch.cat([seen[site] for seen, _ in runs]) for site in expected}
+                    runs.append(_embedded(self._rounded, taps, ids))
+            found = {tap: torch.cat([seen[tap] for seen, _ in runs]) for tap in expected}
             rounded = torch.cat([hidden for _, hidden in runs])
         elif index <= self.layers:
-            expected, exact = _through_layer(self._exact, sites, index - 1, below[-1].exact, mask)
+            expected, exact = _through_layer(self._exact, taps, index - 1, below[-1].exact, mask)
             with perturbed(self._rounded, seed=index, kept=rows):
                 found, rounded = _through_layer(
-                    self._rounded, sites, index - 1, below[-1].rounded, mask.repeat(repeats, 1)
+                    self._rounded, taps, index - 1, below[-1].rounded, mask.repeat(repeats, 1)
                 )
         else:
             exact, rounded = below[-1].exact, below[-1].rounded
-            expected = _above(self._exact, sites, exact, ids, mask, top_ids, pool)
+            expected = _above(self._exact, taps, exact, ids, mask, top_ids, pool)
             with perturbed(self._rounded, seed=index, kept=rows):
                 many = None if top_ids is None else top_ids.repeat(repeats, 1, 1)
                 found = _above(
-                    self._rounded, sites, rounded, ids.repeat(repeats, 1), mask.repeat(repeats, 1), many, pool
+                    self._rounded, taps, rounded, ids.repeat(repeats, 1), mask.repeat(repeats, 1), many, pool
                 )
-        noise = {site: self._noise(site, found[site], tensor) for site, tensor in expected.items()}
+        noise = {tap: self._noise(tap, found[tap], tensor) for tap, tensor in expected.items()}
         return Part(expected, noise, exact, rounded)
 
-    def _noise(self, site: str, rounded: Tensor, expected: Tensor) -> float:
+    def _noise(self, tap: str, rounded: Tensor, expected: Tensor) -> float:
         """The largest error of all runs; 0 where there is an overflow, which has no error to measure."""
-        runs = elements(site, rounded, self.real.repeat(self.repeats, 1)).unflatten(0, (self.repeats, -1))
-        truth = elements(site, expected, self.real)
+        runs = elements(tap, rounded, self.real.repeat(self.repeats, 1)).unflatten(0, (self.repeats, -1))
+        truth = elements(tap, expected, self.real)
         error = float((runs - truth).masked_fill(runs == truth, 0).abs().max())
         return error if math.isfinite(error) else 0.0
 
@@ -228,37 +228,37 @@ class Simulator:
 # ---- the parts -------------------------------------------------------------------------------------------------------
 
 
-def _embedded(model: PretrainedModel, sites: frozenset[str], ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _embedded(model: PretrainedModel, taps: frozenset[str], ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     positions = position_ids_from(ids, model.config.pad_token_id)
     with model.capture("embeddings.**") as seen:
         hidden = _encoder(model).embeddings(ids, torch.zeros_like(ids), positions)
-    return {site: tensor for site, tensor in seen.items() if site in sites}, hidden
+    return {tap: tensor for tap, tensor in seen.items() if tap in taps}, hidden
 
 
 def _through_layer(
-    model: PretrainedModel, sites: frozenset[str], layer: int, hidden: Tensor, mask: Tensor
+    model: PretrainedModel, taps: frozenset[str], layer: int, hidden: Tensor, mask: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     with model.capture(f"layers.{layer}.**") as seen:
         hidden = _encoder(model).layers[layer](hidden, batch_of(mask, None))
-    return {site: one_mask(site, tensor) for site, tensor in seen.items() if site in sites}, hidden
+    return {tap: one_mask(tap, tensor) for tap, tensor in seen.items() if tap in taps}, hidden
 
 
 def _above(
     model: PretrainedModel,
-    sites: frozenset[str],
+    taps: frozenset[str],
     hidden: Tensor,
     ids: Tensor,
     mask: Tensor,
     top_ids: Tensor | None,
     pool: Any,
 ) -> dict[str, Tensor]:
-    wanted = sites | {LOGITS} if sites & {TOP, LOGSUMEXP} else sites
+    wanted = taps | {LOGITS} if taps & {TOP, LOGSUMEXP} else taps
     names = [tap.name for tap in model.taps() if tap.name in wanted]
     names = [name for name in names if not name.startswith(("embeddings.", "layers."))]
     with _given(_encoder(model), hidden), model.capture(*names) as seen:
         out: Any = model(ids, mask)
-    found = {site: tensor for site, tensor in with_reduced_logits(seen, top_ids).items() if site in sites}
-    if SENTENCE in sites:
+    found = {tap: tensor for tap, tensor in with_reduced_logits(seen, top_ids).items() if tap in taps}
+    if SENTENCE in taps:
         found[SENTENCE] = pool(out.last_hidden_state, mask)
     return found
 
@@ -291,6 +291,6 @@ def _given(encoder: XLMRobertaModel, hidden: Tensor) -> Generator[None, None, No
         encoder.embeddings, encoder.layers = embeddings, layers
 
 
-def one_mask(site: str, tensor: Tensor) -> Tensor:
+def one_mask(tap: str, tensor: Tensor) -> Tensor:
     """Scores with the same number for every masked key, whatever number was written there."""
-    return tensor.clamp(min=HIDDEN) if site.endswith("attention.scores") else tensor
+    return tensor.clamp(min=HIDDEN) if tap.endswith("attention.scores") else tensor

@@ -5,7 +5,7 @@ docs/trace-format.md describes the file. The same run gives the same bytes.
     trace = record("xlmr-tiny", ["Hello <mask>!"])
     trace.save(Path("trace.safetensors"))
     trace = Trace.load(Path("trace.safetensors"))
-    trace.sites["layers.3.attention.probs"]  # (B, N, S, S)
+    trace.tensors["layers.3.attention.probs"]  # (B, N, S, S)
 """
 
 import copy
@@ -38,7 +38,7 @@ from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
-from xlmr_core.parity.floors import run_sites
+from xlmr_core.parity.floors import run_taps
 from xlmr_core.parity.formats import (
     INPUTS,
     MOST_LAYERS,
@@ -96,10 +96,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Trace:
-    """Inputs, the tensors at the sites in reading order, and where they come from."""
+    """Inputs, tensors by tap in reading order (also gradients and losses), and where they come from."""
 
     inputs: Mapping[str, Tensor]
-    sites: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
     provenance: Provenance
 
     @property
@@ -114,26 +114,26 @@ class Trace:
 
     @property
     def taps(self) -> list[str]:
-        """The taps to capture for the same sites: the reduced logits come from `lm_head.logits`."""
+        """The taps to capture for the same taps: the reduced logits come from `lm_head.logits`."""
         reduced = {TOP_IDS: LOGITS, TOP: LOGITS, LOGSUMEXP: LOGITS}
-        names = dict.fromkeys(reduced.get(site, site) for site in self.sites)
+        names = dict.fromkeys(reduced.get(tap, tap) for tap in self.tensors)
         return [name for name in names if shape_of(name) and name != LOSS]
 
     @property
     def top_ids(self) -> Tensor | None:
         """(B, S, K): which logits are kept; None where all are."""
-        return self.sites.get(TOP_IDS)
+        return self.tensors.get(TOP_IDS)
 
     @property
     def has_gradients(self) -> bool:
         """Whether it was recorded with gradients."""
-        return any(site.startswith(GRADIENT) for site in self.sites)
+        return any(tap.startswith(GRADIENT) for tap in self.tensors)
 
     def to_bytes(self) -> bytes:
         """The file: the same trace gives the same bytes."""
-        sites = [{"name": site, "axes": shape_of(site)} for site in self.sites]
-        content = {"version": VERSION, "provenance": asdict(self.provenance), "sites": sites}
-        tensors = {**self.inputs, **self.sites}
+        listed = [{"name": name, "axes": shape_of(name)} for name in self.tensors]
+        content = {"version": VERSION, "provenance": asdict(self.provenance), "sites": listed}
+        tensors = {**self.inputs, **self.tensors}
         # numpy has no bfloat16: such numbers are kept as the float32 they equal, and `dtype` tells what they were
         plain = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
         file = io.BytesIO()
@@ -162,8 +162,8 @@ class Trace:
             content = _content_of(path, file.metadata() or {})
             provenance = content.provenance
             config = _config_of(path, provenance)
-            names = [*INPUTS, *(site.name for site in content.sites)]
-            _check_sites(path, names, list(file.keys()), provenance)
+            names = [*INPUTS, *(entry.name for entry in content.sites)]
+            _check_taps(path, names, list(file.keys()), provenance)
             stored = {name: file.get_slice(name) for name in names}
             shapes = {name: tuple(header.get_shape()) for name, header in stored.items()}
             check_shapes(path, shapes, config, provenance.steps)
@@ -178,13 +178,13 @@ class Trace:
             if low < 0 or high >= config.vocab_size:
                 raise TraceError(f"{path}: {TOP_IDS} holds {low} to {high}; expected 0 to {config.vocab_size - 1}")
         dtype = DTYPES[provenance.dtype]
-        sites = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-        return cls(inputs, sites, provenance)
+        found = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        return cls(inputs, found, provenance)
 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class _Site:
+class _Entry:
     name: Annotated[str, Field(min_length=1, max_length=300)]
     axes: str | None
 
@@ -196,7 +196,7 @@ class _Content:
 
     version: Literal[2]
     provenance: Provenance
-    sites: Annotated[tuple[_Site, ...], Field(min_length=1, max_length=MOST_NAMES), FailFast()]
+    sites: Annotated[tuple[_Entry, ...], Field(min_length=1, max_length=MOST_NAMES), FailFast()]
 
 
 CONTENT = TypeAdapter(_Content)
@@ -232,7 +232,7 @@ def _config_of(path: Path, provenance: Provenance) -> XLMRobertaConfig:
     return config
 
 
-def _check_sites(path: Path, names: Sequence[str], stored: Sequence[str], provenance: Provenance) -> None:
+def _check_taps(path: Path, names: Sequence[str], stored: Sequence[str], provenance: Provenance) -> None:
     """Raises TraceError unless the file has the tensors that its metadata lists, and those belong together."""
     if sorted(names) != sorted(stored):
         odd = min(set(names) ^ set(stored), default="a name twice")
@@ -351,8 +351,8 @@ def record_model(
         raise ValueError("a pattern of taps is empty; '**' is every tap")
     sha256 = hash_of_weights(model)
     with one_thread():
-        found = run_sites(_moved(model, device, dtype), inputs, taps, grad=grad, steps=steps)
-    found = {site: tensor.detach().cpu() for site, tensor in found.items()}
+        found = run_taps(_moved(model, device, dtype), inputs, taps, grad=grad, steps=steps)
+    found = {tap: tensor.detach().cpu() for tap, tensor in found.items()}
     logits = found.get(LOGITS)
     if logits is not None and 0 < top_k < logits.shape[-1]:
         values, ids = logits.topk(top_k, dim=-1)
@@ -375,7 +375,7 @@ def record_model(
         logits_sha256=None if logits is None else hashlib.sha256(_bytes(logits)).hexdigest(),
         versions={"torch": torch.__version__},
     )
-    return Trace(dict(inputs), {site: found[site] for site in in_reading_order(found)}, provenance)
+    return Trace(dict(inputs), {tap: found[tap] for tap in in_reading_order(found)}, provenance)
 
 
 def _moved(model: PretrainedModel, device: str, dtype: torch.dtype) -> PretrainedModel:
@@ -386,14 +386,14 @@ def _moved(model: PretrainedModel, device: str, dtype: torch.dtype) -> Pretraine
 
 
 def rerun(trace: Trace, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
-    """The sites of `trace` as the model of `checkpoint` computes them, logits whole.
+    """The taps of `trace` as the model of `checkpoint` computes them, logits whole.
 
     Raises TraceError if the trace was recorded from other weights.
     """
     check_same_weights(trace, checkpoint)
     with one_thread():
         model = _moved(checkpoint.model, device, dtype)
-        return run_sites(model, trace.inputs, trace.taps, grad=trace.has_gradients, steps=trace.provenance.steps)
+        return run_taps(model, trace.inputs, trace.taps, grad=trace.has_gradients, steps=trace.provenance.steps)
 
 
 def check_same_weights(trace: Trace, checkpoint: Checkpoint) -> None:
