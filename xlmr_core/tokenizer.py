@@ -23,6 +23,7 @@ from torch import Tensor
 from typing_extensions import Self, Unpack  # typing's own is from Python 3.11
 
 from xlmr_core.atomic import written_together
+from xlmr_core.formatting import aligned
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size
 
@@ -91,12 +92,8 @@ class Explanation:
             spm_number = "-" if spm_id is None else str(spm_id)
             rows.append([_printable(piece), spm_number, str(number), str(start), str(end)])
             rows[-1].append(_printable(self.text[start:end]))
-        widths = [max(map(_display_width, column)) for column in zip(*rows, strict=True)]
         lines = [f"text        {_printable(self.text)}", f"normalised  {_printable(self.normalized)}", ""]
-        for row in rows:
-            cells = [cell + " " * (width - _display_width(cell)) for cell, width in zip(row, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return "\n".join(lines + aligned(rows, _display_width))
 
 
 class XLMRobertaTokenizer:

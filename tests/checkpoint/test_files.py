@@ -78,7 +78,7 @@ def test_the_bundled_name_and_a_folder_of_that_name(tmp_path: Path, monkeypatch:
 def test_bundled_is_found_in_a_wheel_and_in_the_repository(tmp_path: Path, monkeypatch: Any) -> None:
     package = tmp_path / "xlmr_core"
     package.mkdir()
-    monkeypatch.setattr("xlmr_core.checkpoint.files.resources.files", lambda name: tmp_path / name)
+    monkeypatch.setattr("xlmr_core.paths.resources.files", lambda name: tmp_path / name)
     with pytest.raises(CheckpointError, match="xlmr-tiny is not in this installation"):
         bundled()
     (tmp_path / "weights" / BUNDLED).mkdir(parents=True)

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from xlmr_core.checkpoint.catalogue import read_catalogue
 from xlmr_core.cli import main
 
-ENTRIES = read_catalogue()
+ENTRIES, REFUSED = read_catalogue().published, read_catalogue().refused
 
 
 def models(*arguments: str) -> Result:
@@ -21,33 +21,31 @@ def test_the_table_has_every_checkpoint() -> None:
     table, _, refused = result.stdout.partition("Refused")
     lines = {line.split()[0]: line for line in table.splitlines() if line}
     for entry in ENTRIES.values():
-        if entry.supported:
-            assert f"{entry.max_tokens:,}" in lines[entry.name]
-            assert (entry.licence or "not seen") in lines[entry.name]
-        else:
-            assert entry.name not in lines
-            assert f"{entry.name}: {entry.reason}" in refused
-    assert "MIT?" in lines["xlm-roberta-xl"]  # from memory
-    assert "MIT?" not in lines["xlm-roberta-base"]
+        assert f"{entry.max_tokens:,}" in lines[entry.name]
+    for hub_id, reason in REFUSED.items():
+        name = hub_id.rpartition("/")[2]
+        assert name not in lines
+        assert f"{name}: {reason}" in refused
 
 
 @pytest.mark.parametrize("name", ["multilingual-e5-base", "intfloat/multilingual-e5-base"])
 def test_one_entry_with_all_that_is_known(name: str) -> None:
     result = models(name)
     assert result.exit_code == 0
-    for expected in ("query 'query: '", "mean", "278,043,648", "a18a44fad1d0b46ded15", "1,112,201,288 bytes", "MIT"):
+    for expected in ("query 'query: '", "mean", "278,043,648", "a18a44fad1d0b46ded15", "1,112,201,288 bytes"):
         assert expected in result.stdout
     assert "labels" not in result.stdout  # what is not known is left out
-
-
-def test_what_is_from_memory_is_marked() -> None:
-    lines = models("xlm-roberta-base-language-detection").stdout.splitlines()
-    assert [line.split() for line in lines if line.startswith("labels")] == [["labels", "20", "?"]]
 
 
 def test_every_entry_prints() -> None:
     for name in ENTRIES:
         assert models(name).exit_code == 0
+
+
+def test_a_refused_name_gives_the_reason() -> None:
+    result = models("multilingual-e5-small")
+    assert result.exit_code == 1
+    assert "intfloat/multilingual-e5-small cannot be used here: it is BERT" in result.stderr
 
 
 def test_json() -> None:

@@ -2,21 +2,19 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib import resources
-from os import PathLike
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
+from xlmr_core.paths import StrPath, package_data
 
-StrPath = str | PathLike[str]
 CATALOGUE = "catalogue.toml"
 BUNDLED = "xlmr-tiny"  # the checkpoint that comes with the package
-HEADS = {  # the end of the reference's class name: what the model is for
+HEADS = {  # the end of transformers' class name -> what the model is for
     "ForMaskedLM": "masked-lm",
     "ForSequenceClassification": "classification",
     "ForTokenClassification": "tagging",
@@ -25,9 +23,8 @@ HEADS = {  # the end of the reference's class name: what the model is for
 }
 ALLOWED = {
     "layout": ("hf", "fairseq"),
-    "dtype": ("float32", "float16", "bfloat16"),
-    "pooling": ("mean", "cls"),
-    "licence_from": ("tag", "listed", "memory", "not seen"),
+    "dtype": (None, "float32", "float16", "bfloat16"),
+    "pooling": (None, "mean", "cls"),
 }
 
 
@@ -50,8 +47,6 @@ class Published:
     vocab_size: int
     max_position_embeddings: int
     max_tokens: int
-    licence_from: str
-    licence: str | None = None
     url: str | None = None
     revision: str | None = None
     dtype: str | None = None
@@ -60,12 +55,9 @@ class Published:
     labels: int | None = None
     pooling: str | None = None
     normalize: bool | None = None
-    supported: bool = True
-    reason: str | None = None
     note: str | None = None
     label_names: tuple[str, ...] = ()
     extra_files: tuple[str, ...] = ()
-    unverified: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -73,19 +65,17 @@ class Published:
 
     @property
     def name(self) -> str:
-        """The last part of the hub id, by which the command line knows it."""
-        return self.id.rsplit("/", 1)[-1]
+        """The last part of the hub id: its name on the command line."""
+        return short_name(self.id)
 
     @property
     def head(self) -> str:
-        """What stands on top of the encoder; "other" for a class that is none of the reference's XLM-R classes."""
-        return next((head for end, head in HEADS.items() if self.architecture.endswith(end)), "other")
+        """The head on the encoder: one of the values of HEADS."""
+        return next(head for end, head in HEADS.items() if self.architecture.endswith(end))
 
     @property
     def config(self) -> XLMRobertaConfig:
-        """Sizes and labels as a config. Raises ValueError for a checkpoint that is not supported."""
-        if not self.supported:
-            raise ValueError(f"{self.id} has no config here: {self.reason}")
+        """Sizes and labels as a config."""
         return XLMRobertaConfig(
             **self.geometry,
             vocab_size=self.vocab_size,
@@ -94,51 +84,75 @@ class Published:
         )
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """The published checkpoints by hub id, and those that this package refuses, each with the reason."""
+
+    published: Mapping[str, Published]
+    refused: Mapping[str, str]
+
+
+def short_name(hub_id: str) -> str:
+    """The last part of a hub id."""
+    return hub_id.rpartition("/")[2]
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def catalogue_file() -> Path:
-    """The catalogue: in the package when installed from a wheel, in the repository's `weights` otherwise."""
-    package = Path(str(resources.files("xlmr_core")))
-    for folder in (package / "weights", package.parent / "weights"):
-        if (folder / CATALOGUE).is_file():
-            return folder / CATALOGUE
-    raise CheckpointError(f"{CATALOGUE} is not in this installation ({package})")
+    """The path of catalogue.toml. Raises CheckpointError if this installation does not have it."""
+    return package_data(CATALOGUE)
 
 
-def read_catalogue(path: StrPath | None = None) -> dict[str, Published]:
-    """Every published checkpoint by its hub id. Raises CheckpointError that names the file, the entry and the fault."""
+def read_catalogue(path: StrPath | None = None) -> Catalogue:
+    """Reads and checks the catalogue.
+
+    Args:
+        path: A file like weights/catalogue.toml. Default: the one that comes with the package.
+
+    Returns:
+        The checkpoints, in the order of the file.
+
+    Raises:
+        CheckpointError: The file is not such a catalogue. The message names the file, the entry and the field.
+    """
     path = catalogue_file() if path is None else Path(path)
+    entries: dict[str, Published] = {}
+    entry_id = "no entry read"
     try:
         content = parse_toml(path.read_text(encoding="utf-8"))
-        geometries, tables = content.pop("geometries"), content.pop("checkpoints")
-        _demand(not content, f"unknown: {', '.join(content)}")
-        entries: dict[str, Published] = {}
-        for table in tables:
-            _demand(isinstance(table.get("id"), str), f"a checkpoint without an id: {table}")
-            try:
-                entry = _entry(table, geometries)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{table['id']}: {error}") from error
-            _demand(entry.name not in {known.name for known in entries.values()}, f"{entry.name} is in it twice")
+        geometries, refused = content["geometries"], content.get("refused", {})
+        for table in content["checkpoints"]:
+            entry_id = table["id"]
+            entry = _entry(table, geometries)
+            if entry.name in map(short_name, (*entries, *refused)):
+                raise ValueError(f"another entry has the name {entry.name}")
             entries[entry.id] = entry
     except (KeyError, TypeError, ValueError) as error:
-        cause = f"there is no {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{path}: {cause}") from error
-    return entries
+        cause = f"{error} is missing or not known" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} ({entry_id}): {cause}") from error
+    return Catalogue(entries, refused)
 
 
 def find_published(name: str) -> Published | None:
-    """The checkpoint with this hub id or short name; None if the catalogue does not have it."""
-    entries = read_catalogue()
-    by_name = {entry.name: entry for entry in entries.values()}
-    return entries.get(name) or by_name.get(name)
+    """The checkpoint with this hub id or short name, or None if the catalogue does not list it.
+
+    Raises:
+        CheckpointError: The catalogue lists it as refused. The message gives the reason.
+    """
+    catalogue = read_catalogue()
+    for hub_id, reason in catalogue.refused.items():
+        if name in (hub_id, short_name(hub_id)):
+            raise CheckpointError(f"{hub_id} cannot be used here: {reason}")
+    return next((entry for entry in catalogue.published.values() if name in (entry.id, entry.name)), None)
 
 
 def hub_id(name: str) -> str:
-    """The hub id of a short name in the catalogue; any other name is taken for a hub id.
+    """The hub id of a short name in the catalogue. Any other name is returned as it is.
 
-    Raises CheckpointError for a short name of a checkpoint that is refused, or that is not on the hub.
+    Raises:
+        CheckpointError: The checkpoint of this short name is refused, or is not on the hub.
     """
     entry = None if "/" in name else find_published(name)
     if entry is None:
@@ -148,69 +162,37 @@ def hub_id(name: str) -> str:
 
 
 def near_names(name: str) -> list[str]:
-    """Short names that `name` may have been meant for."""
-    return get_close_matches(name, [BUNDLED, *(entry.name for entry in read_catalogue().values())], n=3)
+    """Up to three short names that are similar to `name`."""
+    catalogue = read_catalogue()
+    return get_close_matches(name, [BUNDLED, *map(short_name, (*catalogue.published, *catalogue.refused))], n=3)
 
 
 def check_on_hub(entry: Published) -> None:
-    if not entry.supported:
-        raise CheckpointError(f"{entry.id} cannot be used here: {entry.reason}")
+    """Raises CheckpointError for a checkpoint that is published elsewhere than on the hub."""
     if entry.url is not None:
         raise CheckpointError(f"{entry.id} is not on the hub: fetch {entry.url} yourself and give the path of the file")
 
 
 def _entry(table: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any]]) -> Published:
-    """The entry in a table of the file. Raises ValueError that names the field."""
-    hints = get_type_hints(Published)
-    missing = [f.name for f in fields(Published) if f.default is f.default_factory is MISSING and f.name not in table]
-    _demand(not missing, f"there is no {', '.join(missing)}")
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        _demand(name in hints, f"unknown field {name!r}")
-        if name == "geometry":
-            _demand(value in geometries, f"geometry {value!r} is not one of {', '.join(geometries)}")
-            value = geometries[value]
-        elif name == "files":
-            value = {file: _pinned(file, pinned) for file, pinned in value.items()}
-        elif name == "prompts":
-            _demand(all(type(prompt) is str for prompt in value.values()), f"prompts must be strings, not {value}")
-        elif type(value) is list:
-            _demand(hints[name] == tuple[str, ...] and all(type(item) is str for item in value), f"{name} is {value}")
-            value = tuple(value)
-        else:
-            _demand(type(value) in (get_args(hints[name]) or (hints[name],)), f"{name} cannot be {value!r}")
-        _demand(name not in ALLOWED or value in ALLOWED[name], f"{name} {value!r} is not one of {ALLOWED.get(name)}")
-        values[name] = value
+    """The entry in a table of the file. Raises KeyError, TypeError or ValueError that names the field."""
+    values: dict[str, Any] = {name: tuple(value) if type(value) is list else value for name, value in table.items()}
+    values["geometry"] = geometries[table["geometry"]]
+    values["files"] = {file: PinnedFile(**pinned) for file, pinned in table.get("files", {}).items()}
     entry = Published(**values)
-    _check(entry)
+    for name, allowed in ALLOWED.items():
+        _check(getattr(entry, name) in allowed, f"{name} {getattr(entry, name)!r} is not one of {allowed}")
+    _check(entry.architecture.endswith(tuple(HEADS)), f"architecture {entry.architecture!r} is not supported")
+    _check(entry.config.max_tokens == entry.max_tokens, f"max_tokens should be {entry.config.max_tokens}")
+    _check(not entry.label_names or len(entry.label_names) == entry.labels, "labels and label_names do not agree")
+    _check(entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision), "revision is not a commit hash")
+    _check(not entry.files or entry.revision, "files are pinned, but there is no revision")
+    for file, pinned in entry.files.items():
+        _check(pinned.size is None or pinned.size > 0, f"{file}: size {pinned.size} is not a number of bytes")
+        is_hash = pinned.sha256 is None or re.fullmatch("[0-9a-f]{64}", pinned.sha256)
+        _check(is_hash, f"{file}: sha256 {pinned.sha256!r} is not 64 hexadecimal digits")
     return entry
 
 
-def _pinned(file: str, pinned: Mapping[str, Any]) -> PinnedFile:
-    known = PinnedFile(**pinned)
-    _demand(known.size is None or (type(known.size) is int and known.size > 0), f"{file}: size {known.size!r}")
-    is_hash = known.sha256 is None or re.fullmatch("[0-9a-f]{64}", known.sha256)
-    _demand(is_hash is not None, f"{file}: sha256 {known.sha256!r} is not 64 hexadecimal digits")
-    return known
-
-
-def _check(entry: Published) -> None:
-    """What fields must be to each other."""
-    _demand(entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision) is not None, "revision is no commit")
-    _demand(not entry.files or entry.revision is not None, "files are pinned, but there is no revision")
-    _demand(entry.supported == (entry.reason is None), "a reason belongs to what is not supported, and only there")
-    _demand(bool(entry.licence) == (entry.licence_from != "not seen"), "licence and licence_from do not agree")
-    _demand(not entry.label_names or len(entry.label_names) == entry.labels, "labels and label_names do not agree")
-    strange = set(entry.unverified) - {f.name for f in fields(Published)}
-    _demand(not strange, f"unverified names no field: {', '.join(sorted(strange))}")
-    if entry.supported:
-        _demand(entry.head != "other", f"architecture {entry.architecture!r} is not one that is supported")
-        _demand(entry.config.max_tokens == entry.max_tokens, f"max_tokens should be {entry.config.max_tokens}")
-
-
-def _demand(condition: bool, message: str) -> None:
+def _check(condition: object, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-# ---- downloading -----------------------------------------------------------------------------------------------------

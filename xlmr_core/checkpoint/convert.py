@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,12 @@ from xlmr_core.checkpoint.sentence import Carried, carried_from
 from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
+from xlmr_core.formatting import dtype_name
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_json_object
+from xlmr_core.paths import StrPath
 from xlmr_core.spec import files_beside, known_groups, spec_of
 
-StrPath = str | PathLike[str]
 FOLDED = "note: the token type was added to every position row, as asked: the same model up to rounding"
 TOKENIZER_FILES = (TOKENIZER, DICTIONARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -258,7 +258,7 @@ def _config(plan: Plan, files: Files, entries: list[Entry]) -> str:
     values.pop("torch_dtype", None)  # the older name of dtype
     values.pop("dtype", None)
     values |= {"architectures": plan.spec.architectures(plan.config.norm_first), **plan.config.to_dict()}
-    dtypes = {str(entry.dtype).removeprefix("torch.") for entry in entries}
+    dtypes = {dtype_name(entry.dtype) for entry in entries}
     if len(dtypes) == 1:
         values["dtype"] = dtypes.pop()
     return json.dumps(values, indent=2, sort_keys=True) + "\n"

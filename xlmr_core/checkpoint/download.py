@@ -1,7 +1,6 @@
 """Downloads of published checkpoints by name, verified."""
 
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -13,8 +12,6 @@ from xlmr_core.checkpoint.hub import Hub
 from xlmr_core.errors import CheckpointError
 from xlmr_core.hub_options import HubOptions, check_hub_options
 from xlmr_core.spec import files_beside
-
-StrPath = str | PathLike[str]
 
 
 @dataclass(frozen=True)

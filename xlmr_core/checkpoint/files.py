@@ -9,7 +9,6 @@ import os
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from xlmr_core.config import HONOURED, XLMRobertaConfig
 from xlmr_core.config_fields import unknown_fields
 from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import read_json_object
+from xlmr_core.paths import StrPath, package_data
 from xlmr_core.spec import files_beside
 
 CONFIG = "config.json"
@@ -51,15 +51,11 @@ class Files:
 
 
 def bundled() -> Path:
-    """The folder of xlmr-tiny: in the package when installed from a wheel, in the repository's `weights` otherwise."""
-    package = Path(str(resources.files("xlmr_core")))
-    for folder in (package / "weights" / BUNDLED, package.parent / "weights" / BUNDLED):
-        if folder.is_dir():
-            return folder
-    raise CheckpointError(f"the bundled checkpoint {BUNDLED} is not in this installation ({package})")
+    """The folder of the checkpoint that comes with the package. Raises CheckpointError if there is none."""
+    return package_data(BUNDLED)
 
 
-def local_path(source: str | os.PathLike[str]) -> Path | None:
+def local_path(source: StrPath) -> Path | None:
     """The file or folder that `source` means, or None if it can only be a hub id.
 
     What exists on disk wins, then the bundled name. A tar is unpacked to a temporary folder, which is gone when Python

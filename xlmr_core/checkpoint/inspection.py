@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
 import torch
@@ -23,8 +22,10 @@ from xlmr_core.checkpoint.mapping import Fate, Plan
 from xlmr_core.checkpoint.sentence import MODULES, read_sentence_config
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
+from xlmr_core.formatting import dtype_name
 from xlmr_core.heads import model_classes
 from xlmr_core.hub_options import HubOptions
+from xlmr_core.paths import StrPath
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.spec import files_beside, spec_of
 
@@ -89,7 +90,7 @@ class Inspection:
         width = max(map(len, names), default=0)
         for name, info in zip(names, self.keys, strict=True):
             shape = "x".join(map(str, info.shape)) or "scalar"
-            dtype = str(info.dtype).removeprefix("torch.")
+            dtype = dtype_name(info.dtype)
             line = f"{name:{width}}  {dtype:8}  {shape:14}  {info.num_bytes:>13,}"
             if info.values is not None:
                 line += f"  norm {info.values.norm:<10.4g}  nan {info.values.nan}  inf {info.values.inf}"
@@ -100,7 +101,7 @@ class Inspection:
 
 
 def inspect_checkpoint(
-    source: str | PathLike[str],
+    source: StrPath,
     *,
     values: bool = False,
     **hub: Unpack[HubOptions],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +47,9 @@ from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.config import LONGEST_MESSAGE, XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.errors import CheckpointError
+from xlmr_core.formatting import dtype_name
 from xlmr_core.hub_options import HubOptions, check_hub_options
+from xlmr_core.paths import StrPath
 from xlmr_core.spec import files_beside, spec_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from xlmr_core.kernels import AttentionKind
     from xlmr_core.pretrained import PretrainedModel
 
-StrPath = str | PathLike[str]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # to look at a float as its bits: by bytes
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size")
 SIZE_LIMIT = 2**28  # the product of two such sizes is still a number of bytes that torch can count
@@ -174,7 +174,7 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
         for group in spec.groups
         if group.file is not None
     }
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    dtypes = {dtype_name(tensor.dtype) for tensor in tensors.values()}
     config = {"architectures": spec.architectures(model.config.norm_first), **model.config.to_dict()}
     if len(dtypes) == 1:
         config["dtype"] = dtypes.pop()

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +31,12 @@ from xlmr_core.errors import CheckpointError
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.lines import read_lines
 from xlmr_core.model import Embeddings, PretrainedModel
+from xlmr_core.paths import StrPath
 from xlmr_core.tokenizer import LEADING_SPECIALS, MASK, SPACE, XLMRobertaTokenizer
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-StrPath = str | PathLike[str]
 PIECES, SELF_TEST = 1, 4  # field numbers in SentencePiece's ModelProto (sentencepiece_model.proto)
 LINES = 1_000  # lines of a corpus tokenized at a time
 ASCII = string.ascii_letters + string.digits + string.punctuation  # in text of every language sooner or later

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.mapping import Shape
 from xlmr_core.errors import CheckpointError
+from xlmr_core.formatting import dtype_name
 
 PART = 2**22  # elements cast and written in one go
 ALIGNMENT = 64  # bytes; where the numbers of a tensor begin in a zip, as torch has it
@@ -128,14 +129,10 @@ def cast_to(dtype: torch.dtype, tensor: Tensor, key: str) -> Tensor:
     if cast.dtype != tensor.dtype and cast.isinf().any() and not torch.equal(cast.isinf(), tensor.cpu().isinf()):
         largest = tensor[tensor.isfinite()].abs().max().item()
         raise CheckpointError(
-            f"{key} holds {largest:g}, which is infinite in {_name(dtype)} (its largest number is "
-            f"{torch.finfo(dtype).max:g}): writing it would lose it. Keep {_name(tensor.dtype)}, or use float32"
+            f"{key} holds {largest:g}, which is infinite in {dtype_name(dtype)} (its largest number is "
+            f"{torch.finfo(dtype).max:g}): writing it would lose it. Keep {dtype_name(tensor.dtype)}, or use float32"
         )
     return cast
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # ---- PyTorch's format -----------------------------------------------------------------------------------------------

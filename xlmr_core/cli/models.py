@@ -7,32 +7,32 @@ from typing import Any
 
 import click
 
-from xlmr_core.checkpoint.catalogue import Published, read_catalogue
+from xlmr_core.checkpoint.catalogue import Catalogue, Published, find_published, read_catalogue, short_name
+from xlmr_core.formatting import aligned
 
-MARK = "?"  # behind what is from memory
-TITLES = ("name", "layers x hidden", "vocabulary", "tokens", "head", "labels", "stored as", "licence")
+TITLES = ("name", "layers x hidden", "vocabulary", "tokens", "head", "labels", "stored as")
 
 
 @click.command("models")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="JSON: a list of all, or one object.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of all checkpoints, or one object.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the published checkpoints, or tell all that is known of NAME: a hub id or its last part."""
-    entries = list(read_catalogue().values())
+    """List the published checkpoints, or show what is known of NAME: a hub id or its last part."""
+    catalogue = read_catalogue()
     if name is not None:
-        entry = _find(name, entries)
+        entry = _find(name, catalogue)
         click.echo(json.dumps(_values(entry), ensure_ascii=False, indent=2) if as_json else _sheet(entry))
     elif as_json:
-        click.echo(json.dumps([_values(entry) for entry in entries], ensure_ascii=False, indent=2))
+        click.echo(json.dumps([_values(entry) for entry in catalogue.published.values()], ensure_ascii=False, indent=2))
     else:
-        click.echo(_table(entries))
+        click.echo(_table(catalogue))
 
 
-def _find(name: str, entries: list[Published]) -> Published:
-    for entry in entries:
-        if name in (entry.id, entry.name):
-            return entry
-    near = get_close_matches(name, [known for entry in entries for known in (entry.id, entry.name)], n=3)
+def _find(name: str, catalogue: Catalogue) -> Published:
+    entry = find_published(name)
+    if entry is not None:
+        return entry
+    near = get_close_matches(name, [*catalogue.published, *map(short_name, catalogue.published)], n=3)
     hint = f"; near: {', '.join(near)}" if near else ""
     raise click.ClickException(f"{name!r} is not in the catalogue{hint}")
 
@@ -41,29 +41,21 @@ def _values(entry: Published) -> dict[str, Any]:
     return {"name": entry.name, "head": entry.head, **asdict(entry)}
 
 
-def _table(entries: list[Published]) -> str:
-    rows = [TITLES, *(_row(entry) for entry in entries if entry.supported)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", "Refused, and why:"]
-    lines += [f"{entry.name}: {entry.reason}" for entry in entries if not entry.supported]
-    return "\n".join([*lines, "", f"{MARK} from memory, not checked. `xlmr models NAME` tells more."])
+def _table(catalogue: Catalogue) -> str:
+    lines = aligned([TITLES, *map(_row, catalogue.published.values())])
+    lines += ["", "Refused, and why:", *(f"{short_name(id)}: {reason}" for id, reason in catalogue.refused.items())]
+    return "\n".join([*lines, "", "`xlmr models NAME` shows all that is known of one."])
 
 
 def _row(entry: Published) -> tuple[str, ...]:
-    def mark(*names: str) -> str:
-        return MARK if set(names) & set(entry.unverified) else ""
-
-    sizes = entry.geometry
     return (
         entry.name,
-        f"{sizes['num_hidden_layers']} x {sizes['hidden_size']}{mark('geometry')}",
-        f"{entry.vocab_size:,}{mark('vocab_size')}",
-        f"{entry.max_tokens:,}{mark('max_tokens')}",
-        f"{entry.head}{mark('architecture')}",
-        f"{'' if entry.labels is None else entry.labels}{mark('labels')}",
-        f"{entry.dtype or ''}{mark('dtype')}",
-        f"{entry.licence or 'not seen'}{MARK if entry.licence_from == 'memory' else ''}",
+        f"{entry.geometry['num_hidden_layers']} x {entry.geometry['hidden_size']}",
+        f"{entry.vocab_size:,}",
+        f"{entry.max_tokens:,}",
+        entry.head,
+        "" if entry.labels is None else str(entry.labels),
+        entry.dtype or "",
     )
 
 
@@ -71,19 +63,17 @@ def _sheet(entry: Published) -> str:
     """One fact a line; what is not known is left out."""
     lines: list[tuple[str, str]] = []
     for name, value in _values(entry).items():
-        mark = f" {MARK}" if name in entry.unverified else ""
-        if value is None or value in ((), {}) or name == "unverified":
+        if value is None or value in ((), {}):
             continue
         if name == "files":
             lines += [(file, _file(**pinned)) for file, pinned in value.items()]
         elif isinstance(value, dict):
-            lines.append((name, ", ".join(f"{key} {item!r}" for key, item in value.items()) + mark))
+            lines.append((name, ", ".join(f"{key} {item!r}" for key, item in value.items())))
         elif isinstance(value, tuple):
-            lines.append((name, "; ".join(value) + mark))
+            lines.append((name, "; ".join(value)))
         else:
-            lines.append((name, f"{value:,}{mark}" if type(value) is int else f"{value}{mark}"))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
+            lines.append((name, f"{value:,}" if type(value) is int else str(value)))
+    return "\n".join(aligned(lines))
 
 
 def _file(size: int | None, sha256: str | None) -> str:
