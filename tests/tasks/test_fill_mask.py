@@ -130,7 +130,7 @@ def test_pad_in_a_text(fill: FillMask) -> None:
     assert [filling.token for filling in fillings] == logits[0].topk(3).indices.tolist()
 
 
-def test_it_agrees_with_the_reference(fill: FillMask, toy_checkpoint: Path) -> None:
+def test_it_agrees_with_transformers(fill: FillMask, toy_checkpoint: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the reference library is not installed")
     reference = transformers.XLMRobertaForMaskedLM.from_pretrained(toy_checkpoint, attn_implementation="sdpa").eval()
     batch = fill.tokenizer(["the cat <mask> the dog"])
@@ -150,3 +150,59 @@ def test_logits_that_are_not_finite_are_an_error(number: float, fill: FillMask) 
         sick.lm_head.decoder.bias[5] = number
     with pytest.raises(ValueError, match=r"logits are not finite: `xlmr inspect --values SOURCE` tells where"):
         FillMask(sick.eval(), fill.tokenizer)("the <mask>")
+
+
+def test_targets_are_ranked_with_their_scores_among_the_whole_vocabulary(fill: FillMask) -> None:
+    text = "the cat <mask> the dog"
+    [every] = fill(text, top_k=fill.tokenizer.vocab_size)
+    of_word = {word: fill.tokenizer.encode([word])[0] for word in ("the", "a", "s", "t", "d")}
+    words = [word for word, ids in of_word.items() if len(ids) == 1]
+    assert len(words) >= 2
+    [some] = fill(text, targets=[*words, words[0]])
+    expected = [filling for filling in every if [filling.token] in [of_word[word] for word in words]]
+    assert [filling.token for filling in some] == [filling.token for filling in expected]
+    assert [f.score for f in some] == pytest.approx([f.score for f in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["the", "cat"], "'cat' is not one piece of the vocabulary; its pieces are ▁ c a t: choose another word"),
+        (["\U0001f600"], "not one piece of the vocabulary"),
+        ([""], "its pieces are none"),
+        ([], "targets must be a list of at least one word"),
+        ("cat", "targets must be a list of at least one word, not 'cat'"),
+    ],
+)
+def test_a_target_is_one_piece(fill: FillMask, targets: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fill("<mask>", targets=targets)
+
+
+def test_masks_filled_jointly_see_the_more_confident_ones(fill: FillMask) -> None:
+    text = "the <mask> sees <mask> <mask>"
+    found = fill(text, joint=True, top_k=2)
+    ids = fill.tokenizer(text).input_ids
+    left = (ids[0] == fill.tokenizer.mask_token_id).nonzero().flatten().tolist()
+    expected: dict[int, list[int]] = {}
+    while left:
+        with torch.inference_mode():
+            scores = fill.model(ids).logits[0].softmax(dim=-1)
+        place = max(left, key=lambda i: float(scores[i].max()))
+        expected[place] = scores[place].topk(2).indices.tolist()
+        ids[0, place] = expected[place][0]
+        left.remove(place)
+    assert [[filling.token for filling in mask] for mask in found] == [expected[place] for place in sorted(expected)]
+    assert len({mask[0].sequence for mask in found}) == 1
+    assert fill.batch(["<mask>", text], joint=True, top_k=2)[1] == found
+    assert [f.token for f in fill("the <mask>", joint=True)[0]] == [f.token for f in fill("the <mask>")[0]]
+
+
+def test_a_stream_passes_over_what_the_model_cannot_take(fill: FillMask) -> None:
+    refused: list[tuple[str, str]] = []
+    texts = ["the <mask>", "nothing", "<mask> cat", "<pad> <mask>"]
+    results = list(fill.stream(texts, on_error=lambda text, error: refused.append((text, str(error)))))
+    assert results == fill.batch([texts[0], texts[2]])
+    assert [text for text, _ in refused] == ["nothing", "<pad> <mask>"]
+    with pytest.raises(ValueError, match="input 1: no <mask> in 'nothing'"):
+        list(fill.stream(texts))

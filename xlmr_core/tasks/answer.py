@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForQuestionAnswering
-from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
 from xlmr_core.tasks.task import Task, begins_word, check_finite
 from xlmr_core.tokenizer import Token
 
@@ -63,6 +63,7 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
         max_tokens: int = 384,
         overlap: int = 128,
         batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[list[Span]]:
         """The best answers to each question, in order, lazily.
 
@@ -75,6 +76,8 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
             max_tokens: Longest window, with the question and the special tokens.
             overlap: Tokens that two windows share.
             batch_tokens: Tokens that run together.
+            on_error: Called with a question that the model cannot take (and its context) and with the error, in the
+                order of the questions; the question then has no result. None raises the error.
 
         Raises:
             ValueError: An empty question or context, or a question that leaves no room for the context.
@@ -103,7 +106,9 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
                 for window in self._windows(tokens, room, overlap)
             ]
 
-        for encoded, logits in run_in_order(questions, encode, self._logits, batch_tokens=batch_tokens):
+        for encoded, logits in run_in_order(
+            questions, encode, self._logits, batch_tokens=batch_tokens, on_error=on_error
+        ):
             tokens, context = encoded.rows[0].tokens, encoded.input[1]
             found: dict[tuple[int, int], float] = {}
             nothing = 1.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForSequenceClassification
-from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
 from xlmr_core.tasks.task import Pair, Task, check_finite
 
 Activation = Literal["softmax", "sigmoid", "none"]
@@ -73,6 +73,7 @@ class Classify(SequenceTask):
         activation: Activation | None = None,
         truncation: bool = False,
         batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[list[LabelScore]]:
         """The labels of each text with their scores, the best first, in the order of the texts, lazily.
 
@@ -83,12 +84,18 @@ class Classify(SequenceTask):
                 sigmoid for several labels at once; without one, sigmoid of a single label, softmax of more.
             truncation: Whether a text that is too long is cut. Otherwise it is an error.
             batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Raises:
             ValueError: A text is too long, or the model's numbers are not finite.
         """
         results = run_in_order(
-            texts, lambda text: self._encode(text, truncation), self._logits, batch_tokens=batch_tokens
+            texts,
+            lambda text: self._encode(text, truncation),
+            self._logits,
+            batch_tokens=batch_tokens,
+            on_error=on_error,
         )
         for _, [logits] in results:
             scores = activate(logits, activation or ACTIVATION_OF.get(self.model.config.problem_type)).tolist()

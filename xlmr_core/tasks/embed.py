@@ -15,7 +15,7 @@ from xlmr_core.checkpoint.sentence import SentenceConfig, read_prompts, read_sen
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel
-from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
 from xlmr_core.tasks.task import Task, check_finite
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
@@ -122,6 +122,7 @@ class Embed(Task[XLMRobertaModel]):
         truncation: bool = False,
         dimensions: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[Tensor]:
         """The vector of each text, in order, lazily.
 
@@ -132,6 +133,8 @@ class Embed(Task[XLMRobertaModel]):
             dimensions: Keep so many leading entries of each vector (Matryoshka); normalised again where the
                 checkpoint normalises.
             batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Yields:
             float32 vectors of shape (H,), on the CPU.
@@ -145,6 +148,7 @@ class Embed(Task[XLMRobertaModel]):
             lambda text: [self._row(before + text, truncation=truncation)],
             lambda rows: self._vectors(rows, dimensions),
             batch_tokens=batch_tokens,
+            on_error=on_error,
         )
         for _, [vector] in results:
             yield vector

@@ -1,152 +1,193 @@
 """Fill-mask: text with <mask> in, the likeliest pieces for each mask out."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self, Unpack
 
-from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.hub_options import HubOptions
-from xlmr_core.kernels import AttentionKind
-from xlmr_core.tokenizer import MASK, XLMRobertaTokenizer
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
+from xlmr_core.tasks.task import Task
+from xlmr_core.tokenizer import MASK
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 134 masks with the published vocabulary
+
+Answers = list[tuple[float, int]]  # scores and ids of the likeliest tokens, the likeliest first
 
 
 @dataclass(frozen=True)
 class Filling:
-    """One piece for one mask, with the field names of the reference library's pipeline."""
+    """One piece for one mask, with the field names of transformers' fill-mask pipeline."""
 
     score: float  # probability among the whole vocabulary
     token: int  # id of the piece
     token_str: str  # its text
-    sequence: str  # the whole text with the piece in this mask's place; other masks stay
+    sequence: str  # the whole text with the piece in this mask's place
 
 
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 134 masks with the published vocabulary
-SPARE_ROWS = 1024  # the 250,002 tokens of XL and XXL have a table of 250,880 rows, a multiple of this
+@dataclass(frozen=True)
+class RowOfMasks(Row):
+    """A text with masks."""
+
+    places: Sequence[int]  # of the masks in the row
 
 
-class FillMask:
-    """Answers "what could stand here?" with a tokenizer and a masked language model.
+class FillMask(Task[XLMRobertaForMaskedLM]):
+    """Answers "what could stand here?" with a tokenizer and a masked language model."""
 
-    Raises ValueError for a tokenizer and a model whose vocabularies do not fit each other.
-    """
+    model_class = XLMRobertaForMaskedLM
 
-    def __init__(self, model: XLMRobertaForMaskedLM, tokenizer: XLMRobertaTokenizer) -> None:
-        spare = model.config.vocab_size - tokenizer.vocab_size
-        if not 0 <= spare < SPARE_ROWS:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}: they "
-                "do not belong together. Load both from one checkpoint"
-            )
-        self.model = model
-        self.tokenizer = tokenizer
+    def __call__(self, text: str, **options: Any) -> list[list[Filling]]:
+        """The likeliest fillings of each mask in a text; options as for `stream`."""
+        return self.batch([text], **options)[0]
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | PathLike[str] = "xlmr-tiny",
+    def batch(self, texts: Sequence[str], **options: Any) -> list[list[list[Filling]]]:
+        """The fillings of several texts; options as for `stream`."""
+        return list(self.stream(texts, **options))
+
+    def stream(
+        self,
+        texts: Iterable[str],
         *,
-        attention: AttentionKind = "sdpa",
-        dtype: torch.dtype | None = torch.float32,
-        device: torch.device | str = "cpu",
-        **hub: Unpack[HubOptions],
-    ) -> Self:
-        """Model and tokenizer of one checkpoint; parameters and errors as `XLMRobertaForMaskedLM.from_pretrained`."""
-        device = check_device(device)
-        # At the same time: a vocabulary of 250,000 pieces takes SentencePiece half a second, and most of it no lock.
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            tokenizer = pool.submit(XLMRobertaTokenizer.from_pretrained, source, **hub)
-            model = XLMRobertaForMaskedLM.from_pretrained(
-                source, attention=attention, dtype=dtype, device=device, **hub
-            )
-            return cls(model, tokenizer.result())
-
-    def __call__(
-        self, text: str, *, top_k: int = 5, truncation: bool = False, specials_in_text: bool = True
-    ) -> list[list[Filling]]:
-        """The likeliest fillings of each mask in a text. Several masks are filled independently of each other.
+        top_k: int = 5,
+        targets: Sequence[str] | None = None,
+        joint: bool = False,
+        truncation: bool = False,
+        specials_in_text: bool = True,
+        batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
+    ) -> Iterator[list[list[Filling]]]:
+        """The fillings of each text, in order, lazily: a list for each mask, in reading order, the likeliest first.
 
         Args:
-            text: A text with at least one `<mask>`.
-            top_k: The number of fillings for each mask.
-            truncation: Whether a text that is too long is cut at its end.
-            specials_in_text: Whether `<s>`, `</s>` and `<unk>` in the text are tokens. False takes them, and `<pad>`,
-                as plain text. `<mask>` is a token in either case.
-
-        Returns:
-            A list for each mask, in reading order, of its `top_k` fillings, the likeliest first.
+            texts: Any iterable of texts with at least one `<mask>` each.
+            top_k: Fillings for each mask; fewer where there are fewer targets.
+            targets: Rank only these words. Each must be one piece of the vocabulary.
+            joint: Whether the masks of a text are filled together: the one with the most probable piece first, then
+                the others in the text with that piece (the confidence-based order of Jiang et al. 2020, "X-FACTR").
+                The other masks then have their first filling in `sequence`. Otherwise each mask is filled on its own.
+            truncation: Whether a text that is too long is cut at its end. Otherwise it is an error.
+            specials_in_text: Whether `<s>`, `</s>` and `<unk>` in a text are tokens. False takes them, and `<pad>`, as
+                plain text. `<mask>` is a token in either case.
+            batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Raises:
-            ValueError: the text has no `<mask>`, has `<pad>` as a token, or is longer than the model takes; `top_k` is
-                beyond the vocabulary; the model's logits are not finite.
-        """
-        return self.batch([text], top_k=top_k, truncation=truncation, specials_in_text=specials_in_text)[0]
-
-    @torch.inference_mode()
-    def batch(
-        self, texts: Sequence[str], *, top_k: int = 5, truncation: bool = False, specials_in_text: bool = True
-    ) -> list[list[list[Filling]]]:
-        """For each text what calling returns, up to rounding, with one pass of the encoder for all texts.
-
-        Arguments and errors are those of calling.
+            ValueError: A text has no `<mask>`, has `<pad>` as a token, or is too long; `top_k` is beyond the
+                vocabulary; a target is not one piece; the model's logits are not finite.
         """
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise ValueError(f"top_k must lie between 1 and the vocabulary's {self.tokenizer.vocab_size}, not {top_k}")
-        if not texts:
-            return []
-        batch = self.tokenizer(texts, truncation=truncation, specials_in_text=specials_in_text or (MASK,))
-        is_mask = batch.input_ids == self.tokenizer.mask_token_id
-        has_pad = ((batch.input_ids == self.tokenizer.pad_token_id) & batch.attention_mask.bool()).any(dim=1)
-        for text, count, pad in zip(texts, is_mask.sum(dim=1).tolist(), has_pad.tolist(), strict=True):
-            if count == 0 and MASK in text:
+        among = None if targets is None else self._ids_of(targets)
+
+        def encode(text: str) -> list[RowOfMasks]:
+            ids = self._row(text, truncation=truncation, specials_in_text=specials_in_text or (MASK,)).ids
+            places = [place for place, number in enumerate(ids) if number == self.tokenizer.mask_token_id]
+            if not places and MASK in text:
                 raise ValueError(
-                    f"the <mask> of {_shorten(text)!r} was cut off: truncation keeps {self.tokenizer.max_tokens} "
+                    f"the <mask> of {_shorten(text)!r} was cut off: truncation keeps {self.max_tokens} "
                     "tokens, <s> and </s> included. Split the text instead"
                 )
-            if count == 0:
+            if not places:
                 raise ValueError(f"no <mask> in {_shorten(text)!r}: write <mask> where a word is wanted")
-            if pad:
+            if self.tokenizer.pad_token_id in ids:
                 raise ValueError(
                     f"{_shorten(text)!r} contains <pad>, which stands for no text. To take it as plain text, pass "
                     "specials_in_text=False (--plain on the command line)"
                 )
+            return [RowOfMasks(ids, places)]
 
-        packed = batch.to(self.model.lm_head.dense.weight.device).packed()  # no time is spent on padding
-        hidden = self.model.encoder(**packed).last_hidden_state  # (T, H)
-        at_masks = hidden[packed["input_ids"] == self.tokenizer.mask_token_id]  # (K, H), K masks in all texts
-        at_once = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)  # one text may have hundreds of masks
-        answers = [answer for part in at_masks.split(at_once) for answer in self._answers(part, top_k)]
+        def run(rows: Sequence[RowOfMasks]) -> list[list[Answers]]:
+            return self._jointly(rows, top_k, among) if joint else self._independently(rows, top_k, among)
 
-        fillings: list[list[list[Filling]]] = [[] for _ in texts]
-        for (row, column), answer in zip(is_mask.nonzero().tolist(), answers, strict=True):
-            ids = batch.input_ids[row]
-            fillings[row].append([self._filling(ids, column, score, token) for score, token in answer])
-        return fillings
+        for encoded, [answers] in run_in_order(texts, encode, run, batch_tokens=batch_tokens, on_error=on_error):
+            [row] = encoded.rows
+            ids = list(row.ids)
+            if joint:
+                for place, answer in zip(row.places, answers, strict=True):
+                    ids[place] = answer[0][1]
+            yield [
+                [self._filling(ids, place, score, token) for score, token in answer]
+                for place, answer in zip(row.places, answers, strict=True)
+            ]
 
-    def _answers(self, at_masks: Tensor, top_k: int) -> list[list[tuple[float, int]]]:  # (K, H)
+    def _independently(self, rows: Sequence[RowOfMasks], top_k: int, among: Tensor | None) -> list[list[Answers]]:
+        """For each row the answers of each mask, while all other masks stay."""
+        answers = iter(
+            answer
+            for logits in logits_at(self.model, rows, [row.places for row in rows])
+            for answer in self._best(logits, top_k, among)
+        )
+        return [[next(answers) for _ in row.places] for row in rows]
+
+    def _jointly(self, rows: Sequence[RowOfMasks], top_k: int, among: Tensor | None) -> list[list[Answers]]:
+        """For each row the answers of each mask, after the masks with more probable answers were filled."""
+        found: list[dict[int, Answers]] = [{} for _ in rows]
+        now = [list(row.ids) for row in rows]
+        while unfinished := [i for i, row in enumerate(rows) if len(found[i]) < len(row.places)]:
+            open_rows = [RowOfMasks(now[i], [p for p in rows[i].places if p not in found[i]]) for i in unfinished]
+            for i, row, answers in zip(
+                unfinished, open_rows, self._independently(open_rows, top_k, among), strict=True
+            ):
+                answer, place = max(zip(answers, row.places, strict=True), key=lambda pair: pair[0][0][0])
+                found[i][place] = answer
+                now[i][place] = answer[0][1]
+        return [[found[i][place] for place in row.places] for i, row in enumerate(rows)]
+
+    def _best(self, logits: Tensor, top_k: int, among: Tensor | None) -> list[Answers]:  # (K, V)
         """For each of K masks the scores and ids of the `top_k` likeliest tokens."""
-        logits = self.model.lm_head(at_masks)  # (K, V)
         if not logits.isfinite().all():
             source = self.model.load_report.source if self.model.load_report else "SOURCE"
             raise ValueError(f"the model's logits are not finite: `xlmr inspect --values {source}` tells where")
-        scores = logits.float().softmax(dim=-1)
-        best = scores[:, : self.tokenizer.vocab_size].topk(top_k)  # a spare row of the table is no token
-        return [
-            list(zip(scores, tokens, strict=True))
-            for scores, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        scores = logits.softmax(dim=-1)
+        if among is None:
+            best = scores[:, : self.tokenizer.vocab_size].topk(top_k)  # a spare row of the table is no token
+            tokens = best.indices
+        else:
+            best = scores[:, among].topk(min(top_k, len(among)))
+            tokens = among[best.indices]
+        return [list(zip(*answer, strict=True)) for answer in zip(best.values.tolist(), tokens.tolist(), strict=True)]
 
-    def _filling(self, ids: Tensor, column: int, score: float, token: int) -> Filling:
-        filled = ids.tolist()
-        filled[column] = token
+    def _ids_of(self, targets: Sequence[str]) -> Tensor:
+        """The id of each target."""
+        if isinstance(targets, str) or not targets:
+            raise ValueError(f"targets must be a list of at least one word, not {targets!r}")
+        ids: list[int] = []
+        for target in targets:
+            tokens = self.tokenizer.tokenize(target, specials_in_text=False)
+            if len(tokens) != 1 or tokens[0].id == self.tokenizer.unk_token_id:
+                pieces = " ".join(token.piece for token in tokens) or "none"
+                raise ValueError(
+                    f"the target {target!r} is not one piece of the vocabulary; its pieces are {pieces}: "
+                    "choose another word, or write as many masks as it has pieces"
+                )
+            ids.append(tokens[0].id)
+        return torch.tensor(list(dict.fromkeys(ids)), device=self.device)
+
+    def _filling(self, ids: Sequence[int], place: int, score: float, token: int) -> Filling:
         around = {self.tokenizer.pad_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
-        kept = [id_ for position, id_ in enumerate(filled) if position == column or id_ not in around]
+        kept = [token if i == place else id_ for i, id_ in enumerate(ids) if i == place or id_ not in around]
         return Filling(score, token, self.tokenizer.decode([token]), self.tokenizer.decode(kept))
+
+
+def logits_at(model: XLMRobertaForMaskedLM, rows: Sequence[Row], places: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """The logits at some places of each row, in reading order, in float32 and in parts: (K, V) each.
+
+    One text may have hundreds of masks, and the vocabulary 250,002 entries: all at once would fill the memory.
+    """
+    batch = packed(rows, model.lm_head.dense.weight.device)
+    starts = accumulate((len(row) for row in rows), initial=0)
+    wanted = [start + place for start, own in zip(starts, places, strict=False) for place in own]
+    with torch.inference_mode():
+        hidden = model.encoder(**batch).last_hidden_state[wanted]  # (K, H), K places in all rows
+    for part in hidden.split(max(1, LOGITS_AT_ONCE // model.config.vocab_size)):
+        with torch.inference_mode():  # not around a yield: it would hold in the caller
+            logits: Tensor = model.lm_head(part)
+        yield logits.float()
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForM3
-from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
 from xlmr_core.tasks.task import Task
 
 
@@ -45,7 +45,12 @@ class M3(Task[XLMRobertaForM3]):
         return list(self.stream(texts, **options))
 
     def stream(
-        self, texts: Iterable[str], *, truncation: bool = False, batch_tokens: int = BATCH_TOKENS
+        self,
+        texts: Iterable[str],
+        *,
+        truncation: bool = False,
+        batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[M3Vectors]:
         """The representations of each text, in order, lazily.
 
@@ -53,12 +58,18 @@ class M3(Task[XLMRobertaForM3]):
             texts: Any iterable.
             truncation: Whether a text that is too long is cut. Otherwise it is an error.
             batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Raises:
             ValueError: A text is too long.
         """
         results = run_in_order(
-            texts, lambda text: [self._row(text, truncation=truncation)], self._vectors, batch_tokens=batch_tokens
+            texts,
+            lambda text: [self._row(text, truncation=truncation)],
+            self._vectors,
+            batch_tokens=batch_tokens,
+            on_error=on_error,
         )
         for _, [vectors] in results:
             yield vectors

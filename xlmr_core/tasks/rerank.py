@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from xlmr_core.tasks.classify import SequenceTask
-from xlmr_core.tasks.rows import BATCH_TOKENS, run_in_order
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, run_in_order
 from xlmr_core.tasks.task import Pair
 
 
@@ -47,6 +47,7 @@ class Rerank(SequenceTask):
         top_k: int | None = None,
         truncation: bool = False,
         batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[list[Ranked]]:
         """A ranking for each query, the most relevant passage first, in the order of the queries, lazily.
 
@@ -55,6 +56,8 @@ class Rerank(SequenceTask):
             top_k: Passages of each ranking; None for all.
             truncation: Whether a pair that is too long is cut. Otherwise it is an error.
             batch_tokens: Tokens that run together.
+            on_error: Called with a query that the model cannot take and with the error, in the order of the queries;
+                the query then has no result. None raises the error.
 
         Raises:
             ValueError: A query has no passages, or a pair is too long.
@@ -66,7 +69,9 @@ class Rerank(SequenceTask):
                 raise ValueError(f"expected a list of at least one passage for the query {text!r}, got {passages!r}")
             return [self._pair_row(Pair(text, passage), truncation=truncation) for passage in passages]
 
-        for encoded, logits in run_in_order(queries, encode, self._logits, batch_tokens=batch_tokens):
+        for encoded, logits in run_in_order(
+            queries, encode, self._logits, batch_tokens=batch_tokens, on_error=on_error
+        ):
             values = torch.stack(list(logits))[:, 0]
             ranked = [
                 Ranked(index, score, logit, encoded.input[1][index])

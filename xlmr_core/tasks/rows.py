@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class Encoded(Generic[Input, RowType]):
     error: ValueError | None = None
 
 
+OnError = Callable[[Any, ValueError], None]  # called with an input that the model cannot take, and with the error
+
+
 def packed(rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
     """The rows one after the other, as every model takes them: input_ids (T,) and lengths (B,)."""
     ids = torch.tensor([number for row in rows for number in row.ids])
@@ -56,7 +59,7 @@ def run_in_order(
     run: Callable[[Sequence[RowType]], Sequence[Output]],
     *,
     batch_tokens: int = BATCH_TOKENS,
-    skip_errors: bool = False,
+    on_error: OnError | None = None,
 ) -> Iterator[tuple[Encoded[Input, RowType], Sequence[Output]]]:
     """Runs the model over any number of inputs, lazily.
 
@@ -65,7 +68,8 @@ def run_in_order(
         encode: The rows of one input. Raises ValueError for one that the model cannot take.
         run: The outputs of the model for some rows, one for each row.
         batch_tokens: The largest number of tokens that are run together. A longer row runs on its own.
-        skip_errors: Whether an input that `encode` refuses is passed on with its error and no outputs.
+        on_error: Called for an input that `encode` refuses, in the order of the inputs; the input then has no result.
+            None raises the error.
 
     Yields:
         Each input with its rows, and the outputs of these rows, in the order of the inputs.
@@ -75,15 +79,18 @@ def run_in_order(
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, not {batch_tokens}")
-    for window in _ahead(_windows(inputs, encode, batch_tokens * WINDOW_BATCHES, skip_errors)):
+    for window in _ahead(_windows(inputs, encode, batch_tokens * WINDOW_BATCHES, on_error is not None)):
         rows = [row for encoded in window for row in encoded.rows]
         outputs = iter(_run_sorted(rows, run, batch_tokens))
         for encoded in window:
-            yield encoded, list(islice(outputs, len(encoded.rows)))
+            if encoded.error is None:
+                yield encoded, list(islice(outputs, len(encoded.rows)))
+            elif on_error is not None:
+                on_error(encoded.input, encoded.error)
 
 
 def _windows(
-    inputs: Iterable[Input], encode: Callable[[Input], Sequence[RowType]], window_tokens: int, skip_errors: bool
+    inputs: Iterable[Input], encode: Callable[[Input], Sequence[RowType]], window_tokens: int, keep_errors: bool
 ) -> Iterator[list[Encoded[Input, RowType]]]:
     window: list[Encoded[Input, RowType]] = []
     tokens = 0
@@ -91,7 +98,7 @@ def _windows(
         try:
             encoded: Encoded[Input, RowType] = Encoded(one, encode(one))
         except ValueError as error:
-            if not skip_errors:
+            if not keep_errors:
                 raise ValueError(f"input {index}: {error}") from error
             encoded = Encoded(one, (), error)
         window.append(encoded)

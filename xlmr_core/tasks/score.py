@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.fill_mask import logits_at
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, run_in_order
 from xlmr_core.tasks.task import Task
 
 
@@ -54,7 +54,12 @@ class Score(Task[XLMRobertaForMaskedLM]):
         return list(self.stream(texts, **options))
 
     def stream(
-        self, texts: Iterable[str], *, truncation: bool = False, batch_tokens: int = BATCH_TOKENS
+        self,
+        texts: Iterable[str],
+        *,
+        truncation: bool = False,
+        batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[TextScore]:
         """The score of each text, in order, lazily. A text of n tokens takes n runs of n tokens.
 
@@ -62,6 +67,8 @@ class Score(Task[XLMRobertaForMaskedLM]):
             texts: Any iterable.
             truncation: Whether a text that is too long is cut. Otherwise it is an error.
             batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Raises:
             ValueError: A text is too long.
@@ -72,17 +79,17 @@ class Score(Task[XLMRobertaForMaskedLM]):
             ids = list(self._row(text, truncation=truncation).ids)
             return [MaskedRow([*ids[:i], mask, *ids[i + 1 :]], i, ids[i]) for i in range(1, len(ids) - 1)]
 
-        for encoded, values in run_in_order(texts, encode, self._log_probabilities, batch_tokens=batch_tokens):
+        for encoded, values in run_in_order(
+            texts, encode, self._log_probabilities, batch_tokens=batch_tokens, on_error=on_error
+        ):
             tokens = tuple(self.tokenizer.id_to_token(row.token) for row in encoded.rows)
             yield TextScore(encoded.input, tokens, tuple(values))
 
-    @torch.inference_mode()
     def _log_probabilities(self, rows: Sequence[MaskedRow]) -> list[float]:
         """Of the masked token of each row."""
-        batch = packed(rows, self.device)
-        starts = batch["lengths"].cumsum(0) - batch["lengths"]
-        places, ids = torch.tensor([(row.place, row.token) for row in rows], device=self.device).T
-        wanted = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-        wanted[starts + places] = True
-        logits: Tensor = self.model(**batch, positions=wanted).logits.float()  # (B, V): one place in each row
-        return (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=1)).tolist()
+        ids = torch.tensor([[row.token] for row in rows], device=self.device)
+        found: list[float] = []
+        for logits in logits_at(self.model, rows, [[row.place] for row in rows]):  # (K, V)
+            own = logits.gather(1, ids[len(found) : len(found) + len(logits)])
+            found += (own[:, 0] - logits.logsumexp(dim=1)).tolist()
+        return found

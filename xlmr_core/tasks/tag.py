@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForTokenClassification
-from xlmr_core.tasks.rows import BATCH_TOKENS, Row, packed, run_in_order
+from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
 from xlmr_core.tasks.task import Task, begins_word, check_finite
 from xlmr_core.tokenizer import Token
 
@@ -63,6 +63,7 @@ class Tag(Task[XLMRobertaForTokenClassification]):
         ignore: Sequence[str] = ("O",),
         overlap: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
     ) -> Iterator[list[Entity]]:
         """The entities of each text, in order, lazily.
 
@@ -75,6 +76,8 @@ class Tag(Task[XLMRobertaForTokenClassification]):
             overlap: Tokens that two windows of a long text share; a quarter of the window by default. A token is
                 labelled in the window in which it has the most context.
             batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Raises:
             ValueError: An unknown aggregation, or an overlap that leaves no room.
@@ -92,7 +95,9 @@ class Tag(Task[XLMRobertaForTokenClassification]):
                 for window in self._windows(tokens, room, shared)
             ]
 
-        for encoded, windows in run_in_order(texts, encode, self._probabilities, batch_tokens=batch_tokens):
+        for encoded, windows in run_in_order(
+            texts, encode, self._probabilities, batch_tokens=batch_tokens, on_error=on_error
+        ):
             probabilities = _with_most_context([row.window for row in encoded.rows], windows)
             yield self._entities(encoded.input, encoded.rows[0].tokens, probabilities, aggregation, ignore)
 

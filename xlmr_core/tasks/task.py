@@ -1,6 +1,6 @@
 """What all tasks share: a model with its tokenizer, loaded from one checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self, Unpack
 
+from xlmr_core.devices import check_device
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.tasks.rows import Row
 from xlmr_core.tokenizer import SPACE, Token, XLMRobertaTokenizer
+
+SPARE_ROWS = 1024  # the 250,002 tokens of XL and XXL have a table of 250,880 rows, a multiple of this
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -28,16 +31,17 @@ class Pair(NamedTuple):
 class Task(Generic[Model]):
     """A model and its tokenizer. Each task adds `stream` for any iterable, `batch` for a list, and a call for one.
 
-    "</s>", "<mask>" and the like in a text are plain text here: a text from a stranger cannot end itself.
+    "</s>", "<mask>" and the like in a text are plain text here, except in `FillMask`: a text from a stranger cannot end
+    itself.
     """
 
     model_class: ClassVar[type[PretrainedModel]]
 
     def __init__(self, model: Model, tokenizer: XLMRobertaTokenizer) -> None:
-        if model.config.vocab_size < tokenizer.vocab_size:
+        if not 0 <= model.config.vocab_size - tokenizer.vocab_size < SPARE_ROWS:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
-                "they do not belong together"
+                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}: they "
+                "do not belong together. Load both from one checkpoint"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -64,7 +68,9 @@ class Task(Generic[Model]):
 
         Raises:
             CheckpointError: The checkpoint cannot be read, or it lacks the head of this task.
+            ValueError: The device is not there, or the vocabularies of tokenizer and model do not fit each other.
         """
+        device = check_device(device)
         # At the same time: a vocabulary of 250,000 pieces takes SentencePiece half a second.
         with ThreadPoolExecutor(max_workers=1) as pool:
             tokenizer = pool.submit(XLMRobertaTokenizer.from_pretrained, source, **hub)
@@ -76,13 +82,12 @@ class Task(Generic[Model]):
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def _row(self, text: str, *, truncation: bool = False, max_tokens: int | None = None) -> Row:
+    def _row(self, text: str, *, truncation: bool = False, specials_in_text: bool | Collection[str] = False) -> Row:
         """`<s> text </s>`."""
-        limit = self.max_tokens if max_tokens is None else max_tokens
-        [ids] = self.tokenizer.encode([text], specials_in_text=False)
-        if len(ids) + 2 > limit:
-            _check_truncation(len(ids) + 2, limit, truncation)
-            ids = ids[: limit - 2]
+        [ids] = self.tokenizer.encode([text], specials_in_text=specials_in_text)
+        if len(ids) + 2 > self.max_tokens:
+            _check_truncation(len(ids) + 2, self.max_tokens, truncation)
+            ids = ids[: self.max_tokens - 2]
         return Row([self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id])
 
     def _pair_row(self, pair: Pair, *, truncation: bool = False) -> Row:
@@ -121,6 +126,6 @@ def check_finite(numbers: Tensor) -> None:
 def _check_truncation(count: int, limit: int, truncation: bool) -> None:
     if not truncation:
         raise ValueError(
-            f"the text has {count} tokens, special ones included; at most {limit} fit: pass truncation=True, "
-            "or split the text"
+            f"the text has {count} tokens, special ones included; at most {limit} fit: pass truncation=True "
+            "(--truncate on the command line), or split the text"
         )
