@@ -83,7 +83,13 @@ class TestFillMask:
     def test_lines_of_standard_input_are_answered_in_order(self, toy_checkpoint: Path) -> None:
         texts = [f"<mask> {word}" for word in ("cat", "dog", "bird", "кіт", "पक्षी")]
         result = xlmr(
-            "fill-mask", "--model", toy_checkpoint, "--json", "--batch-size", 2, stdin="".join(f"{t}\n" for t in texts)
+            "fill-mask",
+            "--model",
+            toy_checkpoint,
+            "--json",
+            "--batch-tokens",
+            20,
+            stdin="".join(f"{t}\n" for t in texts),
         )
         assert result.exit_code == 0
         assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == texts
@@ -96,7 +102,10 @@ class TestFillMask:
         errors = result.stderr.splitlines()
         places = [f"Error: line {number} of standard input" for number in (2, 3, 4)]
         assert [error[: len(places[0])] for error in errors] == places
-        too_long = "it has 183 tokens, <s> and </s> included; at most 20 fit: cut it with --truncate, or split it"
+        too_long = (
+            "the text has 183 tokens, special ones included; at most 20 fit: pass truncation=True (--truncate on the "
+            "command line), or split the text"
+        )
         assert errors[2] == f"{places[2]}: {too_long}"
 
     def test_a_long_text_can_be_cut(self, toy_checkpoint: Path) -> None:

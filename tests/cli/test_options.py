@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from xlmr_core.cli import main
-from xlmr_core.tasks import FillMask
+from xlmr_core.tasks import Answer, Classify, Embed, FillMask, Rerank, Score, Tag
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 # command: what it calls, and what else it must be given
@@ -18,6 +18,12 @@ CALLS = {
     "trim": ("trim", ["org/model", "out", "--keep", __file__]),
     "download": ("download", ["org/model"]),
     "fill-mask": (FillMask, ["<mask>", "--model", "org/model"]),
+    "embed": (Embed, ["a", "--model", "org/model"]),
+    "classify": (Classify, ["a", "--model", "org/model"]),
+    "tag": (Tag, ["a", "--model", "org/model"]),
+    "answer": (Answer, ["a", "b", "--model", "org/model"]),
+    "rerank": (Rerank, ["a", "b", "--model", "org/model"]),
+    "score": (Score, ["a", "--model", "org/model"]),
     "tokenize": (XLMRobertaTokenizer, ["a", "--model", "org/model"]),
 }
 

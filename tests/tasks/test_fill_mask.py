@@ -167,7 +167,7 @@ def test_targets_are_ranked_with_their_scores_among_the_whole_vocabulary(fill: F
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["the", "cat"], "'cat' is not one piece of the vocabulary; its pieces are ▁ c a t: choose another word"),
+        (["cat"], "'cat' is not one piece of the vocabulary; its pieces are ▁ c a t: choose another word"),
         (["\U0001f600"], "not one piece of the vocabulary"),
         ([""], "its pieces are none"),
         ([], "targets must be a list of at least one word"),
@@ -194,7 +194,8 @@ def test_masks_filled_jointly_see_the_more_confident_ones(fill: FillMask) -> Non
         left.remove(place)
     assert [[filling.token for filling in mask] for mask in found] == [expected[place] for place in sorted(expected)]
     assert len({mask[0].sequence for mask in found}) == 1
-    assert fill.batch(["<mask>", text], joint=True, top_k=2)[1] == found
+    in_company = fill.batch(["<mask>", text], joint=True, top_k=2)[1]
+    assert [[f.sequence for f in mask] for mask in in_company] == [[f.sequence for f in mask] for mask in found]
     assert [f.token for f in fill("the <mask>", joint=True)[0]] == [f.token for f in fill("the <mask>")[0]]
 
 

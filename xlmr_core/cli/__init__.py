@@ -17,6 +17,12 @@ from xlmr_core.exit_status import INTERRUPTED, TERMINATED
 
 COMMANDS = {
     "fill-mask": "Fill the masks in a text.",
+    "embed": "Turn texts into vectors.",
+    "classify": "Label texts, or pairs of texts.",
+    "tag": "Find names and other labelled stretches in texts.",
+    "answer": "Find the answers to questions in texts.",
+    "rerank": "Order passages by their relevance to a query.",
+    "score": "Score how likely a model finds texts.",
     "tokenize": "Show how a text becomes token ids.",
     "inspect": "Tell what is in a checkpoint, and what becomes of every key.",
     "convert": "Write a checkpoint in another form: Hugging Face, fairseq, torchtext, our own names.",

@@ -67,7 +67,7 @@ def texts_from(arguments: tuple[str, ...]) -> Iterator[list[Given]]:
     Raises ValueError where there are no arguments and standard input is closed.
     """
     if arguments:
-        yield [Given(text, f"text {number}", _encoding_fault(text)) for number, text in enumerate(arguments, start=1)]
+        yield [Given(text, f"text {number}", encoding_fault(text)) for number, text in enumerate(arguments, start=1)]
         return
     stdin: Any = sys.stdin  # None where it is closed
     if stdin is None:
@@ -76,19 +76,20 @@ def texts_from(arguments: tuple[str, ...]) -> Iterator[list[Given]]:
         click.echo("reading from standard input, one text a line; end with Ctrl-D", err=True)
     number = 0
     for lines in arriving_lines(stdin.buffer):
-        yield [_given_line(line, number) for number, line in enumerate(lines, start=number + 1)]
+        yield [given_line(line, f"line {n} of standard input") for n, line in enumerate(lines, start=number + 1)]
         number += len(lines)
     if number == 0:
         click.echo("no text was given", err=True)
 
 
-def _given_line(line: bytes, number: int) -> Given:
+def given_line(line: bytes, place: str) -> Given:
+    """One line as a text, with what is wrong with it."""
     text = line.decode("utf-8", errors="surrogateescape")  # as Python decodes arguments
-    fault = TOO_LONG if len(line) > LONGEST_LINE else _encoding_fault(text)
-    return Given(text, f"line {number} of standard input", fault)
+    fault = TOO_LONG if len(line) > LONGEST_LINE else encoding_fault(text)
+    return Given(text, place, fault)
 
 
-def _encoding_fault(text: str) -> str | None:
+def encoding_fault(text: str) -> str | None:
     """What is wrong with a text that is not UTF-8: the bytes that are not stand in it as half surrogate pairs."""
     try:
         text.encode()

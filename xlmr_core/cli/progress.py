@@ -12,19 +12,22 @@ from xlmr_core.checkpoint.writing import Tick
 
 
 @contextmanager
-def progress(what: str, *, total: int | None = None, every: float = 10.0) -> Generator[Tick, None, None]:
-    """While the context is open, shows how many runs were made.
+def progress(
+    what: str, *, total: int | None = None, unit: str = "run", every: float = 10.0
+) -> Generator[Tick, None, None]:
+    """While the context is open, shows how much is done.
 
     Args:
         what: What is being done: "measuring".
-        total: How many runs there are, where that is known.
+        total: How many units there are, where that is known.
+        unit: What is counted.
         every: Seconds from one line to the next, where stderr is not a terminal.
 
     Yields:
-        A function that is called with the number of runs made since the last call.
+        A function that is called with the number of units done since the last call.
     """
     if sys.stderr.isatty():
-        with tqdm(total=total, desc=what, unit="run") as bar:
+        with tqdm(total=total, desc=what, unit=unit) as bar:
             yield bar.update
         return
     done, last = 0, time.monotonic()
@@ -34,6 +37,6 @@ def progress(what: str, *, total: int | None = None, every: float = 10.0) -> Gen
         done += count
         if time.monotonic() - last >= every:
             last = time.monotonic()
-            click.echo(f"{what}: {done} of {total} runs" if total else f"{what}: {done} runs", err=True)
+            click.echo(f"{what}: {done} of {total} {unit}s" if total else f"{what}: {done} {unit}s", err=True)
 
     yield tick

@@ -61,7 +61,7 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
         no_answer: bool = False,
         whole_words: bool = True,
         max_tokens: int = 384,
-        overlap: int = 128,
+        overlap: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         on_error: OnError | None = None,
     ) -> Iterator[list[Span]]:
@@ -74,7 +74,7 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
             no_answer: Whether the empty answer takes part: for checkpoints trained with questions that have none.
             whole_words: Whether an answer is extended to the words that it begins and ends in.
             max_tokens: Longest window, with the question and the special tokens.
-            overlap: Tokens that two windows share.
+            overlap: Tokens that two windows share; 128 by default, or half a window that is shorter than 256.
             batch_tokens: Tokens that run together.
             on_error: Called with a question that the model cannot take (and its context) and with the error, in the
                 order of the questions; the question then has no result. None raises the error.
@@ -85,6 +85,7 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
         if top_k < 1 or max_answer_tokens < 1:
             raise ValueError(f"top_k {top_k} and max_answer_tokens {max_answer_tokens} must be at least 1")
         longest = min(max_tokens, self.max_tokens)
+        shared = min(128, longest // 2) if overlap is None else overlap
 
         def encode(pair: tuple[str, str]) -> list[ContextRow]:
             question, context = pair
@@ -93,17 +94,17 @@ class Answer(Task[XLMRobertaForQuestionAnswering]):
             if not asked or not tokens:
                 raise ValueError(f"the {'context' if asked else 'question'} is empty")
             room = longest - len(asked) - 4
-            if room <= overlap:
+            if room <= shared:
                 raise ValueError(
                     f"the question has {len(asked)} tokens and leaves {max(room, 0)} of {longest} for the context; "
-                    f"it must leave more than the overlap of {overlap}: shorten it, or pass a smaller overlap"
+                    f"it must leave more than the overlap of {shared}: shorten it, or pass a smaller overlap"
                 )
             begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
             return [
                 ContextRow(
                     [begin, *asked, end, end, *(tokens[i].id for i in window), end], len(asked) + 3, window, tokens
                 )
-                for window in self._windows(tokens, room, overlap)
+                for window in self._windows(tokens, room, shared)
             ]
 
         for encoded, logits in run_in_order(

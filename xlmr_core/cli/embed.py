@@ -1,0 +1,38 @@
+"""`xlmr embed`"""
+
+from typing import Any
+
+import click
+from torch import Tensor
+
+from xlmr_core.cli.rows import Row
+from xlmr_core.cli.task import Command, run, task_options
+from xlmr_core.tasks import Embed
+
+SHOWN = 6  # numbers of a vector
+
+
+@click.command("embed")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@task_options()
+@click.option("--field", default="text", show_default=True, help="The field of the input that has the text.")
+@click.option("--prompt", help="The name of a prompt of the checkpoint (query), or text to put before each text.")
+@click.option("--dimensions", type=click.IntRange(min=1), help="Keep so many leading numbers of each vector.")
+def command(texts: tuple[str, ...], field: str, prompt: str | None, dimensions: int | None, **common: Any) -> None:
+    """Turn each TEXT, or each row of the input, into a vector. --output also takes npy and safetensors files.
+
+    \b
+    xlmr embed --input texts.txt --output vectors.npy --model BAAI/bge-m3
+    """
+    options = {"prompt": prompt, "dimensions": dimensions}
+    run(Command("embed", Embed, {"text": field}, _record, _show, ("embedding",), options=options), texts, common)
+
+
+def _record(vector: Tensor) -> dict[str, Any]:
+    return {"embedding": vector.tolist()}
+
+
+def _show(row: Row, vector: Tensor) -> list[str]:
+    numbers = " ".join(f"{number:.4f}" for number in vector[:SHOWN].tolist())
+    rest = " ..." if len(vector) > SHOWN else ""
+    return [row.value, f"  {len(vector)} numbers: {numbers}{rest}"]
