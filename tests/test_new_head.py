@@ -73,8 +73,8 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_it_is_saved_and_loaded(folder: Path) -> None:
     model = ForTwoScores.from_pretrained(folder)
-    assert {fate.status for fate in model.load_report.model_keys.values()} == {"loaded"}
-    assert {fate.status for fate in model.load_report.checkpoint_keys.values()} == {"loaded"}
+    assert {entry.status for entry in model.load_report.model_keys.values()} == {"loaded"}
+    assert {entry.status for entry in model.load_report.checkpoint_keys.values()} == {"loaded"}
     assert json.loads((folder / "config.json").read_text())["architectures"] == []  # transformers has no such class
     again = ForTwoScores.from_pretrained(folder).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
@@ -84,7 +84,7 @@ def test_a_checkpoint_without_it_is_refused_unless_a_new_head_is_asked_for(toy_c
     with pytest.raises(CheckpointError, match=r"ForTwoScores needs the group regression \(regression\.dense\.weight"):
         ForTwoScores.from_pretrained(toy_checkpoint)
     model = ForTwoScores.from_pretrained(toy_checkpoint, new_head=True)
-    filled = {name for name, fate in model.load_report.model_keys.items() if fate.status == "filled"}
+    filled = {name for name, entry in model.load_report.model_keys.items() if entry.status == "filled"}
     assert filled == {f"regression.{part}.{leaf}" for part in ("dense", "scores") for leaf in ("weight", "bias")}
     with pytest.raises(ValueError, match="ForTwoScores has no classes to name"):
         ForTwoScores.from_pretrained(toy_checkpoint, new_head=True, labels=["a", "b"])

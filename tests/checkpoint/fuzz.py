@@ -37,7 +37,7 @@ with atheris.instrument_imports(include=["xlmr_core.checkpoint"]):
     from xlmr_core.checkpoint.files import open_weights, read_config, read_index
     from xlmr_core.checkpoint.layouts import LAYOUTS, expand
     from xlmr_core.checkpoint.mapping import make_plan
-    from xlmr_core.checkpoint.sentence import carried_from
+    from xlmr_core.checkpoint.sentence_transformers import carried_from
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM, model_classes
@@ -211,7 +211,7 @@ def keys(data: bytes, folder: Path) -> None:
         elif len(found) > 1:
             del found[place]
     plan = make_plan(CONFIG, dict.fromkeys(found), cls.spec, cls.__name__, new_head=choose.ConsumeBool())
-    lost = [key for key in found if key not in plan.fates]
+    lost = [key for key in found if key not in plan.statuses]
     assert not lost or plan.problems, f"nothing is said of {lost}"
     if plan.problems:
         raise CheckpointError("\n".join(plan.problems))

@@ -94,7 +94,7 @@ def test_its_layout_has_a_key_for_every_tensor_and_is_recognised(entry: Publishe
     assert len(keys) == len(set(keys))
     plan = make_plan(config, keys, cls.spec, cls.__name__)
     assert plan.problems == []
-    assert (plan.layout.target, plan.config.norm_first) == (entry.layout, config.norm_first)
+    assert (plan.layout.family, plan.config.norm_first) == (entry.layout, config.norm_first)
     assert plan.sources.keys() | plan.zeros.keys() == sources.keys()
 
 

@@ -22,13 +22,13 @@ from xlmr_core import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel, 
 from xlmr_core.checkpoint import CheckpointError
 from xlmr_core.checkpoint.convert import convert
 from xlmr_core.checkpoint.files import open_weights
-from xlmr_core.checkpoint.layouts import TARGETS
+from xlmr_core.checkpoint.layouts import FAMILIES
 
 # fairseq's eps is 1e-5, always.
 POST_NORM = replace(reference.POST_NORM, num_hidden_layers=2, layer_norm_eps=1e-5)
 CONFIGS = {"post-norm": POST_NORM, "pre-norm": replace(POST_NORM, norm_first=True)}
 LEAVES_OUT = {"torchtext": ["lm_head"], "torchtext-0.14": ["lm_head"]}  # torchtext has only the encoder
-WAYS = [(kind, to) for kind in CONFIGS for to in TARGETS if kind == "post-norm" or to in ("hf", "native", "fairseq")]
+WAYS = [(kind, to) for kind in CONFIGS for to in FAMILIES if kind == "post-norm" or to in ("hf", "native", "fairseq")]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_there_and_back(kind: str, to: str, sources: dict, tmp_path: Path) -> No
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert there.source_keys.keys() == load_file(sources[kind] / "model.safetensors").keys()
-    lost = {key for key, fate in there.source_keys.items() if fate.status == "dropped"}
+    lost = {key for key, entry in there.source_keys.items() if entry.status == "dropped"}
     assert lost == {key for key in there.source_keys if drop and key.startswith("lm_head.")}
     assert set(back.written_keys) == set(after)
     cls = XLMRobertaModel if drop else XLMRobertaForMaskedLM
@@ -119,7 +119,7 @@ def test_a_fairseq_tar_becomes_a_folder_for_transformers(tmp_path: Path, toy_che
         assert torch.equal(ours[real], model(**batch).logits[real])
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", FAMILIES)
 def test_the_same_bytes_every_time(to: str, sources: dict, tmp_path: Path) -> None:
     for name in ("a", "b"):
         convert(sources["post-norm"], tmp_path / name, to, drop=LEAVES_OUT.get(to, []))
@@ -335,7 +335,7 @@ def test_a_part_without_a_place_must_be_dropped_by_name(folders: dict, sources: 
     ):
         convert(sources["post-norm"], tmp_path / "out", "torchtext")
     report = convert(folders["encoder"], tmp_path / "out", "native", drop=["pooler"])
-    dropped = {key: fate.why for key, fate in report.source_keys.items() if fate.status == "dropped"}
+    dropped = {key: entry.why for key, entry in report.source_keys.items() if entry.status == "dropped"}
     assert dropped == dict.fromkeys(("pooler.dense.weight", "pooler.dense.bias"), "left out on purpose")
     with pytest.raises(CheckpointError, match="there is no group 'poolers' to drop"):
         convert(folders["encoder"], tmp_path / "other", "native", drop=["poolers"])

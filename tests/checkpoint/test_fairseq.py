@@ -19,7 +19,7 @@ from xlmr_core.checkpoint import CheckpointError
 from xlmr_core.checkpoint.convert import convert
 from xlmr_core.checkpoint.fairseq import FIXED, settings_for
 from xlmr_core.checkpoint.inspection import inspect_checkpoint
-from xlmr_core.checkpoint.layouts import TARGETS
+from xlmr_core.checkpoint.layouts import FAMILIES
 from xlmr_core.checkpoint.mapping import make_plan
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
@@ -29,7 +29,7 @@ POST_NORM = replace(reference.POST_NORM, num_hidden_layers=FACTS["layers"], laye
 PRE_NORM = replace(POST_NORM, norm_first=True)
 COPIES = ("in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias")
 COPIES += ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
-FAIRSEQ_TARGETS = [target for target in TARGETS if target.startswith("fairseq")]
+FAIRSEQ_FAMILIES = [family for family in FAMILIES if family.startswith("fairseq")]
 
 
 def write(folder: Path, state: Mapping[str, Tensor], config: XLMRobertaConfig, **settings: Any) -> Path:
@@ -73,7 +73,7 @@ def test_copies_for_the_fast_path_are_dropped(config: XLMRobertaConfig, states: 
         assert torch.equal(tensor, expected.state_dict()[name]), name
     report = model.load_report
     assert report is not None
-    dropped = {key: fate.why for key, fate in report.checkpoint_keys.items() if fate.status == "dropped"}
+    dropped = {key: entry.why for key, entry in report.checkpoint_keys.items() if entry.status == "dropped"}
     assert len(dropped) == 8 * FACTS["layers"] + 1  # and the version
     assert "fast path of fairseq 0.12.2" in dropped["encoder.sentence_encoder.layers.1.in_proj_weight"]
     assert inspect_checkpoint(folder).problems == ()
@@ -172,7 +172,7 @@ def test_the_keys_that_fairseq_writes_are_all_known(kind: str) -> None:
     config = PRE_NORM if kind.endswith("pre-norm") else POST_NORM
     plan = make_plan(config, keys, XLMRobertaForMaskedLM.spec, "XLMRobertaForMaskedLM")
     assert plan.problems == []
-    assert plan.fates.keys() == set(keys)
+    assert plan.statuses.keys() == set(keys)
     assert plan.config.norm_first == config.norm_first
 
 
@@ -196,7 +196,7 @@ def test_what_fairseq_would_compute_otherwise_is_not_written() -> None:
         settings_for(replace(POST_NORM, tie_word_embeddings=False), both, "fairseq-0.9")
 
 
-@pytest.mark.parametrize("to", FAIRSEQ_TARGETS)
+@pytest.mark.parametrize("to", FAIRSEQ_FAMILIES)
 def test_the_report_says_what_fairseq_does_not_open(to: str, states: dict, tmp_path: Path) -> None:
     folder = write(tmp_path / "a", states[False], POST_NORM)
     assert "without an LM head" not in str(convert(folder, tmp_path / "b", to))

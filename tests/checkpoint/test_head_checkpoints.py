@@ -145,7 +145,7 @@ def test_inspect_names_the_class(norms: str, kind: str, head_folders: dict) -> N
     assert found.model == f"XLMRoberta{kind}"
     assert not found.problems
     assert found.tied is None
-    assert {info.fate.status for info in found.keys if info.fate is not None} == {"loaded"}
+    assert {info.status.status for info in found.keys if info.status is not None} == {"loaded"}
 
 
 def test_inspect_tells_a_tagger_beside_a_pooler_from_multiple_choice(head_folders: dict, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_missing_head_is_refused_or_new(head: str, kind: str, folders: dict) -
     model = cls.from_pretrained(folders[kind], new_head=True)
     report = model.load_report
     assert report is not None
-    filled = {key for key, fate in report.model_keys.items() if fate.status == "filled"}
+    filled = {key for key, entry in report.model_keys.items() if entry.status == "filled"}
     own = {key for key in model.state_dict() if not key.startswith("encoder.")}
     assert filled == own | {key for key in model.state_dict() if "pooler" in key}
     assert {report.model_keys[key].why for key in filled} == {"initialised: a new head, as the checkpoint has none"}
@@ -283,7 +283,7 @@ def test_the_bare_encoder_drops_a_head_and_says_so(norms: str, kind: str, head_f
     model = XLMRobertaModel.from_pretrained(head_folders[norms, kind])
     report = model.load_report
     assert report is not None
-    dropped = {key: fate.why for key, fate in report.checkpoint_keys.items() if fate.status == "dropped"}
+    dropped = {key: entry.why for key, entry in report.checkpoint_keys.items() if entry.status == "dropped"}
     assert dropped.keys() == {f"{name}.{leaf}" for name in HEAD_KEYS[kind] for leaf in ("weight", "bias")}
     group = {"ForSequenceClassification": "sequence_classifier", "ForQuestionAnswering": "qa_outputs"}.get(
         kind, "linear_classifier"

@@ -471,7 +471,7 @@ def test_any_set_of_keys(missing: set[str], added: set[str]) -> None:
     table = {"decoder.sentence_encoder.embed_tokens.weight", "decoder.lm_head.weight"}
     harmless = len(missing & table) < 2 and missing <= table and not added - set(KEYS)
     assert (not plan.problems) == harmless
-    assert all(key in plan.fates or any(repr(key) in problem for problem in plan.problems) for key in keys)
+    assert all(key in plan.statuses or any(repr(key) in problem for problem in plan.problems) for key in keys)
 
 
 def test_names_with_control_characters_do_not_reach_the_terminal(fairseq: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from checkpoint import hub_server, published
 from checkpoint.hub_server import COMMIT, Behaviour, serve
 from checkpoint.published import write_m3
-from checkpoint.test_sentence import assert_same_sentences, files_of, sentence_folder
+from checkpoint.test_sentence_transformers import assert_same_sentences, files_of, sentence_folder
 from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError, cache, find_tokenizer, guard, inspect_checkpoint

@@ -22,7 +22,7 @@ def test_a_sound_checkpoint(kind: str, folders: dict) -> None:
     assert found.num_bytes == sum(tensor.nbytes for tensor in tensors.values())
     assert found.tied == (None if kind.startswith("encoder") else True)
     assert found.model == ("XLMRobertaModel" if kind.startswith("encoder") else "XLMRobertaForMaskedLM")
-    assert {info.fate.status for info in found.keys if info.fate is not None} == {"loaded"}
+    assert {info.status.status for info in found.keys if info.status is not None} == {"loaded"}
     assert all(info.values is None for info in found.keys)
 
 
@@ -58,8 +58,8 @@ def test_integers_have_values_too(folders: dict, tmp_path: Path) -> None:
     info = next(info for info in found.keys if info.key == "embeddings.position_ids")
     assert info.values is not None
     assert info.values.norm == pytest.approx(math.sqrt(30 * 31 * 61 / 6))
-    assert info.fate is not None
-    assert info.fate.status == "dropped"
+    assert info.status is not None
+    assert info.status.status == "dropped"
 
 
 def test_differences_are_told_not_raised(folders: dict, tmp_path: Path) -> None:

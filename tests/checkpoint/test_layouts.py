@@ -8,7 +8,7 @@ import torch
 from checkpoint import published
 
 import xlmr_core
-from xlmr_core.checkpoint.layouts import LAYOUTS, Layout, expand, layout_for, nest
+from xlmr_core.checkpoint.layouts import LAYOUTS, KeyLayout, expand, layout_for, nest
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
@@ -18,13 +18,13 @@ OWN_CLASSES = [cls for name in xlmr_core.__all__ if hasattr(cls := getattr(xlmr_
 LAYOUT_NAMES = [layout.name for layout in LAYOUTS]
 
 
-def config_for(layout: Layout, *, tied: bool = True) -> XLMRobertaConfig:
+def config_for(layout: KeyLayout, *, tied: bool = True) -> XLMRobertaConfig:
     return replace(reference.POST_NORM, norm_first=layout.norm_first, tie_word_embeddings=tied)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_NAMES)
-def test_each_layout_is_a_bijection_onto_our_state_dicts(layout: Layout, tied: bool) -> None:
+def test_each_layout_is_a_bijection_onto_our_state_dicts(layout: KeyLayout, tied: bool) -> None:
     """For every class that the layout has the groups of: each tensor of ours has one place, each key one tensor."""
     config = config_for(layout, tied=tied)
     checked = 0
@@ -46,7 +46,7 @@ def test_each_layout_is_a_bijection_onto_our_state_dicts(layout: Layout, tied: b
         tied_away = {"lm_head.decoder.weight"} if tied else set()
         assert set(ours) == model.state_dict().keys() - tied_away
         checked += 1
-    assert checked == {"hf": 7, "native": 7, "torchtext": 1}.get(layout.target.split("-")[0], 3)
+    assert checked == {"hf": 7, "native": 7, "torchtext": 1}.get(layout.family.split("-")[0], 3)
 
 
 def test_a_fused_tensor_is_ours_in_equal_parts() -> None:
@@ -61,7 +61,7 @@ def test_every_target_is_found_again() -> None:
     """`layout_for` gives each layout for the classes it is written for, and None where a format has no such model."""
     for layout in LAYOUTS:
         cls = XLMRobertaForMaskedLM if layout.with_prefix in (True, None) else XLMRobertaModel
-        assert layout_for(layout.target, cls.spec, layout.norm_first) is layout
+        assert layout_for(layout.family, cls.spec, layout.norm_first) is layout
     assert layout_for("torchtext", XLMRobertaModel.spec, True) is None
     assert layout_for("fairseq-0.9", XLMRobertaModel.spec, True) is None
     post_norm, pre_norm = (layout_for("fairseq", XLMRobertaModel.spec, norm_first) for norm_first in (False, True))

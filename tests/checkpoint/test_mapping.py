@@ -171,13 +171,13 @@ def test_the_published_extras_are_dropped_with_a_reason(folders: dict, tmp_path:
     model = XLMRobertaForMaskedLM.from_pretrained(published.rewritten(folders["masked-lm"], tmp_path, tensors | extras))
     report = model.load_report
     assert report is not None
-    fates = report.checkpoint_keys
-    assert fates.keys() == tensors.keys() | extras.keys()
-    assert {key for key, fate in fates.items() if fate.status == "loaded"} == tensors.keys()
-    assert str(fates[DECODER]) == f"tied = {WORD_TABLE}"
-    assert str(fates["lm_head.decoder.bias"]) == "tied = lm_head.bias"
-    assert "counts 0, 1, 2" in fates["roberta.embeddings.position_ids"].why
-    assert {fates[key].why for key in pooler} == {"XLMRobertaForMaskedLM has no pooler"}
+    statuses = report.checkpoint_keys
+    assert statuses.keys() == tensors.keys() | extras.keys()
+    assert {key for key, entry in statuses.items() if entry.status == "loaded"} == tensors.keys()
+    assert str(statuses[DECODER]) == f"tied = {WORD_TABLE}"
+    assert str(statuses["lm_head.decoder.bias"]) == "tied = lm_head.bias"
+    assert "counts 0, 1, 2" in statuses["roberta.embeddings.position_ids"].why
+    assert {statuses[key].why for key in pooler} == {"XLMRobertaForMaskedLM has no pooler"}
     assert report.model_keys.keys() == model.state_dict().keys()
     assert str(report.model_keys[DECODER]) == "tied = encoder.embeddings.word_embeddings.weight"
     assert "checkpoint keys: 58 loaded, 2 tied, 3 dropped" in str(report)
@@ -284,8 +284,8 @@ def test_every_key_has_exactly_one_fate(kind: str, cls: Any, folders: dict) -> N
         assert cls is XLMRobertaForMaskedLM
         assert kind.startswith("encoder")
         return
-    assert plan.fates.keys() == keys
-    loaded = {key: fate.why for key, fate in plan.fates.items() if fate.status == "loaded"}
+    assert plan.statuses.keys() == keys
+    loaded = {key: entry.why for key, entry in plan.statuses.items() if entry.status == "loaded"}
     assert {ours: Source(key) for key, ours in loaded.items()} == plan.sources
 
 

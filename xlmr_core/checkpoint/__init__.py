@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from xlmr_core.checkpoint.files import bundled
     from xlmr_core.checkpoint.inspection import Inspection, inspect_checkpoint
     from xlmr_core.checkpoint.loading import find_tokenizer, load_pretrained, save_pretrained
-    from xlmr_core.checkpoint.mapping import Fate, LoadReport
+    from xlmr_core.checkpoint.mapping import KeyStatus, LoadReport
     from xlmr_core.errors import CheckpointError
 
 __all__ = [
     "CheckpointError",
-    "Fate",
     "Inspection",
+    "KeyStatus",
     "LoadReport",
     "bundled",
     "find_tokenizer",
@@ -37,7 +37,7 @@ __getattr__, __dir__ = lazy(
         "files": ["bundled"],
         "inspection": ["Inspection", "inspect_checkpoint"],
         "loading": ["find_tokenizer", "load_pretrained", "save_pretrained"],
-        "mapping": ["Fate", "LoadReport"],
+        "mapping": ["KeyStatus", "LoadReport"],
         "xlmr_core.errors": ["CheckpointError"],
     },
 )

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,20 +44,21 @@ from xlmr_core.checkpoint.loading import (
 from xlmr_core.checkpoint.mapping import (
     Export,
     ExportPlan,
-    Fate,
+    KeyStatus,
     Plan,
     export_plan,
     lossy,
     make_plan,
 )
-from xlmr_core.checkpoint.sentence import Carried, carried_from
-from xlmr_core.checkpoint.writing import STORAGES, Entry, Tick, no_tick, write_safetensors, write_torch, written_once
+from xlmr_core.checkpoint.sentence_transformers import Carried, carried_from
+from xlmr_core.checkpoint.writing import STORAGES, Entry, write_safetensors, write_torch, written_once
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
 from xlmr_core.formatting import dtype_name
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.json_files import TOKENIZER_LIMIT, check_size, read_json_object
 from xlmr_core.paths import StrPath
+from xlmr_core.progress import Tick, no_tick
 from xlmr_core.spec import files_beside, known_groups, spec_of
 
 FOLDED = "note: the token type was added to every position row, as asked: the same model up to rounding"
@@ -71,14 +72,14 @@ class ConversionReport:
     source: Path
     destination: Path
     layouts: tuple[str, str]  # read, written
-    source_keys: Mapping[str, Fate]
+    source_keys: Mapping[str, KeyStatus]
     written_keys: Mapping[str, tuple[str, ...]]  # in our names; empty for a constant of the format
     num_bytes: int  # of the tensors that were written; in a form that can share, a tied one counts once
     files: tuple[str, ...]  # in the destination
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        statuses = [fate.status for fate in self.source_keys.values()]
+        statuses = [entry.status for entry in self.source_keys.values()]
         counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
         return "\n".join(
             [
@@ -93,7 +94,7 @@ class ConversionReport:
 
     def details(self) -> str:
         """The report with a line for every key."""
-        read = [f"  {key!r} {fate}" for key, fate in self.source_keys.items()]
+        read = [f"  {key!r} {entry}" for key, entry in self.source_keys.items()]
         written = [f"  {key!r} <- {' + '.join(ours) or 'constant'}" for key, ours in self.written_keys.items()]
         return "\n".join([str(self), "read:", *read, "written:", *written])
 
@@ -109,7 +110,7 @@ def convert(
     progress: bool = False,
     **hub: Unpack[HubOptions],
 ) -> ConversionReport:
-    """Writes `source` (see `load_pretrained`) to the new folder `destination`, in the layout `to`, one of TARGETS.
+    """Writes `source` (see `load_pretrained`) to the new folder `destination`, in the layout `to`, one of FAMILIES.
 
     dtype None keeps that of each tensor; a narrower one rounds, and is refused where a finite number would become
     infinite. drop: groups to leave out on purpose ("pooler", "lm_head", ...); any other tensor must have a place.
@@ -168,7 +169,7 @@ def convert(
         source=files.weights,
         destination=destination,
         layouts=(plan.layout.name, exports.layout.name),
-        source_keys={key: dropped.get(key) or plan.fates[key] for key in weights},
+        source_keys={key: dropped.get(key) or plan.statuses[key] for key in weights},
         written_keys={export.key: export.ours for export in exports.exports},
         num_bytes=num_bytes,
         files=names,
@@ -187,14 +188,14 @@ def convert(
 
 def _plan(
     config: XLMRobertaConfig, weights: Mapping[str, Tensor], files: Files, drop: Collection[str]
-) -> tuple[Plan, dict[str, Fate]]:
+) -> tuple[Plan, dict[str, KeyStatus]]:
     """What the file holds, for a class that has every group of it, and the fates of what is dropped on purpose."""
     unknown = sorted(set(drop) - known_groups().keys())
     if unknown:
         raise CheckpointError(f"there is no group {unknown[0]!r} to drop: one of {', '.join(known_groups())}")
     whole = _whole_plan(config, dict(weights), files)
     unwanted = {key for slot in whole.slots for key, group in slot.keys.items() if group in drop}
-    dropped = {key: Fate("dropped", "left out on purpose") for key in weights if key in unwanted}
+    dropped = {key: KeyStatus("dropped", "left out on purpose") for key in weights if key in unwanted}
     if dropped:
         whole = _whole_plan(config, {key: weights[key] for key in weights if key not in dropped}, files)
     return whole, dropped
@@ -236,11 +237,11 @@ def _entries(exports: ExportPlan, weights: Mapping[str, Tensor], dtype: torch.dt
     return entries
 
 
-def _reader(export: Export, weights: Mapping[str, Tensor]) -> Any:
+def _reader(export: Export, weights: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     return lambda: export.read(weights)
 
 
-def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Any) -> list[Entry]:
+def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Tick) -> list[Entry]:
     """Writes the heads that the published form has in files of their own, and says which entries they were."""
     apart: list[Entry] = []
     for group, file in files_beside().items():

@@ -131,8 +131,8 @@ def note_on(settings: Mapping[str, Any] | None) -> tuple[str, ...]:
     )
 
 
-def settings_for(config: XLMRobertaConfig, groups: Collection[str], target: str) -> dict[str, Any]:
-    """fairseq's settings for a file with these groups, to be written in the layout `target`.
+def settings_for(config: XLMRobertaConfig, groups: Collection[str], family: str) -> dict[str, Any]:
+    """fairseq's settings for a file with these groups, to be written in the layout `family`.
 
     They are all that the code of 0.9.0, 0.10.2, 0.12.2 and the last state of its repository reads to build the model,
     with and without a default. Raises CheckpointError for what fairseq cannot express.
@@ -152,7 +152,7 @@ def settings_for(config: XLMRobertaConfig, groups: Collection[str], target: str)
             f"fairseq uses activation_fn in the LM head too: with hidden_act {config.hidden_act!r} it would give other "
             "logits. Leave lm_head out on purpose (drop), or choose another layout"
         )
-    if target == "fairseq-0.9" and not config.tie_word_embeddings:
+    if family == "fairseq-0.9" and not config.tie_word_embeddings:
         raise CheckpointError("fairseq 0.9 always ties the decoder to the word table: choose another layout")
     own = config.classifier_dropout
     return {
@@ -173,14 +173,14 @@ def settings_for(config: XLMRobertaConfig, groups: Collection[str], target: str)
     }
 
 
-def notes_for(config: XLMRobertaConfig, groups: Collection[str], target: str) -> tuple[str, ...]:
-    """What a report should say of a file written in the layout `target`."""
+def notes_for(config: XLMRobertaConfig, groups: Collection[str], family: str) -> tuple[str, ...]:
+    """What a report should say of a file written in the layout `family`."""
     notes: list[str] = []
     if "lm_head" not in groups:
         notes.append(
             "note: without an LM head the file is not opened by fairseq's own from_pretrained, which loads strictly"
         )
-    if target == "fairseq" and not config.norm_first and not config.tie_word_embeddings:
+    if family == "fairseq" and not config.norm_first and not config.tie_word_embeddings:
         notes.append("note: fairseq 0.9 ties the decoder to the word table all the same; later versions do not")
     return tuple(notes)
 

@@ -17,7 +17,7 @@ from xlmr_core.checkpoint.cache import COMMIT, NOT_CHECKED, verify
 from xlmr_core.checkpoint.catalogue import near_names
 from xlmr_core.checkpoint.files import CONFIG, TOKENIZER, WEIGHTS, Files, read_config, read_index
 from xlmr_core.checkpoint.guard import HubBusyError, guarded
-from xlmr_core.checkpoint.sentence import MODULES, file_names, transformer_path
+from xlmr_core.checkpoint.sentence_transformers import MODULES, file_names, transformer_path
 from xlmr_core.errors import CheckpointError
 from xlmr_core.hub_options import HubOptions
 

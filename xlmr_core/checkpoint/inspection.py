@@ -18,8 +18,8 @@ from xlmr_core.checkpoint.loading import (
     plan_for,
     value_problems,
 )
-from xlmr_core.checkpoint.mapping import Fate, Plan
-from xlmr_core.checkpoint.sentence import MODULES, read_sentence_config
+from xlmr_core.checkpoint.mapping import KeyStatus, Plan
+from xlmr_core.checkpoint.sentence_transformers import MODULES, read_sentence_config
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
 from xlmr_core.formatting import dtype_name
@@ -43,13 +43,13 @@ class Values:
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """One key of a file. `fate` is None for a key that has no place in the nearest layout."""
+    """One key of a file. `status` is None for a key that the nearest key layout does not have."""
 
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     num_bytes: int
-    fate: Fate | None
+    status: KeyStatus | None
     values: Values | None
 
 
@@ -94,7 +94,7 @@ class Inspection:
             line = f"{name:{width}}  {dtype:8}  {shape:14}  {info.num_bytes:>13,}"
             if info.values is not None:
                 line += f"  norm {info.values.norm:<10.4g}  nan {info.values.nan}  inf {info.values.inf}"
-            lines.append(f"{line}  {info.fate or 'UNKNOWN'}")
+            lines.append(f"{line}  {info.status or 'UNKNOWN'}")
         if self.not_finite:
             lines.append(f"NOT FINITE: {', '.join(self.not_finite)}")
         return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in self.problems)])
@@ -125,7 +125,7 @@ def inspect_checkpoint(
             tensor.dtype,
             tuple(tensor.shape),
             tensor.numel() * tensor.element_size(),
-            plan.fates.get(key),
+            plan.statuses.get(key),
             _values(tensor) if values else None,
         )
         for key, tensor in weights.items()

@@ -116,11 +116,11 @@ TORCHTEXT_NEWER: Rows = (  # what its model writes since it is built of torch.nn
 
 
 @dataclass(frozen=True)
-class Layout:
+class KeyLayout:
     """One way to name the tensors in a file."""
 
     name: str
-    target: str  # what the converter calls it; two layouts of one target differ in norm_first or with_prefix
+    family: str  # what the converter calls it; two layouts of one family differ in norm_first or with_prefix
     norm_first: bool
     groups: Mapping[str, Rows]  # a group is in a file as a whole or not at all
     our_heads: bool = False  # whether every head that is not among the groups has our own names in it
@@ -139,12 +139,12 @@ def _prefixed(prefix: str, rows: Rows) -> Rows:
     return tuple((ours, prefix + theirs) for ours, theirs in rows)
 
 
-def _hf_layout(prefix: str, norm_first: bool) -> Layout:
+def _hf_layout(prefix: str, norm_first: bool) -> KeyLayout:
     """transformers' names. It puts `roberta.` before the encoder's keys in every class with a head."""
     encoder = HF_EMBEDDINGS + HF_SUBLAYERS + (HF_PRE_NORMS if norm_first else HF_POST_NORMS)
-    return Layout(
+    return KeyLayout(
         name=f"HF {'pre-norm (XL)' if norm_first else 'post-norm'} {'with' if prefix else 'without'} 'roberta.'",
-        target="hf",
+        family="hf",
         norm_first=norm_first,
         with_prefix=bool(prefix),
         groups={
@@ -159,16 +159,16 @@ def _hf_layout(prefix: str, norm_first: bool) -> Layout:
     )
 
 
-def _native_layout(prefix: str, norm_first: bool) -> Layout:
+def _native_layout(prefix: str, norm_first: bool) -> KeyLayout:
     """Our own names, as in `state_dict()`: each table with its left side on both sides."""
     encoder = HF_EMBEDDINGS + HF_SUBLAYERS + (HF_PRE_NORMS if norm_first else HF_POST_NORMS)
     decoder: ByTie = {
         True: (("lm_head.decoder.bias", "lm_head.decoder.bias"),),
         False: (("lm_head.decoder.*", "lm_head.decoder.*"),),
     }
-    return Layout(
+    return KeyLayout(
         name=f"native {'pre-norm' if norm_first else 'post-norm'} {'with' if prefix else 'without'} 'encoder.'",
-        target="native",
+        family="native",
         norm_first=norm_first,
         with_prefix=bool(prefix),
         groups={
@@ -186,8 +186,8 @@ def _same(names: Iterable[str]) -> Rows:
 
 
 def _fairseq_layout(
-    name: str, target: str, root: str, projections: Rows, embedding_norm: str | None, *, version: bool
-) -> Layout:
+    name: str, family: str, root: str, projections: Rows, embedding_norm: str | None, *, version: bool
+) -> KeyLayout:
     """fairseq's names: `root` is `decoder.` or `encoder.`; no `embedding_norm` means pre-norm, with a final norm."""
     norm: Rows = (
         (("embeddings.norm.*", f"{embedding_norm}.*"),) if embedding_norm else (("final_norm.*", "layer_norm.*"),)
@@ -196,9 +196,9 @@ def _fairseq_layout(
     lm_head: Rows = (("lm_head.dense.*", "lm_head.dense.*"), ("lm_head.norm.*", "lm_head.layer_norm.*"))
     versions = (FAIRSEQ_VERSION, *OLD_FAIRSEQ_VERSIONS) if embedding_norm else (FAIRSEQ_VERSION,)
     copies = [f"{root}sentence_encoder.layers.{{i}}.{name}" for name in FAIRSEQ_COPIES]
-    return Layout(
+    return KeyLayout(
         name=name,
-        target=target,
+        family=family,
         norm_first=embedding_norm is None,
         groups={
             "encoder": _prefixed(f"{root}sentence_encoder.", embeddings + projections + FAIRSEQ_LAYERS + norm),
@@ -220,11 +220,11 @@ def _fairseq_layout(
     )
 
 
-def _torchtext_layout(name: str, target: str, layers: Rows) -> Layout:
+def _torchtext_layout(name: str, family: str, layers: Rows) -> KeyLayout:
     """torchtext's encoder. Its pre-norm variant has the same keys, so it cannot be told apart and is not supported."""
-    return Layout(
+    return KeyLayout(
         name=name,
-        target=target,
+        family=family,
         norm_first=False,
         groups={"encoder": _prefixed("encoder.transformer.", TORCHTEXT_EMBEDDINGS + layers)},
         fills={TOKEN_TYPES: "zeros: torchtext has no token types"},
@@ -244,7 +244,7 @@ LAYOUTS = (
     _torchtext_layout("torchtext", "torchtext", TORCHTEXT_PUBLISHED),
     _torchtext_layout("torchtext 0.14", "torchtext-0.14", TORCHTEXT_NEWER),
 )
-TARGETS = tuple(dict.fromkeys(layout.target for layout in LAYOUTS))
+FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Slot:
 
 
 def expand(
-    layout: Layout, config: XLMRobertaConfig, spec: ModelSpec, heads: Sequence[str] = (FAIRSEQ_HEAD,)
+    layout: KeyLayout, config: XLMRobertaConfig, spec: ModelSpec, heads: Sequence[str] = (FAIRSEQ_HEAD,)
 ) -> list[Slot]:
     """Every tensor of every group of `layout`, its names written out. heads: the names of fairseq's heads."""
     tied = config.tie_word_embeddings
@@ -307,10 +307,10 @@ def literal(rows: Rows, num_layers: int, heads: Sequence[str]) -> Iterator[tuple
                     yield tuple(written[:-1]), written[-1]
 
 
-def layout_for(target: str, spec: ModelSpec, norm_first: bool) -> Layout | None:
+def layout_for(family: str, spec: ModelSpec, norm_first: bool) -> KeyLayout | None:
     """The layout to write for a class, or None where the format has no such model."""
     for layout in LAYOUTS:
         fits = layout.with_prefix in (None, spec.with_prefix)
-        if fits and layout.target == target and layout.norm_first == norm_first:
+        if fits and layout.family == family and layout.norm_first == norm_first:
             return layout
     return None

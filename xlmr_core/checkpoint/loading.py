@@ -33,7 +33,7 @@ from xlmr_core.checkpoint.files import (
 )
 from xlmr_core.checkpoint.layouts import expand, layout_for
 from xlmr_core.checkpoint.mapping import (
-    Fate,
+    KeyStatus,
     LoadReport,
     Plan,
     Shape,
@@ -42,7 +42,7 @@ from xlmr_core.checkpoint.mapping import (
     plan_export,
     shape_problems,
 )
-from xlmr_core.checkpoint.sentence import transformer_folder
+from xlmr_core.checkpoint.sentence_transformers import transformer_folder
 from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.config import LONGEST_MESSAGE, XLMRobertaConfig
 from xlmr_core.devices import check_device
@@ -121,10 +121,10 @@ def load_pretrained(
         model=cls.__name__,
         source=str(files.weights),
         layout=plan.layout.name,
-        checkpoint_keys={key: plan.fates[key] for key in weights},
-        model_keys={ours: Fate("loaded", str(source)) for ours, source in plan.sources.items()}
-        | {ours: Fate("filled", why) for ours, why in (plan.zeros | fresh).items()}
-        | {copy: Fate("tied", first) for copy, first in tied.items()},
+        checkpoint_keys={key: plan.statuses[key] for key in weights},
+        model_keys={ours: KeyStatus("loaded", str(source)) for ours, source in plan.sources.items()}
+        | {ours: KeyStatus("filled", why) for ours, why in (plan.zeros | fresh).items()}
+        | {copy: KeyStatus("tied", first) for copy, first in tied.items()},
         notes=(*notes_on(plan, config), *notes_on_config(files.config)),
     )
     return model.eval()

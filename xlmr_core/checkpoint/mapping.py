@@ -15,9 +15,9 @@ from torch import Tensor
 from xlmr_core.checkpoint.layouts import (
     FAIRSEQ_HEAD,
     FAIRSEQ_HEADS,
+    FAMILIES,
     LAYOUTS,
-    TARGETS,
-    Layout,
+    KeyLayout,
     Slot,
     expand,
     layout_for,
@@ -37,7 +37,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Fate:
+class KeyStatus:
     """What became of one key."""
 
     status: Status
@@ -82,7 +82,7 @@ class Constant:
 class Plan:
     """What to do with each key of a file. It can be carried out if there are no `problems`."""
 
-    layout: Layout
+    layout: KeyLayout
     config: XLMRobertaConfig  # with `norm_first` as the keys have it
     spec: ModelSpec
     class_name: str
@@ -92,7 +92,7 @@ class Plan:
     sources: dict[str, Source] = field(default_factory=dict[str, Source])  # our key -> where to read it
     zeros: dict[str, str] = field(default_factory=dict[str, str])  # our keys that the format fills with 0 -> the reason
     fresh: dict[str, str] = field(default_factory=dict[str, str])  # our keys of a new head -> the reason
-    fates: dict[str, Fate] = field(default_factory=dict[str, Fate])  # by key of the file
+    statuses: dict[str, KeyStatus] = field(default_factory=dict[str, KeyStatus])  # by key of the file
     twins: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # keys that must hold the same bits
     counters: list[str] = field(default_factory=list[str])  # keys that must hold 0, 1, 2, ...
     constants: dict[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])  # keys -> may hold
@@ -122,20 +122,22 @@ def make_plan(
         if found and slot.group in wanted:
             _load(plan, slot, found)
         elif found:
-            plan.fates |= {key: Fate("dropped", f"{class_name} has no {slot.group}") for key in found}
+            plan.statuses |= {key: KeyStatus("dropped", f"{class_name} has no {slot.group}") for key in found}
         elif slot.group in touched or slot.group == "encoder":
             missing.append(next(iter(slot.keys)))
     plan.zeros = {nest(ours, "encoder", spec): why for ours, why in layout.fills.items()}
     plan.counters = [key for key in layout.counters if key in keys]
-    plan.fates |= {key: Fate("dropped", "a buffer that counts 0, 1, 2, ...: no weights") for key in plan.counters}
+    plan.statuses |= {
+        key: KeyStatus("dropped", "a buffer that counts 0, 1, 2, ...: no weights") for key in plan.counters
+    }
     plan.constants = {key: value for key, value in layout.constants.items() if key in keys}
-    plan.fates |= {key: Fate("dropped", "a version number: no weights") for key in plan.constants}
+    plan.statuses |= {key: KeyStatus("dropped", "a version number: no weights") for key in plan.constants}
     for template, why in layout.leftovers.items():
         for _, key in literal(((template, template),), config.num_hidden_layers, heads):
             if key in keys:
-                plan.fates[key] = Fate("dropped", why)
+                plan.statuses[key] = KeyStatus("dropped", why)
 
-    unexpected = [key for key in keys if key not in plan.fates]
+    unexpected = [key for key in keys if key not in plan.statuses]
     if missing or unexpected:
         plan.problems.append(_leftovers(layout, missing, unexpected, slots))
     if "sequence_classifier" in wanted and len(heads) > 1:
@@ -151,15 +153,15 @@ def _load(plan: Plan, slot: Slot, found: list[str]) -> None:
     """Takes the slot's tensors from the first key that the file has; the other names must agree, or are dropped."""
     first, *twins = found
     plan.sources |= {ours: Source(first, part, len(slot.ours)) for part, ours in enumerate(slot.ours)}
-    plan.fates[first] = Fate("loaded", " + ".join(slot.ours))
+    plan.statuses[first] = KeyStatus("loaded", " + ".join(slot.ours))
     for twin in twins:
         if slot.keys[twin] not in plan.groups:
-            plan.fates[twin] = Fate("dropped", f"{plan.class_name} has no {slot.keys[twin]}")
+            plan.statuses[twin] = KeyStatus("dropped", f"{plan.class_name} has no {slot.keys[twin]}")
         elif not plan.config.tie_word_embeddings:
-            plan.fates[twin] = Fate("dropped", f"not in use where the config unties {first}")
+            plan.statuses[twin] = KeyStatus("dropped", f"not in use where the config unties {first}")
         else:
             plan.twins.append((first, twin))
-            plan.fates[twin] = Fate("tied", first)
+            plan.statuses[twin] = KeyStatus("tied", first)
 
 
 def _own_keys(plan: Plan, groups: Collection[str], why: str) -> dict[str, str]:
@@ -206,38 +208,38 @@ class Export:
 class ExportPlan:
     """Every tensor to write, in the order of the layout's table, and what must hold before anything is written."""
 
-    layout: Layout
+    layout: KeyLayout
     exports: tuple[Export, ...]
     must_be_zero: Mapping[str, Source | Constant]  # ours that the format has no place for: lossy unless all 0
 
 
-def export_plan(plan: Plan, target: str) -> ExportPlan:
-    """How the file that `plan` (see `make_plan`) accounts for is written in the layout `target`, one of TARGETS.
+def export_plan(plan: Plan, family: str) -> ExportPlan:
+    """How the file that `plan` (see `make_plan`) accounts for is written in the layout `family`, one of FAMILIES.
 
     Each `Export` is read from the opened file by `export.read(weights)`, so that one tensor at a time is in memory,
-    and no model is built. Check `lossy(...)` before writing. `target` "fairseq" is the layout of 2019 for post-norm
-    and that of XL for pre-norm. Raises CheckpointError for an unknown target, a format that has no such model, or
+    and no model is built. Check `lossy(...)` before writing. `family` "fairseq" is the layout of 2019 for post-norm
+    and that of XL for pre-norm. Raises CheckpointError for an unknown family, a format that has no such model, or
     tensors that it has no name for.
     """
     shape = (plan.config.type_vocab_size, plan.config.hidden_size)  # of the token types: nothing else is filled with 0
     zeros = {ours: Constant(shape) for ours in plan.zeros}
-    return plan_export(target, plan.config, plan.spec, plan.class_name, plan.sources | zeros)
+    return plan_export(family, plan.config, plan.spec, plan.class_name, plan.sources | zeros)
 
 
 def plan_export(
-    target: str,
+    family: str,
     config: XLMRobertaConfig,
     spec: ModelSpec,
     class_name: str,
     sources: Mapping[str, Source] | Mapping[str, Source | Constant],
 ) -> ExportPlan:
     """As `export_plan`, from the places of our tensors instead of a file's plan."""
-    if target not in TARGETS:
-        raise CheckpointError(f"there is no layout {target!r} to write: one of {', '.join(TARGETS)}")
+    if family not in FAMILIES:
+        raise CheckpointError(f"there is no layout {family!r} to write: one of {', '.join(FAMILIES)}")
     kind = "pre-norm" if config.norm_first else "post-norm"
-    layout = layout_for(target, spec, config.norm_first)
+    layout = layout_for(family, spec, config.norm_first)
     if layout is None:
-        raise CheckpointError(f"the layout {target} has no {kind} model")
+        raise CheckpointError(f"the layout {family} has no {kind} model")
     exports: list[Export] = []
     named: set[str] = set()
     for slot in expand(layout, config, spec):
@@ -290,7 +292,7 @@ def shape_problems(plan: Plan, found: Mapping[str, Shape], expected: Mapping[str
     problems: list[str] = []
     for slot in plan.slots:
         for key in slot.keys:
-            used = key in plan.fates and plan.fates[key].status in ("loaded", "tied")
+            used = key in plan.statuses and plan.statuses[key].status in ("loaded", "tied")
             if used and found[key] != (asked := _whole([expected[ours] for ours in slot.ours])):
                 problems.append(f"{key} has shape {found[key]}, but config.json asks for {asked}")
     if len(problems) > LISTED:
@@ -307,7 +309,7 @@ def _found(slot: Slot, keys: Collection[str]) -> list[str]:
     return [key for key in slot.keys if key in keys]
 
 
-def _detect(expansions: Mapping[str, list[Slot]], keys: Collection[str]) -> tuple[Layout, list[str]]:
+def _detect(expansions: Mapping[str, list[Slot]], keys: Collection[str]) -> tuple[KeyLayout, list[str]]:
     """The one layout whose encoder is in the file as a whole, or the nearest one and what speaks against it."""
     scores: dict[str, float] = {}
     for name, slots in expansions.items():
@@ -321,7 +323,7 @@ def _detect(expansions: Mapping[str, list[Slot]], keys: Collection[str]) -> tupl
     return nearest, []
 
 
-def _leftovers(layout: Layout, missing: list[str], unexpected: list[str], slots: list[Slot]) -> str:
+def _leftovers(layout: KeyLayout, missing: list[str], unexpected: list[str], slots: list[Slot]) -> str:
     known = [key for slot in slots for key in slot.keys]
     lines = [f"the keys are not those of any known layout. Nearest: {layout.name}"]
     lines += _listing("missing", missing, unexpected)
@@ -344,14 +346,14 @@ class LoadReport:
     model: str
     source: str
     layout: str
-    checkpoint_keys: Mapping[str, Fate]
-    model_keys: Mapping[str, Fate]
+    checkpoint_keys: Mapping[str, KeyStatus]
+    model_keys: Mapping[str, KeyStatus]
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.model} from {self.source}", f"layout: {self.layout}", *self.notes]
-        for title, fates in (("checkpoint", self.checkpoint_keys), ("model", self.model_keys)):
-            counts = {s: sum(fate.status == s for fate in fates.values()) for s in STATUSES}
+        for title, statuses in (("checkpoint", self.checkpoint_keys), ("model", self.model_keys)):
+            counts = {s: sum(entry.status == s for entry in statuses.values()) for s in STATUSES}
             lines.append(f"{title} keys: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
-            lines += [f"  {key} {fate}" for key, fate in fates.items() if fate.status != "loaded"]
+            lines += [f"  {key} {entry}" for key, entry in statuses.items() if entry.status != "loaded"]
         return "\n".join(lines)

@@ -26,12 +26,12 @@ from xlmr_core.atomic import folder_written_as
 from xlmr_core.checkpoint.files import TOKENIZER, WEIGHTS, Files, open_beside, open_weights, read_config
 from xlmr_core.checkpoint.inspection import best_class
 from xlmr_core.checkpoint.loading import find_checkpoint, find_tokenizer, notes_on_files, same_bits
-from xlmr_core.checkpoint.sentence import carried_from
+from xlmr_core.checkpoint.sentence_transformers import carried_from
 from xlmr_core.errors import CheckpointError
 from xlmr_core.hub_options import HubOptions
-from xlmr_core.lines import read_lines
 from xlmr_core.model import Embeddings, PretrainedModel
 from xlmr_core.paths import StrPath
+from xlmr_core.text_files import read_lines
 from xlmr_core.tokenizer import LEADING_SPECIALS, MASK, SPACE, XLMRobertaTokenizer
 
 if TYPE_CHECKING:

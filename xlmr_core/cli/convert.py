@@ -6,7 +6,7 @@ import click
 import torch
 
 from xlmr_core.checkpoint.convert import convert
-from xlmr_core.checkpoint.layouts import TARGETS
+from xlmr_core.checkpoint.layouts import FAMILIES
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.spec import known_groups
 
@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.command("convert")
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(TARGETS), required=True, help="The form to write.")
+@click.option("--to", type=click.Choice(FAMILIES), required=True, help="The form to write.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Cast to this; by default nothing is cast.")
 @click.option(
     "--drop", type=click.Choice(list(known_groups())), multiple=True, help="Leave this part out. May be repeated."

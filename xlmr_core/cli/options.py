@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from xlmr_core.hub_options import HubOptions
-from xlmr_core.lines import LONGEST_LINE, TOO_LONG, WAY_OUT, arriving_lines
+from xlmr_core.text_files import LONGEST_LINE, TOO_LONG, WAY_OUT, arriving_lines
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

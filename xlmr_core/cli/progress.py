@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 from tqdm import tqdm
 
-from xlmr_core.checkpoint.writing import Tick
+from xlmr_core.progress import Tick
 
 
 @contextmanager

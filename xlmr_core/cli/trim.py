@@ -6,7 +6,7 @@ import click
 
 from xlmr_core.checkpoint.trimming import trim
 from xlmr_core.cli.options import hub_arguments, hub_options
-from xlmr_core.lines import read_lines
+from xlmr_core.text_files import read_lines
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

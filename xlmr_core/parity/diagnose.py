@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.parity.compare import (
     FLOATS,
     LOGITS,
@@ -47,6 +46,7 @@ from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.patterns import describe, growth
 from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator, one_mask
 from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"

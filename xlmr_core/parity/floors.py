@@ -25,7 +25,6 @@ from pydantic import FailFast, Field, TypeAdapter, with_config
 from torch import Tensor, nn
 
 from xlmr_core.atomic import written_as
-from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.model import SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused
 from xlmr_core.parity.compare import (
@@ -52,6 +51,7 @@ from xlmr_core.parity.formats import (
 from xlmr_core.parity.gradients import COLUMN_SUMS, GRADIENT, LOSSES, gradients, training_losses
 from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.progress import Tick, no_tick
 from xlmr_core.spec import ModelSpec
 
 FORMAT, VERSION = "xlmr-core floors", 2

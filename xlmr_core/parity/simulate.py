@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.kernels import batch_of
 from xlmr_core.model import XLMRobertaModel, position_ids_from
 from xlmr_core.parity.compare import (
@@ -37,6 +36,7 @@ from xlmr_core.parity.compare import (
 from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
 from xlmr_core.parity.floors import REPEATS, perturbed, variant
 from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.progress import Tick, no_tick
 
 SENTENCE = "sentence.mean"
 # Perturbed runs go through the model as more rows of the batch. Many tokens have many errors at each tap, of which the

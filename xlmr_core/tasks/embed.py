@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self, Unpack
 
-from xlmr_core.checkpoint.sentence import SentenceConfig, read_prompts, read_sentence_config
+from xlmr_core.checkpoint.sentence_transformers import SentenceConfig, read_prompts, read_sentence_config
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlmr_core.lines import read_lines
+from xlmr_core.text_files import read_lines
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from xlmr_core.lines import read_lines
+from xlmr_core.text_files import read_lines
 
 TOO_MANY = re.compile(r"Vocabulary size too high .* value <= (\d+)")  # SentencePiece, trainer_interface.cc
 TOO_FEW = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")

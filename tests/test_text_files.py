@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xlmr_core.lines import LONGEST_LINE, arriving_lines, read_lines
+from xlmr_core.text_files import LONGEST_LINE, arriving_lines, read_lines
 
 
 def test_lines_come_without_their_ends(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError
-from xlmr_core.checkpoint.layouts import FAIRSEQ_HEAD, TARGETS
+from xlmr_core.checkpoint.layouts import FAIRSEQ_HEAD, FAMILIES
 from xlmr_core.checkpoint.mapping import ExportPlan, export_plan, lossy, make_plan
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import (
@@ -30,8 +30,8 @@ from xlmr_core.model import PretrainedModel, XLMRobertaModel
 
 POST_NORM = replace(reference.POST_NORM, num_hidden_layers=2)
 PRE_NORM = replace(POST_NORM, norm_first=True)
-# Name of the dialect -> the target that writes it, and the config.
-DIALECTS: dict[str, tuple[str, XLMRobertaConfig]] = {
+# Name of a key layout -> the family that writes it, and the config.
+KEY_LAYOUTS: dict[str, tuple[str, XLMRobertaConfig]] = {
     **{release: (release, POST_NORM) for release in fairseq_files.RELEASES},
     "fairseq XL": ("fairseq", PRE_NORM),
     "torchtext": ("torchtext", POST_NORM),
@@ -50,15 +50,15 @@ TENSORS = {
 WORDS = "roberta.embeddings.word_embeddings.weight"
 
 
-def state_in(dialect: str, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    target, config = DIALECTS[dialect]
-    if target.startswith("torchtext"):
-        return fairseq_files.torchtext_state(hf, config, newer=target != "torchtext")
-    return fairseq_files.fairseq_state(hf, config, target)
+def state_in(key_layout: str, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    family, config = KEY_LAYOUTS[key_layout]
+    if family.startswith("torchtext"):
+        return fairseq_files.torchtext_state(hf, config, newer=family != "torchtext")
+    return fairseq_files.fairseq_state(hf, config, family)
 
 
-def class_of(dialect: str) -> type[PretrainedModel]:
-    return XLMRobertaModel if dialect.startswith("torchtext") else XLMRobertaForMaskedLM
+def class_of(key_layout: str) -> type[PretrainedModel]:
+    return XLMRobertaModel if key_layout.startswith("torchtext") else XLMRobertaForMaskedLM
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], config: XLMRobertaConfig) -> Path:
@@ -77,9 +77,11 @@ def states() -> dict[bool, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def written(states: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Dialect -> a folder in it; "HF" and "HF XL" hold the same weights in transformers' layout."""
-    root = tmp_path_factory.mktemp("dialects")
-    folders = {name: write(root / name, state_in(name, states[c.norm_first]), c) for name, (_, c) in DIALECTS.items()}
+    """Name of a key layout -> a folder with it; "HF" and "HF XL" hold the same weights in transformers' layout."""
+    root = tmp_path_factory.mktemp("key_layouts")
+    folders = {
+        name: write(root / name, state_in(name, states[c.norm_first]), c) for name, (_, c) in KEY_LAYOUTS.items()
+    }
     for name, config in (("HF", POST_NORM), ("HF XL", PRE_NORM)):
         tied = {"lm_head.decoder.weight", "lm_head.decoder.bias"}
         state = {key: tensor for key, tensor in states[config.norm_first].items() if key not in tied}
@@ -87,21 +89,24 @@ def written(states: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return folders
 
 
-def same_weights_in_hf(dialect: str) -> str:
-    return "HF XL" if DIALECTS[dialect][1].norm_first else "HF"
+def same_weights_in_hf(key_layout: str) -> str:
+    return "HF XL" if KEY_LAYOUTS[key_layout][1].norm_first else "HF"
 
 
 # ---- the same model -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_same_weights_are_the_same_model(dialect: str, written: dict) -> None:
-    cls = class_of(dialect)
-    model, expected = cls.from_pretrained(written[dialect]), cls.from_pretrained(written[same_weights_in_hf(dialect)])
+@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
+def test_the_same_weights_are_the_same_model(key_layout: str, written: dict) -> None:
+    cls = class_of(key_layout)
+    model, expected = (
+        cls.from_pretrained(written[key_layout]),
+        cls.from_pretrained(written[same_weights_in_hf(key_layout)]),
+    )
     assert model.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
-    batch = reference.awkward_batch(DIALECTS[dialect][1])
+    batch = reference.awkward_batch(KEY_LAYOUTS[key_layout][1])
     with torch.no_grad():
         ours, theirs = model(**batch), expected(**batch)
     assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
@@ -109,27 +114,27 @@ def test_the_same_weights_are_the_same_model(dialect: str, written: dict) -> Non
         assert torch.equal(ours.logits, theirs.logits)
 
 
-@pytest.mark.parametrize("dialect", ["fairseq", "fairseq XL"])
-def test_the_answers_are_those_of_transformers(dialect: str, states: dict, written: dict) -> None:
+@pytest.mark.parametrize("key_layout", ["fairseq", "fairseq XL"])
+def test_the_answers_are_those_of_transformers(key_layout: str, states: dict, written: dict) -> None:
     """XL too: fairseq's layout, the HF XL layout and transformers' own XL class agree bit for bit."""
-    config = DIALECTS[dialect][1]
+    config = KEY_LAYOUTS[key_layout][1]
     theirs = reference.build_reference(config, "eager", "ForMaskedLM").eval()
     theirs.load_state_dict(states[config.norm_first])
     batch = reference.awkward_batch(config)
     real = batch["attention_mask"].bool()
     with torch.no_grad():
         expected = theirs(**batch).logits[real]
-        for folder in (written[dialect], written[same_weights_in_hf(dialect)]):
+        for folder in (written[key_layout], written[same_weights_in_hf(key_layout)]):
             assert torch.equal(XLMRobertaForMaskedLM.from_pretrained(folder)(**batch).logits[real], expected)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_position_rows_keep_their_numbers(dialect: str, states: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
+def test_position_rows_keep_their_numbers(key_layout: str, states: dict, tmp_path: Path) -> None:
     """All 31 rows, each with the values of its own row: fairseq and torchtext have the two unused rows as well."""
-    config = DIALECTS[dialect][1]
+    config = KEY_LAYOUTS[key_layout][1]
     rows = torch.arange(31.0)[:, None] + torch.arange(24.0) / 100
     hf = {**states[config.norm_first], "roberta.embeddings.position_embeddings.weight": rows}
-    model = class_of(dialect).from_pretrained(write(tmp_path, state_in(dialect, hf), config))
+    model = class_of(key_layout).from_pretrained(write(tmp_path, state_in(key_layout, hf), config))
     encoder = getattr(model, "encoder", model)
     assert torch.equal(encoder.embeddings.position_embeddings.weight, rows)
     assert torch.equal(
@@ -137,23 +142,23 @@ def test_position_rows_keep_their_numbers(dialect: str, states: dict, tmp_path: 
     )
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_report_tells_every_key(dialect: str, written: dict) -> None:
-    config = DIALECTS[dialect][1]
-    model = class_of(dialect).from_pretrained(written[dialect])
+@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
+def test_the_report_tells_every_key(key_layout: str, written: dict) -> None:
+    config = KEY_LAYOUTS[key_layout][1]
+    model = class_of(key_layout).from_pretrained(written[key_layout])
     report = model.load_report
     assert report is not None
-    assert report.checkpoint_keys.keys() == published.tensors_of(written[dialect]).keys()
+    assert report.checkpoint_keys.keys() == published.tensors_of(written[key_layout]).keys()
     assert report.model_keys.keys() == model.state_dict().keys()
-    filled = {key: fate.why for key, fate in report.model_keys.items() if fate.status == "filled"}
+    filled = {key: entry.why for key, entry in report.model_keys.items() if entry.status == "filled"}
     (token_types,) = filled
     assert token_types.endswith("embeddings.token_type_embeddings.weight")
     assert filled[token_types].startswith("zeros: ")
     assert not model.state_dict()[token_types].any()
     assert "1 filled" in str(report)
-    twice = {key for key, fate in report.checkpoint_keys.items() if fate.status == "tied"}
+    twice = {key for key, entry in report.checkpoint_keys.items() if entry.status == "tied"}
     assert twice == ({key for key in report.checkpoint_keys if key.endswith("lm_head.weight")})
-    dropped = {key for key, fate in report.checkpoint_keys.items() if fate.status == "dropped"}
+    dropped = {key for key, entry in report.checkpoint_keys.items() if entry.status == "dropped"}
     assert dropped == {key for key in report.checkpoint_keys if key.endswith(".version")}
     assert model.config.norm_first == config.norm_first
 
@@ -174,13 +179,15 @@ def test_parts_of_a_fused_tensor_are_views(written: dict) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_sweep_every_damage_to_every_key_is_refused(dialect: str, damage: str, written: dict, monkeypatch: Any) -> None:
-    tensors = published.tensors_of(written[dialect])
+@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
+def test_sweep_every_damage_to_every_key_is_refused(
+    key_layout: str, damage: str, written: dict, monkeypatch: Any
+) -> None:
+    tensors = published.tensors_of(written[key_layout])
     held: dict[str, Tensor] = {}
     monkeypatch.setattr("xlmr_core.checkpoint.loading.open_weights", lambda path: held)
     # No weights, and the two names of the word table, of which one is enough.
-    lm_head = class_of(dialect) is XLMRobertaForMaskedLM
+    lm_head = class_of(key_layout) is XLMRobertaForMaskedLM
     may_be_absent = {
         key
         for key in tensors
@@ -190,26 +197,26 @@ def test_sweep_every_damage_to_every_key_is_refused(dialect: str, damage: str, w
     for key in tensors:
         held, named = damaged(tensors, key, damage)
         if damage == "deletion" and key in may_be_absent:
-            class_of(dialect).from_pretrained(written[dialect])
+            class_of(key_layout).from_pretrained(written[key_layout])
             accepted += 1
             continue
         with pytest.raises(CheckpointError) as caught:
-            class_of(dialect).from_pretrained(written[dialect])
+            class_of(key_layout).from_pretrained(written[key_layout])
         assert named in str(caught.value)
         if damage in ("rename", "prefix"):
             assert "nearest: " in str(caught.value)
         refused += 1
     assert accepted == (len(may_be_absent) if damage == "deletion" else 0)
-    assert refused + accepted == TENSORS[dialect]
+    assert refused + accepted == TENSORS[key_layout]
 
 
 @pytest.mark.parametrize("other", ["fairseq", "torchtext-0.14"])
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_two_layouts_in_one_file_are_refused(dialect: str, other: str, written: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
+def test_two_layouts_in_one_file_are_refused(key_layout: str, other: str, written: dict, tmp_path: Path) -> None:
     """Half of one and half of another, and both as a whole."""
-    first, second = published.tensors_of(written[dialect]), published.tensors_of(written[other])
-    config = DIALECTS[dialect][1]
-    if dialect == other:
+    first, second = published.tensors_of(written[key_layout]), published.tensors_of(written[other])
+    config = KEY_LAYOUTS[key_layout][1]
+    if key_layout == other:
         return
     half = dict(list(first.items())[::2]) | dict(list(second.items())[1::2])
     with pytest.raises(CheckpointError, match=r"missing: |unexpected: "):
@@ -223,11 +230,11 @@ def test_two_layouts_in_one_file_are_refused(dialect: str, other: str, written: 
 # ---- there and back -------------------------------------------------------------------------------------------------
 
 
-def exported(tensors: Mapping[str, Tensor], config: XLMRobertaConfig, cls: type, target: str) -> dict[str, Tensor]:
+def exported(tensors: Mapping[str, Tensor], config: XLMRobertaConfig, cls: type, family: str) -> dict[str, Tensor]:
     """The tensors in another layout, as the converter does it: tensor by tensor, without a model."""
     plan = make_plan(config, tensors.keys(), cls.spec, cls.__name__)
     assert not plan.problems
-    export: ExportPlan = export_plan(plan, target)
+    export: ExportPlan = export_plan(plan, family)
     assert not lossy(export, tensors)
     return {one.key: one.read(tensors) for one in export.exports}
 
@@ -239,13 +246,13 @@ def assert_same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
         assert torch.equal(tensor.view(torch.int32), second[key].view(torch.int32)), key
 
 
-@pytest.mark.parametrize("through", TARGETS)
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_round_trips_from_a_dialect(dialect: str, through: str, written: dict) -> None:
-    """dialect -> any other layout -> the same dialect: the same keys and bits."""
-    target, config = DIALECTS[dialect]
-    cls = class_of(dialect)
-    tensors = published.tensors_of(written[dialect])
+@pytest.mark.parametrize("through", FAMILIES)
+@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
+def test_round_trips_from_a_key_layout(key_layout: str, through: str, written: dict) -> None:
+    """Into any other key layout and back: the same keys and bits."""
+    family, config = KEY_LAYOUTS[key_layout]
+    cls = class_of(key_layout)
+    tensors = published.tensors_of(written[key_layout])
     if through.startswith("torchtext") and cls is XLMRobertaForMaskedLM:
         with pytest.raises(CheckpointError, match=r"has no pre-norm model|has no name for lm_head\."):
             exported(tensors, config, cls, through)
@@ -255,11 +262,11 @@ def test_round_trips_from_a_dialect(dialect: str, through: str, written: dict) -
             exported(tensors, config, cls, through)
         return
     there = exported(tensors, config, cls, through)
-    assert through == target or there.keys() != tensors.keys()
-    assert_same_bits(exported(there, config, cls, target), tensors)
+    assert through == family or there.keys() != tensors.keys()
+    assert_same_bits(exported(there, config, cls, family), tensors)
 
 
-@pytest.mark.parametrize("through", TARGETS)
+@pytest.mark.parametrize("through", FAMILIES)
 @pytest.mark.parametrize("kind", published.KINDS)
 def test_round_trips_from_hf(kind: str, through: str, folders: dict, states: dict) -> None:
     config, name = published.KINDS[kind]

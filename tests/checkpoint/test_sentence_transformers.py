@@ -12,7 +12,7 @@ from checkpoint import published
 
 from xlmr_core.checkpoint import CheckpointError, inspect_checkpoint
 from xlmr_core.checkpoint.convert import convert
-from xlmr_core.checkpoint.sentence import SIZE_LIMIT, SentenceConfig, read_sentence_config
+from xlmr_core.checkpoint.sentence_transformers import SIZE_LIMIT, SentenceConfig, read_sentence_config
 from xlmr_core.checkpoint.trimming import trim
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
