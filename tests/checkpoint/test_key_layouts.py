@@ -50,15 +50,15 @@ TENSORS = {
 WORDS = "roberta.embeddings.word_embeddings.weight"
 
 
-def state_in(key_layout: str, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    family, config = KEY_LAYOUTS[key_layout]
+def state_in(foreign: str, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    family, config = KEY_LAYOUTS[foreign]
     if family.startswith("torchtext"):
         return fairseq_files.torchtext_state(hf, config, newer=family != "torchtext")
     return fairseq_files.fairseq_state(hf, config, family)
 
 
-def class_of(key_layout: str) -> type[PretrainedModel]:
-    return XLMRobertaModel if key_layout.startswith("torchtext") else XLMRobertaForMaskedLM
+def class_of(foreign: str) -> type[PretrainedModel]:
+    return XLMRobertaModel if foreign.startswith("torchtext") else XLMRobertaForMaskedLM
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], config: XLMRobertaConfig) -> Path:
@@ -89,24 +89,24 @@ def written(states: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return folders
 
 
-def same_weights_in_hf(key_layout: str) -> str:
-    return "HF XL" if KEY_LAYOUTS[key_layout][1].norm_first else "HF"
+def same_weights_in_hf(foreign: str) -> str:
+    return "HF XL" if KEY_LAYOUTS[foreign][1].norm_first else "HF"
 
 
 # ---- the same model -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
-def test_the_same_weights_are_the_same_model(key_layout: str, written: dict) -> None:
-    cls = class_of(key_layout)
+@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+def test_the_same_weights_are_the_same_model(foreign: str, written: dict) -> None:
+    cls = class_of(foreign)
     model, expected = (
-        cls.from_pretrained(written[key_layout]),
-        cls.from_pretrained(written[same_weights_in_hf(key_layout)]),
+        cls.from_pretrained(written[foreign]),
+        cls.from_pretrained(written[same_weights_in_hf(foreign)]),
     )
     assert model.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
-    batch = reference.awkward_batch(KEY_LAYOUTS[key_layout][1])
+    batch = reference.awkward_batch(KEY_LAYOUTS[foreign][1])
     with torch.no_grad():
         ours, theirs = model(**batch), expected(**batch)
     assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
@@ -114,27 +114,27 @@ def test_the_same_weights_are_the_same_model(key_layout: str, written: dict) -> 
         assert torch.equal(ours.logits, theirs.logits)
 
 
-@pytest.mark.parametrize("key_layout", ["fairseq", "fairseq XL"])
-def test_the_answers_are_those_of_transformers(key_layout: str, states: dict, written: dict) -> None:
+@pytest.mark.parametrize("foreign", ["fairseq", "fairseq XL"])
+def test_the_answers_are_those_of_transformers(foreign: str, states: dict, written: dict) -> None:
     """XL too: fairseq's layout, the HF XL layout and transformers' own XL class agree bit for bit."""
-    config = KEY_LAYOUTS[key_layout][1]
+    config = KEY_LAYOUTS[foreign][1]
     theirs = reference.build_reference(config, "eager", "ForMaskedLM").eval()
     theirs.load_state_dict(states[config.norm_first])
     batch = reference.awkward_batch(config)
     real = batch["attention_mask"].bool()
     with torch.no_grad():
         expected = theirs(**batch).logits[real]
-        for folder in (written[key_layout], written[same_weights_in_hf(key_layout)]):
+        for folder in (written[foreign], written[same_weights_in_hf(foreign)]):
             assert torch.equal(XLMRobertaForMaskedLM.from_pretrained(folder)(**batch).logits[real], expected)
 
 
-@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
-def test_position_rows_keep_their_numbers(key_layout: str, states: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+def test_position_rows_keep_their_numbers(foreign: str, states: dict, tmp_path: Path) -> None:
     """All 31 rows, each with the values of its own row: fairseq and torchtext have the two unused rows as well."""
-    config = KEY_LAYOUTS[key_layout][1]
+    config = KEY_LAYOUTS[foreign][1]
     rows = torch.arange(31.0)[:, None] + torch.arange(24.0) / 100
     hf = {**states[config.norm_first], "roberta.embeddings.position_embeddings.weight": rows}
-    model = class_of(key_layout).from_pretrained(write(tmp_path, state_in(key_layout, hf), config))
+    model = class_of(foreign).from_pretrained(write(tmp_path, state_in(foreign, hf), config))
     encoder = getattr(model, "encoder", model)
     assert torch.equal(encoder.embeddings.position_embeddings.weight, rows)
     assert torch.equal(
@@ -142,13 +142,13 @@ def test_position_rows_keep_their_numbers(key_layout: str, states: dict, tmp_pat
     )
 
 
-@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
-def test_the_report_tells_every_key(key_layout: str, written: dict) -> None:
-    config = KEY_LAYOUTS[key_layout][1]
-    model = class_of(key_layout).from_pretrained(written[key_layout])
+@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+def test_the_report_tells_every_key(foreign: str, written: dict) -> None:
+    config = KEY_LAYOUTS[foreign][1]
+    model = class_of(foreign).from_pretrained(written[foreign])
     report = model.load_report
     assert report is not None
-    assert report.checkpoint_keys.keys() == published.tensors_of(written[key_layout]).keys()
+    assert report.checkpoint_keys.keys() == published.tensors_of(written[foreign]).keys()
     assert report.model_keys.keys() == model.state_dict().keys()
     filled = {key: entry.why for key, entry in report.model_keys.items() if entry.status == "filled"}
     (token_types,) = filled
@@ -179,15 +179,13 @@ def test_parts_of_a_fused_tensor_are_views(written: dict) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
-def test_sweep_every_damage_to_every_key_is_refused(
-    key_layout: str, damage: str, written: dict, monkeypatch: Any
-) -> None:
-    tensors = published.tensors_of(written[key_layout])
+@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+def test_sweep_every_damage_to_every_key_is_refused(foreign: str, damage: str, written: dict, monkeypatch: Any) -> None:
+    tensors = published.tensors_of(written[foreign])
     held: dict[str, Tensor] = {}
     monkeypatch.setattr("xlmr_core.checkpoint.loading.open_weights", lambda path: held)
     # No weights, and the two names of the word table, of which one is enough.
-    lm_head = class_of(key_layout) is XLMRobertaForMaskedLM
+    lm_head = class_of(foreign) is XLMRobertaForMaskedLM
     may_be_absent = {
         key
         for key in tensors
@@ -197,26 +195,26 @@ def test_sweep_every_damage_to_every_key_is_refused(
     for key in tensors:
         held, named = damaged(tensors, key, damage)
         if damage == "deletion" and key in may_be_absent:
-            class_of(key_layout).from_pretrained(written[key_layout])
+            class_of(foreign).from_pretrained(written[foreign])
             accepted += 1
             continue
         with pytest.raises(CheckpointError) as caught:
-            class_of(key_layout).from_pretrained(written[key_layout])
+            class_of(foreign).from_pretrained(written[foreign])
         assert named in str(caught.value)
         if damage in ("rename", "prefix"):
             assert "nearest: " in str(caught.value)
         refused += 1
     assert accepted == (len(may_be_absent) if damage == "deletion" else 0)
-    assert refused + accepted == TENSORS[key_layout]
+    assert refused + accepted == TENSORS[foreign]
 
 
 @pytest.mark.parametrize("other", ["fairseq", "torchtext-0.14"])
-@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
-def test_two_layouts_in_one_file_are_refused(key_layout: str, other: str, written: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+def test_two_layouts_in_one_file_are_refused(foreign: str, other: str, written: dict, tmp_path: Path) -> None:
     """Half of one and half of another, and both as a whole."""
-    first, second = published.tensors_of(written[key_layout]), published.tensors_of(written[other])
-    config = KEY_LAYOUTS[key_layout][1]
-    if key_layout == other:
+    first, second = published.tensors_of(written[foreign]), published.tensors_of(written[other])
+    config = KEY_LAYOUTS[foreign][1]
+    if foreign == other:
         return
     half = dict(list(first.items())[::2]) | dict(list(second.items())[1::2])
     with pytest.raises(CheckpointError, match=r"missing: |unexpected: "):
@@ -247,12 +245,12 @@ def assert_same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
 
 
 @pytest.mark.parametrize("through", FAMILIES)
-@pytest.mark.parametrize("key_layout", KEY_LAYOUTS)
-def test_round_trips_from_a_key_layout(key_layout: str, through: str, written: dict) -> None:
+@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+def test_round_trips_from_a_key_layout(foreign: str, through: str, written: dict) -> None:
     """Into any other key layout and back: the same keys and bits."""
-    family, config = KEY_LAYOUTS[key_layout]
-    cls = class_of(key_layout)
-    tensors = published.tensors_of(written[key_layout])
+    family, config = KEY_LAYOUTS[foreign]
+    cls = class_of(foreign)
+    tensors = published.tensors_of(written[foreign])
     if through.startswith("torchtext") and cls is XLMRobertaForMaskedLM:
         with pytest.raises(CheckpointError, match=r"has no pre-norm model|has no name for lm_head\."):
             exported(tensors, config, cls, through)
