@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from xlmr_core.cli.options import encoding_fault, given_line, texts_from
-from xlmr_core.lines import arriving_lines
+from xlmr_core.text_files import arriving_lines
 
 LISTS = ("passages",)  # fields that are lists of texts; every other is one text
 CHUNK_ROWS = 4096  # rows between two states of an output file
