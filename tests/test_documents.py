@@ -15,7 +15,15 @@ from xlmr_core.cli import COMMANDS, main
 ROOT = Path(__file__).parent.parent
 DOCS = [
     ROOT / "docs" / name
-    for name in ("add-a-head.md", "checkpoints.md", "command-line.md", "index.md", "internals.md", "python.md")
+    for name in (
+        "add-a-head.md",
+        "checkpoints.md",
+        "command-line.md",
+        "index.md",
+        "internals.md",
+        "python.md",
+        "tasks.md",
+    )
 ]
 PAGES = [ROOT / "README.md", *DOCS, ROOT / "weights" / "README.md"]
 
