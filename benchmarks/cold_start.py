@@ -1,12 +1,12 @@
-"""How long from starting a process to the first answer, beside a bare `import torch` in the same run.
+"""The time from the start of a process to the first answer, beside a bare `import torch` in the same run.
 
     python benchmarks/cold_start.py                     # the bundled checkpoint, and a full-size base one made here
     python benchmarks/cold_start.py --runs 21 -o cold_start.json
 
-The full-size checkpoint has random weights and the published tensor names and sizes: what takes time does not depend on
-what the weights are. Its vocabulary is the real one, of 250,000 pieces, where XLMR_SHARED says where that is; otherwise
-it is the bundled one, which loads 0.4 s faster. Before anything is timed, its answer is compared with the
-reference library's. The memory figure is the private (not file-backed) memory of the process with the model loaded.
+The full-size checkpoint has random weights under the published tensor names and sizes: the time does not depend on the
+values. Its vocabulary is the published one of 250,000 pieces if XLMR_SHARED names a folder that contains it, and else
+the bundled one, which loads 0.4 s faster. Before anything is timed, its answer is compared with that of transformers.
+The memory is the private (not file-backed) memory of the process after the model is loaded.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MEMORY = (
 
 
 def run(script: str) -> tuple[float, str]:
-    """Seconds that a new Python process takes for `script`, and what it prints."""
+    """The seconds that a new Python process takes for `script`, and what the script prints."""
     start = time.perf_counter()
     finished = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return time.perf_counter() - start, finished.stdout.strip()
@@ -56,8 +56,8 @@ def make_base_checkpoint(folder: Path) -> None:
     XLMRobertaTokenizer.from_pretrained(vocabulary).save_pretrained(folder)
 
 
-def reference_answer(folder: Path) -> int:
-    """The id that transformers puts first for TEXT."""
+def transformers_answer(folder: Path) -> int:
+    """The id that transformers ranks first for TEXT."""
     from transformers import XLMRobertaForMaskedLM
 
     from xlmr_core import XLMRobertaTokenizer
@@ -72,8 +72,8 @@ def reference_answer(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=11, help="runs of each, taken in turn")
-    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--runs", type=int, default=11, help="number of runs of each script, in turn")
+    parser.add_argument("-o", "--output", type=Path, help="also write the results to this file, as JSON")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as name:
@@ -81,8 +81,8 @@ def main() -> None:
         make_base_checkpoint(base)
         for source in ("xlmr-tiny", str(base)):
             answer = run(ANSWER.format(source=source, text=TEXT))[1]  # also warms the file cache
-            if source != "xlmr-tiny" and int(answer) != reference_answer(base):
-                raise SystemExit(f"not timed: {source} answers {answer}, the reference {reference_answer(base)}")
+            if source != "xlmr-tiny" and int(answer) != (expected := transformers_answer(base)):
+                raise SystemExit(f"not timed: {source} answers {answer}, transformers answers {expected}")
         scripts = {
             "import torch": IMPORT_TORCH,
             "bundled xlmr-tiny": ANSWER.format(source="xlmr-tiny", text=TEXT),
@@ -91,7 +91,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {label: [] for label in scripts}
         for _ in range(arguments.runs):
             for label, script in scripts.items():
-                run(IMPORT_TORCH)  # so that each starts with the same files in the system's cache
+                run(IMPORT_TORCH)  # so that the same files are in the system's cache before each
                 seconds[label].append(run(script)[0])
         private_mib = int(run(MEMORY.format(source=str(base)))[1]) / 1024
         file_mib = (base / "model.safetensors").stat().st_size / 2**20

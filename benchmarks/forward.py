@@ -1,11 +1,11 @@
-"""The forward pass beside the reference library's, in one process, taken in turn, medians and ratios.
+"""The time of a forward pass, ours and that of transformers: in one process, in turn, medians and ratios.
 
     python benchmarks/forward.py                                   # base geometry, float32, CPU
     python benchmarks/forward.py --device cuda --dtype bfloat16    # on a GPU
 
 Weights are random, in the geometry of xlm-roberta-base (or --size large). A setting is timed only if both give the
-same numbers: bit for bit for padded batches on the CPU in float32, else our error against float64 within 1.5 of the
-reference's own. The reference has padded batches alone; ours are padded and packed.
+same numbers: bit for bit for padded batches on the CPU in float32, else our error against float64 is at most 1.5 times
+that of transformers. transformers has only padded batches; ours are padded and packed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GEOMETRY = {
 
 
 def make_batch(lengths: list[int], vocab_size: int, device: str) -> tuple[Tensor, Tensor]:
-    """Random ids padded to the longest: input_ids and attention_mask."""
+    """Random ids, padded to the longest text: input_ids and attention_mask."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.full((len(lengths), max(lengths)), 1)
     for row, length in enumerate(lengths):
@@ -40,7 +40,7 @@ def make_batch(lengths: list[int], vocab_size: int, device: str) -> tuple[Tensor
 
 
 def agree(ours: Tensor, theirs: Tensor, truth: Tensor | None) -> bool:
-    """Whether two results are the same bits, or ours is about as near to the float64 `truth` as the other."""
+    """Whether two results are the same bits, or, given the float64 `truth`, ours is about as near to it as theirs."""
     if truth is None:
         return torch.equal(ours, theirs)
     return bool((ours.double() - truth).abs().max() <= 1.5 * (theirs.double() - truth).abs().max())
@@ -55,7 +55,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def calls(ours: Any, theirs: Any, ids: Tensor, mask: Tensor) -> dict[str, tuple[Callable[[], Tensor], ...]]:
-    """What is timed, ours and the reference's. Fill-mask asks for the logits of one token a text."""
+    """The calls to time: ours, and that of transformers. Fill-mask computes the logits of one token of each text."""
     at = torch.zeros_like(mask, dtype=torch.bool)
     at[:, 1] = True
     real = mask.bool()
@@ -86,7 +86,7 @@ def calls(ours: Any, theirs: Any, ids: Tensor, mask: Tensor) -> dict[str, tuple[
 
 @torch.inference_mode()
 def measure(ours: Any, theirs: Any, exact: Any, lengths: list[int], runs: int) -> list[dict[str, Any]]:
-    """Checks, then times in turn. `exact` is a float64 model to judge by where bits need not be equal."""
+    """Checks that both agree, then times them in turn. `exact` is our model in float64, for what may be rounded."""
     device = ours.lm_head.dense.weight.device.type
     ids, mask = make_batch(lengths, ours.config.vocab_size, device)
     real = mask.bool()
@@ -97,21 +97,25 @@ def measure(ours: Any, theirs: Any, exact: Any, lengths: list[int], runs: int) -
             truth = None if same_bits else exact.encoder(ids, mask).last_hidden_state[real]
             found = mine() if "packed" in what else mine()[real]
             if not agree(found, other()[real], truth):
-                raise SystemExit(f"not timed: {what} with lengths {lengths} differs from the reference")
+                raise SystemExit(f"not timed: {what} with lengths {lengths} differs from transformers")
         times = [(seconds(mine, device), seconds(other, device)) for _ in range(runs + 1)][1:]
-        ms, reference_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+        ms, transformers_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
         ratio = statistics.median(theirs_s / ours_s for ours_s, theirs_s in times)
-        rows.append({"what": what, "lengths": lengths, "ms": ms, "reference_ms": reference_ms, "times_faster": ratio})
+        rows.append(
+            {"what": what, "lengths": lengths, "ms": ms, "transformers_ms": transformers_ms, "times_faster": ratio}
+        )
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=GEOMETRY, default="base")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--size", choices=GEOMETRY, default="base", help="sizes of the model")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="dtype of both models"
+    )
+    parser.add_argument("--runs", type=int, default=9, help="number of runs of each call, in turn")
+    parser.add_argument("-o", "--output", type=Path, help="also write the results to this file, as JSON")
     arguments = parser.parse_args()
 
     import transformers
@@ -136,7 +140,7 @@ def main() -> None:
                     shape = f"{len(lengths)} x {max(lengths):3}"
                     print(
                         f"{attention:5}  {row['what']:17}  {shape}  ours {row['ms']:8.1f} ms  "
-                        f"transformers {row['reference_ms']:8.1f} ms  {row['times_faster']:.2f} times faster",
+                        f"transformers {row['transformers_ms']:8.1f} ms  {row['times_faster']:.2f} times faster",
                         flush=True,
                     )
     if arguments.output:

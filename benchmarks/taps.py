@@ -1,11 +1,11 @@
-"""What looking inside costs: nothing when nobody looks. One process, taken in turn, medians.
+"""The cost of capturing tensors: nothing while no capture is open. One process, in turn, medians.
 
     python benchmarks/taps.py                     # the geometry of xlm-roberta-base, random weights, CPU
     python benchmarks/taps.py --size tiny
 
-Three forward passes on the same batch: of a model that was never watched, of one on which a capture of everything was
-opened and closed, and of one with a capture of everything open. All three must give the same bits, and no hook may be
-left on the second, or nothing is timed.
+Three forward passes on the same batch: of a model that never had a capture, of one on which a capture of all taps was
+opened and closed, and of one with a capture of all taps open. They are timed only if all three give the same bits and
+no hook is left on the second.
 """
 
 import argparse
@@ -27,27 +27,27 @@ def hooks_on(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def measure(size: str, lengths: list[int], runs: int, device: str) -> dict[str, object]:
-    """Milliseconds of each, and how many times those of the unwatched model they are: the median over the rounds."""
+    """The milliseconds of each, and their ratio to those of the model without a capture: medians over the runs."""
     model = XLMRobertaModel(XLMRobertaConfig(**GEOMETRY[size])).to(device).eval()
     ids, mask = make_batch(lengths, model.config.vocab_size, device)
 
     def plain() -> torch.Tensor:
         return model(ids, mask).last_hidden_state
 
-    def watched() -> torch.Tensor:
+    def captured() -> torch.Tensor:
         with model.capture("**"):
             return plain()
 
-    results = [plain(), watched(), plain()]
+    results = [plain(), captured(), plain()]
     if hooks_on(model) or not all(torch.equal(result, results[0]) for result in results):
-        raise SystemExit("not timed: a hook was left, or looking changed the numbers")
+        raise SystemExit("not timed: a hook was left on the model, or the capture changed the result")
     never = XLMRobertaModel(model.config).to(device).eval()
-    never.load_state_dict(model.state_dict(), assign=True)  # the same memory: only the history differs
+    never.load_state_dict(model.state_dict(), assign=True)  # the same memory, so that only the earlier capture differs
     times = [
-        (seconds(lambda: never(ids, mask), device), seconds(plain, device), seconds(watched, device))
+        (seconds(lambda: never(ids, mask), device), seconds(plain, device), seconds(captured, device))
         for _ in range(runs + 1)
     ][1:]
-    columns = {"never watched": 0, "watched before": 1, "watched now": 2}
+    columns = {"no capture": 0, "capture closed": 1, "capture open": 2}
     return {
         name: {
             "ms": 1000 * statistics.median(row[column] for row in times),
@@ -59,10 +59,10 @@ def measure(size: str, lengths: list[int], runs: int, device: str) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=GEOMETRY, default="base")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--runs", type=int, default=21)
-    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--size", choices=GEOMETRY, default="base", help="sizes of the model")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--runs", type=int, default=21, help="number of runs of each pass, in turn")
+    parser.add_argument("-o", "--output", type=Path, help="also write the results to this file, as JSON")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Fixtures every test may use."""
+"""Fixtures for all tests."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # most tensors here are tiny: a second thread costs te
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference data that is not part of the project (tokenizer files, golden numbers, corpora)."""
+    """The folder of reference data that is not part of the project (tokenizer files, published tensors, corpora)."""
     folder = os.environ.get("XLMR_SHARED")
     if not folder:
         pytest.skip("XLMR_SHARED is not set: point it at the folder with tokenizer/, golden/ and corpus/")
@@ -30,7 +30,7 @@ def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]
 
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in the published layout: random weights, large enough to matter, and a vocabulary of a few words."""
+    """A checkpoint in the key layout hf: random weights large enough to change the result, and a vocabulary of a few words."""
     folder = tmp_path_factory.mktemp("toy-checkpoint")
     text = folder / "lines.txt"
     text.write_text("\n".join(LINES * 20), encoding="utf-8")

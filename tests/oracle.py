@@ -86,7 +86,7 @@ class _Sentence:
         queries = self.keep(name + ".attention.q", self.linear(prefix + "q_proj", hidden))
         keys = self.keep(name + ".attention.k", self.linear(prefix + "k_proj", hidden))
         values = self.keep(name + ".attention.v", self.linear(prefix + "v_proj", hidden))
-        seen = real if any(real) else [True] * len(real)  # a row of padding alone attends to all of it
+        seen = real if any(real) else [True] * len(real)  # a row of only padding attends to all of it
         width = self.config.hidden_size // self.config.num_attention_heads
         root = math.sqrt(width)
         all_scores: list[Matrix] = []

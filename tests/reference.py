@@ -24,7 +24,7 @@ from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel, position_ids_from
 from xlmr_core.parity.floors import FloorTable
 
-# Sizes are pairwise distinct, so that no two axes can be exchanged unseen, and eps is nobody's default.
+# Sizes are pairwise distinct, so that exchanged axes are noticed, and eps is not a default of any library.
 POST_NORM = XLMRobertaConfig(
     vocab_size=53,
     hidden_size=24,
@@ -352,12 +352,12 @@ def check_precision(pair: Pair, truth: Tensor | None = None) -> None:
     """Our error against float64 is at most transformers' own, times the factor. `truth` spares a second float64 run."""
     ours, theirs = errors(pair, float64_logits(pair) if truth is None else truth)
     factor = ERROR_FACTOR[pair.real.device.type]
-    assert theirs > 0, "the reference has no error to compare with: is it in float64 itself?"
+    assert theirs > 0, "transformers has no error to compare with: is it in float64 itself?"
     assert ours <= factor * theirs, f"our error is {ours:.3g}, transformers' {theirs:.3g}"
 
 
 def check_training(pair: Pair) -> None:
-    """The logits with dropout, both models under the same seed, bit for bit: dropout sits where the reference has it.
+    """The logits with dropout, both models under the same seed, bit for bit: dropout is where transformers has it.
 
     transformers' XL has no dropout on the feed-forward output, fairseq's and ours have: for pre-norm it is off here.
     """
@@ -471,7 +471,7 @@ def oracle_gaps(pair: Pair, truth: dict[str, Tensor]) -> dict[str, float]:
 
 
 def right_padded(pair: Pair) -> Pair:
-    """The same models with five rows of uneven lengths whose padding stands at the end."""
+    """The same models with five rows of uneven lengths whose padding is at the end."""
     real = torch.arange(11) < torch.tensor([[11], [4], [9], [2], [7]])
     ids = torch.randint(4, pair.config.vocab_size, real.shape, generator=torch.Generator().manual_seed(4))
     batch = {"input_ids": ids.masked_fill(~real, pair.config.pad_token_id), "attention_mask": real.long()}

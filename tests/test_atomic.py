@@ -1,4 +1,4 @@
-"""Files and folders appear complete under their name, or not at all; running writers are left alone."""
+"""Files and folders appear complete under their name, or not at all; the files of running writers are not removed."""
 
 import os
 import subprocess

@@ -32,7 +32,7 @@ def test_it_has_the_published_layout_and_fits_in_15_megabytes() -> None:
 
 
 def test_transformers_reads_it_to_the_same_logits(fill: FillMask) -> None:
-    transformers = pytest.importorskip("transformers", reason="the reference library is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     batch = fill.tokenizer(["The <mask> is open", "Ich habe keine <mask> mehr für dich."])
     ours = XLMRobertaForMaskedLM.from_pretrained("xlmr-tiny")
     theirs = transformers.XLMRobertaForMaskedLM.from_pretrained(
@@ -45,7 +45,7 @@ def test_transformers_reads_it_to_the_same_logits(fill: FillMask) -> None:
     assert torch.equal(logits[real], expected[real])
 
 
-def test_nothing_in_it_tells_where_it_was_made() -> None:
+def test_it_names_no_path_of_the_machine_that_made_it() -> None:
     for path in bundled().iterdir():
         assert not re.search(rb"/(home|tmp|root|work|Users)/", path.read_bytes()), path.name
 

@@ -1,4 +1,4 @@
-"""The way from text to logits stays short: a file that grows must give up lines, or move what is not on it."""
+"""The code from text to logits stays short: a limit on the lines of its files."""
 
 import importlib.util
 from pathlib import Path

@@ -79,7 +79,7 @@ def test_positions_give_those_rows_in_reading_order(config: XLMRobertaConfig, at
 
 
 def test_positions_are_as_exact_as_all_logits() -> None:
-    """float32: the rows alone are at most twice as far from float64 as the same rows of the whole."""
+    """float32: the rows on their own are at most twice as far from float64 as the same rows of the whole."""
     model = build()
     exact = copy.deepcopy(model).double()(**BATCH).logits
     for seed in range(10):
@@ -236,7 +236,7 @@ def test_every_parameter_of_a_head_gets_a_gradient(cls: type) -> None:
 
 
 @pytest.mark.parametrize("cls", HEADS)
-def test_a_head_knows_its_keywords(cls: type) -> None:
+def test_a_head_accepts_only_its_keywords(cls: type) -> None:
     with pytest.raises(TypeError, match="the model takes no argument labels: compute the loss"):
         cls(LABELLED)(**batch_for(cls), labels=BATCH["input_ids"])
     with pytest.raises(ValueError, match="input_ids holds 53: allowed are 0 to 52"):
@@ -251,7 +251,7 @@ def test_a_sequence_is_classified_by_its_first_vector() -> None:
     torch.testing.assert_close(model(**BATCH).logits, expected)
 
 
-def test_each_choice_is_scored_as_if_alone() -> None:
+def test_each_choice_is_scored_as_if_it_were_the_only_one() -> None:
     model = XLMRobertaForMultipleChoice(POST_NORM).double().eval()
     reference.randomize(model)
     choices = {name: torch.stack([tensor, tensor.flip(0), tensor.roll(1, 0)], 1) for name, tensor in BATCH.items()}

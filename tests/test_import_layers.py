@@ -1,4 +1,4 @@
-"""Imports run one way, the model depends on torch alone, and importing the package costs no torch."""
+"""Imports run one way, the model depends only on torch, and importing the package does not import torch."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ LAYERS = (
     {"_lazy", "atomic", "config_fields", "errors", "exit_status", "formatting", "hub_options", "json_files"}
     | {"progress", "text_files"},
     {"config", "devices", "kernels", "paths", "spec"},
-    {"checkpoint", "taps", "inputs"},  # they know nn.Module, a config and a spec, and no model class
+    {"checkpoint", "taps", "inputs"},  # they use nn.Module, a config and a spec, and no model class
     {"pretrained", "tokenizer"},
     {"model"},
     {"heads"},
@@ -125,12 +125,12 @@ def test_the_model_imports_torch_and_what_python_has(file: str) -> None:
                 assert package not in outside, f"{file} imports {found.module}"
 
 
-def test_only_parity_knows_transformers() -> None:
+def test_only_parity_imports_transformers() -> None:
     users = {found.file for found in imports() if found.module.split(".")[0] == "transformers"}
     assert all(file.startswith("parity/") for file in users), users
 
 
-def test_only_the_hub_and_its_guard_know_the_hub_library() -> None:
+def test_only_the_hub_and_its_guard_import_the_hub_library() -> None:
     users = {found.file for found in imports() if found.module.split(".")[0] == "huggingface_hub"}
     assert users <= {"checkpoint/hub.py", "checkpoint/guard.py"}
 

@@ -56,10 +56,10 @@ def test_wherever_one_can_be_named(toy_checkpoint: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("device", "told"), [("foo", "there is no device 'foo'; there is cpu"), ("meta", "device 'meta' holds shapes")]
+    ("device", "message"), [("foo", "there is no device 'foo'; there is cpu"), ("meta", "device 'meta' holds shapes")]
 )
 @pytest.mark.parametrize("command", ["fill-mask", "pretrain"])
-def test_on_the_command_line(command: str, device: str, told: str, toy_checkpoint: Path, tmp_path: Path) -> None:
+def test_on_the_command_line(command: str, device: str, message: str, toy_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("a cat\n")
     arguments = {
         "fill-mask": ["<mask>", "--model", str(toy_checkpoint)],
@@ -67,7 +67,7 @@ def test_on_the_command_line(command: str, device: str, told: str, toy_checkpoin
     }[command]
     result = CliRunner().invoke(main, [command, *arguments, "--device", device])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: {told}")
+    assert result.stderr.startswith(f"Error: {message}")
 
 
 def test_a_floating_mask_must_be_of_zeros_and_ones(toy_checkpoint: Path) -> None:

@@ -82,7 +82,7 @@ def test_int32_ids_are_taken(model: XLMRobertaModel) -> None:
     assert torch.equal(model(IDS.int()).last_hidden_state, model(IDS).last_hidden_state)
 
 
-def test_arguments_are_left_alone(model: XLMRobertaModel) -> None:
+def test_arguments_are_not_changed(model: XLMRobertaModel) -> None:
     ids, mask = IDS.clone(), (IDS != 1).long()
     model(ids, mask)
     assert torch.equal(ids, IDS)
@@ -92,7 +92,7 @@ def test_arguments_are_left_alone(model: XLMRobertaModel) -> None:
 @pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_padding_and_neighbours_change_nothing(config: XLMRobertaConfig, attention: AttentionKind) -> None:
-    """Each row alone, without its padding, gives what it gives in the batch: to the rounding of float64."""
+    """Each row on its own, without padding, gives what it gives in the batch, to the rounding of float64."""
     model = build(config, attention).double()
     batch = awkward_batch(config)
     together = model(**batch).last_hidden_state
@@ -113,20 +113,20 @@ def test_what_stands_in_the_padding_changes_nothing(model: XLMRobertaModel) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_row_of_padding_alone_is_finite(attention: AttentionKind, dtype: torch.dtype) -> None:
+def test_a_row_of_only_padding_is_finite(attention: AttentionKind, dtype: torch.dtype) -> None:
     out = build(attention=attention).to(dtype)(PADDING_ALONE).last_hidden_state
     assert out.dtype == dtype
     assert out.isfinite().all()
 
 
-def test_a_row_of_padding_alone_is_the_same_on_both_paths_and_no_ones_neighbour() -> None:
+def test_a_row_of_only_padding_is_the_same_with_both_kernels_and_changes_no_other_row() -> None:
     eager, sdpa = (build(attention=attention).double() for attention in ("eager", "sdpa"))
     out = eager(PADDING_ALONE).last_hidden_state
     assert reference.gap(out, sdpa(PADDING_ALONE).last_hidden_state) <= reference.ORACLE_TOLERANCE
     assert reference.gap(out[:1], eager(PADDING_ALONE[:1]).last_hidden_state) <= reference.ORACLE_TOLERANCE
 
 
-def test_a_row_of_padding_alone_has_finite_gradients() -> None:
+def test_a_row_of_only_padding_has_finite_gradients() -> None:
     for attention in ("eager", "sdpa"):
         model = build(attention=attention)
         model(torch.full((1, 4), 1)).last_hidden_state.sum().backward()

@@ -1,4 +1,4 @@
-"""A head that is defined in this file and nowhere else: everything that serves heads works with it."""
+"""A head that is defined only in this file: loading, conversion, taps, traces and diagnosis work with it."""
 
 import json
 from dataclasses import dataclass, replace
@@ -90,7 +90,7 @@ def test_a_checkpoint_without_it_is_refused_unless_a_new_head_is_asked_for(toy_c
         ForTwoScores.from_pretrained(toy_checkpoint, new_head=True, labels=["a", "b"])
 
 
-def test_other_classes_know_its_tensors(folder: Path) -> None:
+def test_other_classes_drop_its_tensors_by_name(folder: Path) -> None:
     report = XLMRobertaModel.from_pretrained(folder).load_report
     assert report.checkpoint_keys["regression.scores.bias"].why == "XLMRobertaModel has no regression"
     with pytest.raises(CheckpointError, match="needs the group lm_head"):
@@ -140,8 +140,8 @@ def test_a_trace_is_recorded_checked_and_diagnosed(folder: Path, checkpoint: Che
     assert diagnose(checkpoint.model, trace.inputs, wrong).first_tap == "regression.scores"
 
 
-def test_a_spec_that_forgets_its_rows_is_found_out(checkpoint: Checkpoint) -> None:
-    """Otherwise the floor of the head would be the size of its scores, and any port would pass there."""
+def test_a_spec_without_its_row_parameters_is_an_error(checkpoint: Checkpoint) -> None:
+    """Otherwise the noise floor of the head would be as large as its scores, and any port would pass there."""
     batch = {"input_ids": torch.tensor([[0, 5, 6, 2]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
 
     class Forgetful(ForTwoScores):

@@ -59,7 +59,7 @@ def test_every_tap_against_plain_loops(norm: str, attention: AttentionKind) -> N
 @norms
 @attentions
 def test_positions_given_by_the_caller(norm: str, attention: AttentionKind) -> None:
-    """The rows need not be padded at the end: what is real may stand anywhere, if its positions are told."""
+    """The padding need not be at the end: real tokens may be anywhere if their positions are given."""
     lm = build(XLMRobertaForMaskedLM, CONFIGS[norm], attention)
     padded, packed = batches(CONFIGS[norm])
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_which_attention_ran(norm: str, attention: AttentionKind, monkeypatch: p
 def kernel_for_various_lengths(
     q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, longest_q: int, longest_k: int
 ) -> Tensor:
-    """What torch's kernel computes, by plain loops: it runs on CUDA alone."""
+    """What torch's kernel computes, by plain loops: it runs only on CUDA."""
     assert starts_q.dtype == starts_k.dtype == torch.int32
     assert longest_q == longest_k == max((starts_q[1:] - starts_q[:-1]).tolist())
     out = torch.zeros_like(q)

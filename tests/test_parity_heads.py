@@ -56,7 +56,7 @@ def test_logits(norms: str, kind: str, attention: AttentionKind, setting: str) -
 @pytest.mark.parametrize("kind", HEAD_KEYS)
 @pytest.mark.parametrize("norms", CONFIGS)
 def test_train_mode(norms: str, kind: str, setting: str) -> None:
-    """Dropout sits where the reference has it, at the reference's rate."""
+    """Dropout is where transformers has it, with the same rate."""
     pair = build_head_pair(config_of(norms, kind, setting), kind)
     with reference.training(pair), torch.no_grad():
         compare(pair)

@@ -52,13 +52,13 @@ def test_logits_of_both_libraries(config: XLMRobertaConfig, attention: Attention
 
 
 def test_float32_is_far_from_the_tolerance() -> None:
-    """The tolerance can tell float64 from float32: it is not so wide that anything passes."""
+    """The tolerance separates float64 from float32: it is not so wide that anything passes."""
     pair = build_pair(POST_NORM)
     with pytest.raises(AssertionError, match=r"embeddings\.sum is .* from the oracle: the first to differ"):
         reference.check_oracle(pair)
 
 
-def test_a_row_of_padding_alone() -> None:
+def test_a_row_of_only_padding() -> None:
     pair = build_pair(SMALL, dtype=torch.float64)
     pair.batch["input_ids"][3] = SMALL.pad_token_id
     pair.batch["attention_mask"][3] = 0

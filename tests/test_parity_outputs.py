@@ -140,7 +140,7 @@ def test_which_attention_path_ran(attention: AttentionKind, monkeypatch: pytest.
 
 
 @norms
-def test_eager_and_sdpa_differ_by_rounding_alone(config: XLMRobertaConfig) -> None:
+def test_eager_and_sdpa_differ_only_by_rounding(config: XLMRobertaConfig) -> None:
     eager, sdpa = build_pair(config, "eager", torch.float64), build_pair(config, "sdpa", torch.float64)
     with torch.no_grad():
         left, right = eager.ours(**eager.batch).logits, sdpa.ours(**sdpa.batch).logits

@@ -172,12 +172,14 @@ def test_bge_m3() -> None:
     tokenizer, model = XLMRobertaTokenizer.from_pretrained(name), XLMRobertaForM3.from_pretrained(name)
     queries, passages = tokenizer(QUERIES), tokenizer(PASSAGES)
     with torch.inference_mode():
-        asked, told = model(**queries), model(**passages)
-    assert_near(asked.dense @ told.dense.T, DENSE, atol=0.01)
+        query, passage = model(**queries), model(**passages)
+    assert_near(query.dense @ passage.dense.T, DENSE, atol=0.01)
     words = [tokenizer.id_to_token(i).removeprefix("▁") for i in queries.input_ids[0].tolist()]
-    weights = dict(zip(words, asked.sparse[0].tolist(), strict=True))
+    weights = dict(zip(words, query.sparse[0].tolist(), strict=True))
     assert {word: weights[word] for word in SPARSE} == pytest.approx(SPARSE, abs=0.01 * max(SPARSE.values()))
     tokens = int(queries.attention_mask[0].sum()) - 1  # <s> has no vector
     assert tokens == 8
-    likeness = asked.colbert[0, 1 : tokens + 1] @ told.colbert.transpose(1, 2)  # (passages, query tokens, their tokens)
+    likeness = query.colbert[0, 1 : tokens + 1] @ passage.colbert.transpose(
+        1, 2
+    )  # (passages, query tokens, their tokens)
     assert_near(likeness.amax(dim=2).mean(dim=1), COLBERT, atol=0.01)

@@ -1,7 +1,7 @@
 """The shapes written beside signatures and fields are the shapes that come out.
 
 A comment such as `# (*, H), (B) -> (B, H)` is read from the source and held against every real call on a tiny model
-whose sizes are pairwise distinct, so that no letter can stand for another unseen. Arguments that are no tensors have no
+whose sizes are pairwise distinct, so that no letter can be taken for another. Arguments that are not tensors have no
 shape in it.
 """
 
@@ -132,7 +132,7 @@ def run_everything() -> list[Any]:
             # Of one choice each: B rows reach the encoder.
             outputs.append(chooser(**{name: tensor[:, None] for name, tensor in BATCH.items()}))
             outputs.append(chooser(**PACKED | {"lengths": PACKED["lengths"][:, None]}))
-    with pytest.MonkeyPatch.context() as patched:  # the kernel runs on CUDA alone: here is one with its shapes
+    with pytest.MonkeyPatch.context() as patched:  # the kernel runs only on CUDA: this one has its shapes
         kernel = SimpleNamespace(varlen_attn=lambda q, *_: q)
         patched.setitem(sys.modules, "torch.nn.attention.varlen", kernel)
         patched.setattr(model.SelfAttention, "_takes_varlen", lambda *_: True)
@@ -207,7 +207,7 @@ def test_fields_of_an_output(output_class: type[Any]) -> None:
     assert seen == {f"{name} ({letters})" for name, alternatives in stated.items() for letters in alternatives}
 
 
-def test_scores_and_probs_have_the_shape_that_stands_beside_them() -> None:
+def test_scores_and_probs_have_the_shape_written_beside_them() -> None:
     source = inspect.getsource(model.SelfAttention)
     (line,) = [line for line in source.splitlines() if line.strip().startswith("scores = torch.matmul(q,")]
     (letters,) = shapes_in(line.partition("#")[2])

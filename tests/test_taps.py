@@ -184,7 +184,7 @@ def test_patterns(pattern: str, count: int) -> None:
     assert len(acts) == count
 
 
-def test_what_is_no_tap_or_no_function_is_told() -> None:
+def test_an_unknown_tap_or_a_change_that_is_not_a_function_is_an_error() -> None:
     model = XLMRobertaForMaskedLM(reference.POST_NORM).eval()
     near, no_function = model.capture("layers.0.q"), model.intervene({"layers.0.mid": torch.zeros(1)})  # pyright: ignore
     with pytest.raises(ValueError, match=r"no tap matches 'layers\.0\.q'; .*layers\.0\."), near:
@@ -278,16 +278,16 @@ def test_capture_sees_what_an_intervention_puts_in(outer: str, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda tensor: tensor[:, :-1], r"not shape \(5, 10, 24\)"),
         (lambda tensor: tensor.float(), "torch.float32"),
         (lambda _: None, "type NoneType"),
     ],
 )
-def test_an_intervention_may_not_change_shape_or_dtype(change: object, told: str) -> None:
+def test_an_intervention_may_not_change_shape_or_dtype(change: object, message: str) -> None:
     pair = pair_of("post-norm")
-    with pytest.raises(ValueError, match=told), pair.ours.intervene({"layers.0.mid": change}):
+    with pytest.raises(ValueError, match=message), pair.ours.intervene({"layers.0.mid": change}):
         pair.ours(**pair.batch)
 
 

@@ -16,7 +16,7 @@ def test_lines_come_without_their_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"caf\xe9", b"\xff\xfea\x00", "пес".encode("cp1251"), "犬".encode()[:2]])
-def test_another_encoding_is_told_with_its_place(line: bytes, tmp_path: Path) -> None:
+def test_the_error_for_another_encoding_names_the_line(line: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good\n\n" + line + b"\n")
     lines = read_lines(tmp_path / "a.txt")
     assert [next(lines), next(lines)] == ["good", ""]

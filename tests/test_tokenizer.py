@@ -1,4 +1,4 @@
-"""The tokenizer against published ids, the reference library and SentencePiece itself.
+"""The tokenizer against published ids, transformers and SentencePiece itself.
 
 Every check that needs no published vocabulary runs on a small one, trained here on a few lines; where XLMR_SHARED is
 set, the same checks run on the published one, too. The long comparisons are in test_tokenizer_corpus.py.
@@ -151,11 +151,11 @@ def reference_for(model_file: Path) -> Tokenizer:
 
 @dataclass
 class Setup:
-    """A vocabulary in three hands: ours, the reference's, and SentencePiece's own."""
+    """A vocabulary in three tokenizers: ours, that of transformers, and SentencePiece itself."""
 
     tokenizer: XLMRobertaTokenizer
     reference: Tokenizer
-    unigram: Tokenizer  # the reference without its normalisation
+    unigram: Tokenizer  # that of transformers without its normalisation
     spm: sentencepiece.SentencePieceProcessor
     model_file: Path
 
@@ -206,7 +206,7 @@ def test_published_ids(published: Setup, text: str, ids: list[int]) -> None:
     assert published.tokenizer(text).input_ids[0].tolist() == ids
 
 
-def test_published_ids_are_those_of_the_golden_file(shared: Path) -> None:
+def test_published_ids_are_those_of_the_published_file(shared: Path) -> None:
     golden = json.loads((shared / "golden" / "published.json").read_text(encoding="utf-8"))
     assert golden["tokenization"] == [[text, ids] for text, ids in PUBLISHED_IDS]
 
@@ -457,14 +457,14 @@ TEXTS = st.lists(ALPHABET, max_size=30).map("".join)
 
 
 def normalized(setup: Setup, text: str) -> str:
-    """The text as SentencePiece normalises it, special tokens left alone."""
+    """The text as SentencePiece normalises it, special tokens unchanged."""
     parts = re.split("(<s>|<pad>|</s>|<unk>|<mask>)", text)
     return "".join(p if i % 2 else setup.spm.normalize(p).replace("▁", " ") for i, p in enumerate(parts))
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
-def test_any_text_gives_the_references_ids_for_the_normalised_text(both: Setup, text: str) -> None:
+def test_any_text_gives_the_ids_of_transformers_for_the_normalised_text(both: Setup, text: str) -> None:
     tokens = both.tokenizer.tokenize(text)
     reference = both.unigram.encode(normalized(both, text), add_special_tokens=False)
     if ids_of(tokens) != reference.ids:  # two segmentations of equal probability: either is right
@@ -476,7 +476,7 @@ def test_any_text_gives_the_references_ids_for_the_normalised_text(both: Setup, 
 
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
-def test_any_normalised_text_gives_the_references_offsets(both: Setup, text: str) -> None:
+def test_any_normalised_text_gives_the_offsets_of_transformers(both: Setup, text: str) -> None:
     text = normalized(both, text)
     tokens = both.tokenizer.tokenize(text)
     reference = both.unigram.encode(text, add_special_tokens=False)
@@ -504,7 +504,7 @@ def test_decoding_gives_the_normalised_text(both: Setup, text: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
-def test_decoding_as_the_reference(both: Setup, text: str) -> None:
+def test_decoding_as_transformers(both: Setup, text: str) -> None:
     ids = both.tokenizer(text).input_ids[0]
     for skip in (False, True):
         ours = both.tokenizer.decode(ids, skip_special_tokens=skip)
@@ -524,7 +524,7 @@ def test_a_batch_is_its_rows(small: Setup, texts: list[str]) -> None:
         assert batch.sequence_ids[index] == row.sequence_ids[0]
 
 
-# ---- Where SentencePiece, which the model was trained with, and the reference part ways ----
+# ---- Where SentencePiece, which the model was trained with, and transformers differ ----
 
 
 @pytest.mark.parametrize(
@@ -534,11 +534,11 @@ def test_a_batch_is_its_rows(small: Setup, texts: list[str]) -> None:
         ("\u1025\u102e", "\u1026", "\u1025\u102e"),  # Burmese, 6 bytes
         ("\u0dd9\u0dca", "\u0dda", "\u0dd9\u0dca"),  # Sinhala
         ("\u0bc6\u0bbe", "\u0bca", "\u0bc6\u0bbe"),  # Tamil
-        ("e\u0302\u0301", "ế", "ê"),  # Vietnamese, 5 bytes: the reference takes the shortest match and drops the rest
+        ("e\u0302\u0301", "ế", "ê"),  # Vietnamese, 5 bytes: transformers takes the shortest match and drops the rest
         ("\ufefb\u0651", "لا\u0651", "لا"),  # Arabic: likewise, and the mark is gone
     ],
 )
-def test_the_reference_composes_only_what_is_shorter_than_six_bytes(
+def test_transformers_composes_only_what_is_shorter_than_six_bytes(
     small: Setup, text: str, composed: str, in_reference: str
 ) -> None:
     assert small.spm.normalize(text) == "▁" + composed
@@ -546,14 +546,14 @@ def test_the_reference_composes_only_what_is_shorter_than_six_bytes(
 
 
 def test_next_line(both: Setup) -> None:
-    """U+0085 splits words for the reference; for SentencePiece it is a character like others, if an unknown one."""
+    """U+0085 splits words in transformers; in SentencePiece it is an unknown character."""
     tokens = both.tokenizer.tokenize("dog\x85dog")
     assert "\x85" in "".join(token.piece for token in tokens)
     assert "\x85" not in "".join(both.reference.encode("dog\x85dog").tokens)
 
 
 def test_offsets_after_a_dropped_character(both: Setup) -> None:
-    """The reference's are one too small where a text begins with a dropped control character."""
+    """Those of transformers are one too small where a text begins with a dropped control character."""
     text = "\x17dog"
     assert both.tokenizer.tokenize(text)[0].start == 1
     assert both.reference.encode(text, add_special_tokens=False).offsets[0][0] == 0

@@ -1,4 +1,4 @@
-"""The tokenizer against the reference's on real text in 83 languages, line by line: ids and offsets.
+"""The tokenizer against that of transformers on real text in 83 languages, line by line: ids and offsets.
 
 Each line on which the two differ must be explained, and how many there are is asserted for each language. The reasons:
 
@@ -7,7 +7,7 @@ composition   SentencePiece's normalisation composes U+1025 U+102E to U+1026, sa
               a shorter cluster it takes the shortest match and drops the rest (an Arabic mark on a ligature).
 tie           two segmentations of equal probability: with "ko" + "ko ko" and "ko ko" + "ko", rounding decides.
 span          ids agree, but where several characters are composed to one at the end of a token (an accent, a hamza),
-              the reference's span stops short of the last of them.
+              the span of transformers ends before the last of them.
 
 XLM-R was trained with SentencePiece itself (fairseq), so in all three SentencePiece's answer is the right one.
 """
@@ -35,14 +35,14 @@ COMMON_VOICE_EXCEPTIONS = {
 
 
 class Comparison:
-    """Counts the lines on which our tokenizer and the reference's differ, by reason and language."""
+    """Counts the lines on which our tokenizer and that of transformers differ, by reason and language."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model")
         self.spm = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
         self.reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.unigram = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.unigram.normalizer = normalizers.Sequence([])  # the reference without its normalisation
+        self.unigram.normalizer = normalizers.Sequence([])  # that of transformers without its normalisation
         self.lines = 0
         self.exceptions: dict[str, Counter[str]] = {}
         self.examples: dict[tuple[str, str], str] = {}

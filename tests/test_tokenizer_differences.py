@@ -24,7 +24,7 @@ WITHOUT_DROPPED = str.maketrans("", "", DROPPED)
 
 
 class Three:
-    """One vocabulary in our hands, those of transformers and those of SentencePiece."""
+    """One vocabulary in our tokenizer, in that of transformers and in SentencePiece."""
 
     def __init__(self, folder: Path) -> None:
         self.ours = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model")

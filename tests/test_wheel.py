@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_holds_the_package_and_the_checkpoint_alone(wheel: Path) -> None:
+def test_it_contains_only_the_package_and_the_checkpoint(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     weights = ("weights/catalogue.toml", "weights/xlmr-tiny/config.json", "weights/xlmr-tiny/model.safetensors")
     for name in ("py.typed", "model.py", *weights):

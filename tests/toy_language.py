@@ -7,7 +7,7 @@ VERBS = {"en": ["sees", "hears", "follows", "likes"], "uk": ["бачить", "ч
 
 
 def sentences(language: str, count: int, seed: int) -> list[str]:
-    """Subject, verb, object: the object is always the subject's neighbour in the list, so context tells it."""
+    """Sentences of subject, verb, object. The object follows the subject in the list, so the context determines it."""
     draw = random.Random(seed)
     lines: list[str] = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The command `xlmr`, as a person at a terminal meets it."""
+"""The command `xlmr`: its help, its errors, and fill-mask, tokenize, inspect and pretrain from the command line."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
@@ -30,8 +31,8 @@ def test_help_lists_every_command_and_imports_none() -> None:
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-def test_an_interrupt_while_a_command_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing torch takes a second: Ctrl-C comes into the middle of it."""
+def test_an_interrupt_while_a_command_starts_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch takes a second, during which Ctrl-C can come."""
 
     def interrupted(name: str) -> None:
         raise KeyboardInterrupt
@@ -46,6 +47,12 @@ def test_every_command_has_help(name: str) -> None:
     result = xlmr(name, "--help")
     assert result.exit_code == 0
     assert "Usage: " in result.stdout
+
+
+def test_every_option_of_pretrain_has_a_help_text() -> None:
+    from xlmr_core.cli.pretrain import command
+
+    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
 
 
 def test_version() -> None:
@@ -63,7 +70,7 @@ def test_an_unknown_command_is_named() -> None:
 
 
 class TestFillMask:
-    def test_it_answers(self, toy_checkpoint: Path) -> None:
+    def test_it_prints_the_text_and_its_predictions(self, toy_checkpoint: Path) -> None:
         result = xlmr("fill-mask", "the cat <mask> the dog", "--model", toy_checkpoint, "--top-k", "3")
         assert result.exit_code == 0
         first, *answers = result.stdout.splitlines()
@@ -72,7 +79,7 @@ class TestFillMask:
         assert all("%" in answer and "the cat" in answer for answer in answers)
         assert result.stderr == ""
 
-    def test_json_has_the_reference_pipelines_field_names(self, toy_checkpoint: Path) -> None:
+    def test_json_has_the_field_names_of_the_transformers_pipeline(self, toy_checkpoint: Path) -> None:
         result = xlmr("fill-mask", "<mask> sees <mask>", "--model", toy_checkpoint, "--json", "--top-k", "2")
         [line] = result.stdout.splitlines()
         answer = json.loads(line)
@@ -94,7 +101,7 @@ class TestFillMask:
         assert result.exit_code == 0
         assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == texts
 
-    def test_one_bad_text_does_not_lose_the_others(self, toy_checkpoint: Path) -> None:
+    def test_the_other_texts_are_answered_beside_a_bad_one(self, toy_checkpoint: Path) -> None:
         texts = ["<mask> cat", "no mask", "", "the " * 60 + "<mask>", "dog <mask>"]
         result = xlmr("fill-mask", "--model", toy_checkpoint, "--json", stdin="\n".join(texts))
         assert result.exit_code == 1
@@ -168,11 +175,11 @@ class TestFillMask:
         assert plain.stdout.startswith("the <pad> <mask>\n")
 
     @pytest.mark.parametrize("command", ["fill-mask", "tokenize"])
-    def test_no_text_is_said(self, command: str, toy_checkpoint: Path) -> None:
+    def test_a_message_says_that_no_text_was_given(self, command: str, toy_checkpoint: Path) -> None:
         result = xlmr(command, "--model", toy_checkpoint, stdin="")
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no text was given\n")
 
-    def test_a_checkpoint_of_another_kind_is_told_without_what_the_command_lacks(
+    def test_the_error_for_a_checkpoint_with_another_head_names_the_missing_group(
         self, toy_checkpoint: Path, tmp_path: Path
     ) -> None:
         XLMRobertaForSequenceClassification.from_pretrained(toy_checkpoint, new_head=True).save_pretrained(tmp_path)
@@ -183,7 +190,7 @@ class TestFillMask:
         assert "`xlmr inspect` tells what is" in result.stderr
         assert "in Python, new_head=True" in result.stderr
 
-    def test_a_missing_model_is_one_line_and_debug_shows_where(self, tmp_path: Path) -> None:
+    def test_a_missing_model_is_one_line_and_debug_shows_the_traceback(self, tmp_path: Path) -> None:
         result = xlmr("fill-mask", "<mask>", "--model", tmp_path / "nothing")
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: ")
@@ -194,7 +201,7 @@ class TestFillMask:
 
 @pytest.mark.parametrize("text", ["[]", "null", "5", "", "[" * 100_000, '{"architectures": [1]}'])
 @pytest.mark.parametrize("command", ["tokenize", "fill-mask", "inspect"])
-def test_every_command_names_a_config_that_is_none(
+def test_every_command_names_a_config_that_is_not_valid(
     command: str, text: str, toy_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(toy_checkpoint, tmp_path / "copy")
@@ -216,42 +223,42 @@ def test_tokenize_shows_each_step(toy_checkpoint: Path) -> None:
     assert "41" not in plain.stdout.split()  # the id of <mask>
 
 
-def test_inspect_tells_the_fate_of_every_key(toy_checkpoint: Path) -> None:
+def test_inspect_shows_the_status_of_every_key(toy_checkpoint: Path) -> None:
     result = xlmr("inspect", toy_checkpoint)
     assert result.exit_code == 0
     for expected in ("hidden_size=24", "roberta.encoder.layer.1.attention.self.query.weight", "float32", "tied"):
         assert expected in result.stdout
 
 
-class TestASickCheckpoint:
+class TestACheckpointWithNaN:
     @pytest.fixture
-    def sick(self, toy_checkpoint: Path, tmp_path: Path) -> Path:
-        shutil.copytree(toy_checkpoint, tmp_path / "sick")
-        tensors = load_file(tmp_path / "sick" / "model.safetensors")
+    def damaged(self, toy_checkpoint: Path, tmp_path: Path) -> Path:
+        shutil.copytree(toy_checkpoint, tmp_path / "damaged")
+        tensors = load_file(tmp_path / "damaged" / "model.safetensors")
         tensors["lm_head.dense.bias"][3] = float("nan")
-        save_file(tensors, tmp_path / "sick" / "model.safetensors", metadata={"format": "pt"})
-        return tmp_path / "sick"
+        save_file(tensors, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
+        return tmp_path / "damaged"
 
-    def test_inspect_finds_what_is_not_a_number(self, sick: Path) -> None:
-        result = xlmr("inspect", sick, "--values")
+    def test_inspect_values_finds_the_nan(self, damaged: Path) -> None:
+        result = xlmr("inspect", damaged, "--values")
         assert result.exit_code == 1
         assert [line for line in result.stdout.splitlines() if "lm_head.dense.bias" in line and "nan" in line.lower()]
-        assert xlmr("inspect", sick).exit_code == 0  # nobody looked
+        assert xlmr("inspect", damaged).exit_code == 0  # it does not read the values
 
-    def test_inspect_fails_where_loading_would(self, sick: Path) -> None:
-        tensors = load_file(sick / "model.safetensors")
+    def test_inspect_fails_if_loading_would(self, damaged: Path) -> None:
+        tensors = load_file(damaged / "model.safetensors")
         tensors["lm_head.bais"] = tensors.pop("lm_head.bias")
-        save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
-        result = xlmr("inspect", sick)
+        save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+        result = xlmr("inspect", damaged)
         assert result.exit_code == 1
         assert "PROBLEM" in result.stdout
 
     @pytest.mark.parametrize("options", [[], ["--json"]])
-    def test_fill_mask_answers_nothing(self, sick: Path, options: list[str]) -> None:
-        result = xlmr("fill-mask", "<mask> cat", "--model", sick, *options)
+    def test_fill_mask_fails(self, damaged: Path, options: list[str]) -> None:
+        result = xlmr("fill-mask", "<mask> cat", "--model", damaged, *options)
         assert result.exit_code == 1
         assert result.stdout == ""
-        assert f"the model's logits are not finite: `xlmr inspect --values {sick}" in result.stderr
+        assert f"the model's logits are not finite: `xlmr inspect --values {damaged}" in result.stderr
 
 
 class TestPretrain:

@@ -28,7 +28,7 @@ def asked(tmp_path: Path, monkeypatch: Any) -> list[Any]:
     return calls
 
 
-def test_it_tells_path_size_and_check(asked: list[Any], tmp_path: Path) -> None:
+def test_it_prints_path_size_and_check(asked: list[Any], tmp_path: Path) -> None:
     result = xlmr_download("bge-m3", "--cache-dir", tmp_path, "--revision", "v1", "--offline")
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path / 'config.json'}  2 bytes, verified: sha256 as in the catalogue\n"

@@ -1,4 +1,4 @@
-"""Options that several commands share: each command hands on what it is given."""
+"""The options that several commands share: each command passes them on."""
 
 import importlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from xlmr_core.cli import main
 from xlmr_core.tasks import Answer, Classify, Embed, FillMask, Rerank, Score, Tag
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
-# command: what it calls, and what else it must be given
+# command: the function it calls, and the arguments that it needs
 CALLS = {
     "inspect": ("inspect_checkpoint", ["org/model"]),
     "convert": ("convert", ["org/model", "out", "--to", "hf"]),
@@ -40,14 +40,14 @@ CALLS = {
     ids=["none", "all"],
 )
 @pytest.mark.parametrize("command", CALLS)
-def test_how_the_hub_is_reached(
+def test_the_options_for_the_hub_are_passed_on(
     command: str, given: list[str], expected: dict[str, Any], monkeypatch: Any, tmp_path: Path
 ) -> None:
     calls: list[tuple[Any, dict[str, Any]]] = []
 
     def called(*arguments: Any, **options: Any) -> None:
         calls.append(((*arguments, options.pop("source", None)), options))
-        raise ValueError("that is all")
+        raise ValueError("called")
 
     target, others = CALLS[command]
     if isinstance(target, str):
@@ -56,7 +56,7 @@ def test_how_the_hub_is_reached(
         monkeypatch.setattr(target, "from_pretrained", called)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, [command, *others, *given])
-    assert result.stderr.splitlines()[-1] == "Error: that is all"
+    assert result.stderr.splitlines()[-1] == "Error: called"
     [(sources, options)] = calls
     assert "org/model" in sources
     assert {name: options[name] for name in expected} == expected

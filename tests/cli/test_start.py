@@ -10,7 +10,7 @@ COMMAND = [sys.executable, "-m", "xlmr_core"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["fil-mask"]], ids=" ".join)
-def test_what_needs_no_model_answers_at_once(arguments: list[str]) -> None:
+def test_a_command_without_a_model_takes_less_than_a_third_of_a_second(arguments: list[str]) -> None:
     """Without torch it takes a tenth of a second; importing torch takes more than one.
 
     Processor time is measured, and the best of three runs counts: other processes do not change it.

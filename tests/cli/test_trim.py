@@ -39,7 +39,7 @@ def test_pieces_from_a_file(toy_checkpoint: Path, tmp_path: Path) -> None:
     assert small.vocab_size < tokenizer.vocab_size
 
 
-def test_what_is_wrong_is_told(toy_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_error_is_one_line(toy_checkpoint: Path, tmp_path: Path) -> None:
     assert "give --corpus or --keep" in xlmr_trim(toy_checkpoint, tmp_path / "small").stderr
     (tmp_path / "empty.txt").write_text("\n")
     assert "empty.txt names no piece to keep" in " ".join(

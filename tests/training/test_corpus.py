@@ -1,4 +1,4 @@
-"""Files to batches."""
+"""Corpus files to batches."""
 
 from pathlib import Path
 
@@ -52,13 +52,13 @@ def test_a_sentence_longer_than_a_row_is_cut_and_still_ends(tmp_path: Path, toke
     assert (batch[:, -1] == tokenizer.eos_token_id).all()
 
 
-def test_a_batch_is_a_function_of_its_generator_alone(corpus: Corpus) -> None:
+def test_a_batch_depends_only_on_its_generator(corpus: Corpus) -> None:
     first = corpus.batch(torch.Generator().manual_seed(3), 8, 24)
     corpus.batch(torch.Generator().manual_seed(4), 8, 24)
     assert torch.equal(first, corpus.batch(torch.Generator().manual_seed(3), 8, 24))
 
 
-def test_specials_in_a_corpus_are_text(tmp_path: Path, tokenizer: XLMRobertaTokenizer) -> None:
+def test_special_tokens_in_a_corpus_are_text(tmp_path: Path, tokenizer: XLMRobertaTokenizer) -> None:
     (tmp_path / "en.txt").write_text("cat <mask> dog\n", encoding="utf-8")
     [[ids]] = Corpus([tmp_path / "en.txt"], tokenizer).sentences
     assert tokenizer.mask_token_id not in ids

@@ -1,4 +1,4 @@
-"""The whole run: it learns, it resumes, it writes what the rest of the package reads."""
+"""A whole pre-training run: the model learns, a run resumes, and the package loads what was written."""
 
 import json
 import subprocess
@@ -42,7 +42,9 @@ FOREIGN = (
 )
 
 
-def test_it_learns_what_the_context_tells(corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path) -> None:
+def test_the_model_learns_from_the_context(
+    corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path
+) -> None:
     settings = replace(SMALL, steps=400, warmup_steps=20, learning_rate=5e-3, batch_size=16, dropout=0.0)
     results = pretrain(corpus_files, tmp_path, settings, held_out_files=held_out_files)
     for language, figures in results.items():
@@ -110,7 +112,7 @@ def test_weights_can_be_written_in_half_precision_and_a_finished_run_rewritten(
     assert half["en"].loss == pytest.approx(full["en"].loss, abs=1e-3)
 
 
-def test_a_step_draws_the_learning_rate_of_its_number() -> None:
+def test_the_learning_rate_rises_during_the_warm_up_and_then_falls() -> None:
     settings = replace(SMALL, steps=110, warmup_steps=10, learning_rate=1.0)
     rates = [settings.learning_rate_at(step) for step in range(110)]
     assert rates[0] == pytest.approx(0.1)
@@ -124,7 +126,7 @@ def test_short_sequences_come_first_with_as_many_tokens_a_step() -> None:
     assert [settings.batch_shape_at(step) for step in range(10)] == [(16, 12)] * 8 + [(8, 24)] * 2
 
 
-def test_biases_and_norms_do_not_decay() -> None:
+def test_biases_and_norms_have_no_weight_decay() -> None:
     model = XLMRobertaForMaskedLM(SMALL.config(57))
     decayed, spared = loop.decay_groups(model, 0.1)
     assert decayed["weight_decay"] == 0.1
@@ -135,7 +137,7 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
 
-def test_another_runs_folder_is_refused_and_untouched(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_refused_and_unchanged(corpus_files: list[Path], tmp_path: Path) -> None:
     pretrain(corpus_files, tmp_path, SMALL)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="other learning_rate, seed"):
@@ -181,29 +183,29 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("steps", "warmup"), [(1, 0), (12, 0), (400, 20), (2_000, 100), (10_000, 500), (14_000, 500), (100_000, 500)]
 )
-def test_the_default_warm_up_goes_by_the_steps(steps: int, warmup: int) -> None:
-    """14,000 steps are those that the bundled checkpoint was trained with, and 500 its warm-up."""
+def test_the_default_warm_up_depends_on_the_steps(steps: int, warmup: int) -> None:
+    """The bundled checkpoint was trained with 14,000 steps, of which 500 were the warm-up."""
     settings = replace(SMALL, steps=steps, warmup_steps=None)
     assert settings.warmup == warmup
     assert settings == PretrainSettings(**{**asdict(SMALL), "steps": steps, "warmup_steps": None})
     assert replace(SMALL, steps=20_000, warmup_steps=1000).warmup == 1000
 
 
-def test_the_record_tells_the_warm_up_there_was(corpus_files: list[Path], tmp_path: Path) -> None:
-    """So that a run goes on when the number is given, and not when another version has another default."""
+def test_the_record_holds_the_number_of_warm_up_steps(corpus_files: list[Path], tmp_path: Path) -> None:
+    """So that a run continues when the number is given, and does not when a later version has another default."""
     settings = replace(SMALL, steps=40, warmup_steps=None)
     pretrain(corpus_files, tmp_path, settings)
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["warmup_steps"] == 2
     pretrain(corpus_files, tmp_path, replace(settings, warmup_steps=2))
 
 
-def test_a_run_that_never_began_leaves_nothing(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_a_run_that_cannot_begin_leaves_no_folder(corpus_files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot train a vocabulary of 5000 pieces"):
         pretrain(corpus_files, tmp_path / "out", replace(SMALL, vocabulary_size=5000))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_a_saved_step_stands_in_nobodys_way(
+def test_a_run_without_a_saved_step_is_replaced(
     corpus_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = loop._write
@@ -232,14 +234,14 @@ def test_a_run_without_a_saved_step_stands_in_nobodys_way(
     ("name", "content", "message"),
     [
         ("run.json", '{"project": "another tool\'s"}', "run.json is not the record of a run"),
-        ("run.json", "precious", r"run.json: it is not JSON \(.*\)\. So it is not the record of a run"),
+        ("run.json", "precious", r"run.json: it is not JSON \(.*\)\. It is not the record of a run"),
         ("run.json", "[" * 100_000, "is nested too deeply.*not the record of a run"),
         ("run.json", '{"settings": [], "corpus": []}', "run.json is not the record of a run"),
         ("run.json", '{"settings": {}}', "run.json is not the record of a run"),
         *((name, "precious", f"holds files that are not of a run of this command: {name}") for name in FOREIGN),
     ],
 )
-def test_what_is_not_ours_is_left_alone(
+def test_a_folder_with_files_of_another_program_is_refused_and_unchanged(
     name: str, content: str, message: str, corpus_files: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(content)

@@ -37,7 +37,7 @@ def test_only_chosen_ordinary_tokens_change_and_labels_are_the_originals(tokeniz
     assert (batch.input_ids[batch.positions] > 3).all()
 
 
-def test_each_time_another_choice_and_the_same_for_the_same_seed(tokenizer: XLMRobertaTokenizer) -> None:
+def test_the_choice_is_new_each_time_and_the_same_for_the_same_seed(tokenizer: XLMRobertaTokenizer) -> None:
     ids = _batch(tokenizer)
     first = mask_tokens(ids, tokenizer, torch.Generator().manual_seed(0))
     again = mask_tokens(ids, tokenizer, torch.Generator().manual_seed(0))
@@ -46,14 +46,14 @@ def test_each_time_another_choice_and_the_same_for_the_same_seed(tokenizer: XLMR
     assert not torch.equal(first.positions, other.positions)
 
 
-def test_a_batch_is_never_without_a_question(tokenizer: XLMRobertaTokenizer) -> None:
+def test_a_batch_has_at_least_one_token_to_predict(tokenizer: XLMRobertaTokenizer) -> None:
     ids = torch.tensor([[0, 5, 2]])
     for seed in range(20):
         batch = mask_tokens(ids, tokenizer, torch.Generator().manual_seed(seed))
         assert batch.positions.tolist() == [[False, True, False]]
 
 
-def test_nothing_to_mask_gives_an_empty_question(tokenizer: XLMRobertaTokenizer) -> None:
+def test_a_batch_of_special_tokens_has_no_token_to_predict(tokenizer: XLMRobertaTokenizer) -> None:
     batch = mask_tokens(torch.tensor([[0, 2, 1]]), tokenizer, torch.Generator().manual_seed(0))
     assert batch.labels.numel() == 0
     assert batch.input_ids.tolist() == [[0, 2, 1]]

@@ -1,4 +1,4 @@
-"""What a run does with a damaged state, a full disk, numbers that are not finite, and another run in its folder."""
+"""A run with a damaged state, a full disk, numbers that are not finite, or another run in its folder."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # ---- the state ------------------------------------------------------------------------------------------------------
 
 
-def test_a_state_comes_back(saved: Path) -> None:
+def test_a_saved_state_is_restored(saved: Path) -> None:
     model, optimizer = new_run()
     assert restore_state(saved, model, optimizer, STEPS) == 1
     state = torch.load(saved, weights_only=True)
@@ -59,17 +59,17 @@ def test_a_state_comes_back(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"<html>", b"[1, 2]", b"\x80\x02]q\x00.", b"PK\x03\x04"])
-def test_a_state_that_is_none(content: bytes, saved: Path) -> None:
+def test_a_file_that_is_not_a_state_is_refused(content: bytes, saved: Path) -> None:
     saved.write_bytes(content)
-    with pytest.raises(ValueError, match=r"training_state\.pt is not a state that .*: .+\. Put back a copy of it, or"):
+    with pytest.raises(ValueError, match=r"training_state\.pt is not a state that .*: .+\. Replace it with a copy, or"):
         restore_state(saved, *new_run(), STEPS)
 
 
-def test_every_cut_of_a_state_is_refused(saved: Path) -> None:
+def test_a_truncated_state_is_refused(saved: Path) -> None:
     whole = saved.read_bytes()
     for place in range(0, len(whole), len(whole) // 50):
         saved.write_bytes(whole[:place])
-        with pytest.raises(ValueError, match="is not a state that this run can go on from"):
+        with pytest.raises(ValueError, match="is not a state that this run can continue from"):
             restore_state(saved, *new_run(), STEPS)
 
 
@@ -100,21 +100,24 @@ BIAS = "lm_head.dense.bias"
         (lambda state: state["model"].update({BIAS: 3}), f"{BIAS} of the model is not a float32 tensor"),
         (lambda state: state["model"].update({BIAS: torch.zeros(24).half()}), "is not a float32 tensor"),
         (lambda state: state["model"].update({BIAS: torch.zeros(24).to_sparse()}), "is not a float32 tensor"),
-        (lambda state: state["model"].update({BIAS: torch.zeros(23)}), r"has not the shape \(24,\)"),
-        (lambda state: state["model"].update({BIAS: torch.zeros(24, device="meta")}), r"has not the shape \(24,\)"),
+        (lambda state: state["model"].update({BIAS: torch.zeros(23)}), r"must have the shape \(24,\), not \(23,\)"),
+        (
+            lambda state: state["model"].update({BIAS: torch.zeros(24, device="meta")}),
+            r"is on the meta device, without values",
+        ),
         (lambda state: not_finite(state["model"][BIAS]), f"the model, {BIAS} holds NaN or Inf"),
         (lambda state: state.update(optimizer=None), "no state for each of the"),
         (lambda state: state["optimizer"]["state"].pop(3), "no state for each of the"),
         (lambda state: state["optimizer"]["state"].update({0: 1}), "parameter 0 of the optimizer has other tensors"),
         (
             lambda state: first_moment(state, torch.zeros(1)),
-            "exp_avg of parameter 0 of the optimizer has not the shape",
+            "exp_avg of parameter 0 of the optimizer must have the shape",
         ),
         (lambda state: first_moment(state, None), "exp_avg of parameter 0 of the optimizer is not a float32"),
         (lambda state: not_finite(state["optimizer"]["state"][0]["exp_avg_sq"]), "exp_avg_sq holds NaN or Inf"),
     ],
 )
-def test_a_state_of_something_else(change: Callable[[Any], Any], message: str, saved: Path) -> None:
+def test_a_state_of_another_model_is_refused(change: Callable[[Any], Any], message: str, saved: Path) -> None:
     state = torch.load(saved, weights_only=True)
     change(state)
     torch.save(state, saved)
@@ -167,13 +170,13 @@ def test_the_command_ends_with_status_1(corpus_files: list[Path], tmp_path: Path
     (tmp_path / "training_state.pt").write_bytes(b"")
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
-    assert "training_state.pt is not a state that this run can go on from" in result.stderr.splitlines()[-1]
+    assert "training_state.pt is not a state that this run can continue from" in result.stderr.splitlines()[-1]
 
 
 # ---- the text -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_belongs_to_its_text(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_a_run_is_not_continued_with_other_text(corpus_files: list[Path], tmp_path: Path) -> None:
     copies = [tmp_path / path.name for path in corpus_files]
     for copy, path in zip(copies, corpus_files, strict=True):
         copy.write_bytes(path.read_bytes())
@@ -185,7 +188,7 @@ def test_a_run_belongs_to_its_text(corpus_files: list[Path], tmp_path: Path) -> 
     assert files_of(tmp_path / "out") == before
 
 
-def test_two_files_of_one_language(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_two_files_of_one_language_are_an_error(corpus_files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("the cat\n")
     files = [*corpus_files, tmp_path / "en.txt"]
     for corpus, held_out in ((files, []), (corpus_files, files)):
@@ -194,7 +197,7 @@ def test_two_files_of_one_language(corpus_files: list[Path], tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_text_without_a_token_to_mask(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_held_out_text_without_a_token_to_mask_is_an_error(corpus_files: list[Path], tmp_path: Path) -> None:
     """Its accuracy would be NaN, which is not JSON."""
     (tmp_path / "en.txt").write_text("\x01\n", encoding="utf-8")  # the tokenizer drops it
     with pytest.raises(ValueError, match=r"en\.txt has no token to mask"):
@@ -203,7 +206,7 @@ def test_held_out_text_without_a_token_to_mask(corpus_files: list[Path], tmp_pat
 
 
 @pytest.mark.skipif(os.name != "posix", reason="makes a named pipe: run it on Linux or macOS")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "en.txt")
     with pytest.raises(ValueError, match=r"en\.txt is not a regular file"):
         pretrain([tmp_path / "en.txt"], tmp_path / "out", ONE_STEP)
@@ -215,7 +218,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="only POSIX systems lock f
 
 
 @posix
-def test_a_second_run_in_a_folder_is_refused_by_name(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_a_second_run_in_a_folder_is_refused_and_the_first_is_named(corpus_files: list[Path], tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .*remove .*{LOCK}"):
         pretrain(corpus_files, tmp_path, ONE_STEP)
     assert files_of(tmp_path) == {}
@@ -245,7 +248,7 @@ def test_a_lock_that_is_a_link_is_not_followed(corpus_files: list[Path], tmp_pat
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_a_note_in_the_folder_is_left_alone(corpus_files: list[Path], tmp_path: Path) -> None:
+def test_a_text_file_in_the_folder_is_unchanged(corpus_files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("a log")
     pretrain(corpus_files, tmp_path, ONE_STEP)
     assert (tmp_path / "log.txt").read_text() == "a log"

@@ -1,4 +1,4 @@
-"""The command `xlmr`. Each subcommand is a module of its own, imported when it is called."""
+"""The command `xlmr`. Each subcommand is a module, which is imported when it is called."""
 
 import importlib
 import os
@@ -24,18 +24,18 @@ COMMANDS = {
     "rerank": "Order passages by their relevance to a query.",
     "score": "Score how likely a model finds texts.",
     "tokenize": "Show how a text becomes token ids.",
-    "inspect": "Tell what is in a checkpoint, and what becomes of every key.",
-    "convert": "Write a checkpoint in another form: Hugging Face, fairseq, torchtext, our own names.",
-    "models": "List the published checkpoints, or tell what is known of one.",
-    "download": "Fetch a published checkpoint and verify it.",
-    "trim": "Make a checkpoint smaller by keeping the pieces of some languages alone.",
-    "parity": "Record what a checkpoint computes, and tell where a port differs.",
+    "inspect": "Inspect a checkpoint: its config, its key layout and the status of every key.",
+    "convert": "Convert a checkpoint to another key layout: Hugging Face, fairseq, torchtext, native.",
+    "models": "List the published checkpoints, or show the entry of one.",
+    "download": "Download a published checkpoint and verify it.",
+    "trim": "Make a checkpoint smaller: keep only the vocabulary of some languages.",
+    "parity": "Record what a checkpoint computes, and find where a port differs.",
     "pretrain": "Train a vocabulary and a masked language model on text files.",
 }
 
 
 class Commands(click.Group):
-    """Names the nearest command where there is none of that name."""
+    """A group whose error for an unknown command suggests the nearest name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -48,7 +48,7 @@ class Commands(click.Group):
 
 
 class LazyCommands(Commands):
-    """Finds `xlmr some-name` in the module `xlmr_core.cli.some_name`, as its function `command`."""
+    """A group that finds `xlmr some-name` as `command` in the module `xlmr_core.cli.some_name`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -63,9 +63,9 @@ class LazyCommands(Commands):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Shows the errors this package raises on purpose as one line, and any other as the bug it is.
+        """Runs a command. An error that the package raises on purpose is shown as one line, any other as a traceback.
 
-        SIGTERM leaves no temporary files behind, and neither does Ctrl-C.
+        Ctrl-C and SIGTERM remove the temporary files.
         """
         try:
             with _exit_on_sigterm():
@@ -83,8 +83,8 @@ class LazyCommands(Commands):
 
 @contextmanager
 def _exit_on_sigterm() -> Generator[None, None, None]:
-    """Has SIGTERM raise SystemExit: by default Python ends at once, without removing its temporary files."""
-    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+    """Makes SIGTERM raise SystemExit: by default Python ends at once and leaves its temporary files."""
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set only there
         yield
         return
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
@@ -98,6 +98,6 @@ def _exit_on_sigterm() -> Generator[None, None, None]:
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
-    """The reference XLM-R: run it, look inside it, train it."""
-    if not debug:  # it would tell of each of its attempts; the error at the end says what came of them
+    """XLM-RoBERTa: run it, inspect it, convert it, train it, and check a port against it."""
+    if not debug:  # else the hub library logs each attempt to download; our error gives the result
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")

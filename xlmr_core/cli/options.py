@@ -12,15 +12,27 @@ from xlmr_core.text_files import LONGEST_LINE, TOO_LONG, WAY_OUT, arriving_lines
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 BUNDLED = "xlmr-tiny"
-REVISION = "Branch, tag or commit on the hub."
-OFFLINE = "Never ask the hub: use what is on this machine."
+REVISION = "Branch, tag or commit of the repository on the hub."
+OFFLINE = "Use only files on this machine; never connect to the hub."
 
 
 def hub_options(*, revision: str = REVISION, offline: str = OFFLINE) -> Callable[[Function], Function]:
-    """A decorator: how the hub is reached, as --revision, --cache-dir and --offline, with these help texts."""
+    """Makes a decorator that adds --revision, --cache-dir and --offline to a command.
+
+    Args:
+        revision: The help text of --revision.
+        offline: The help text of --offline.
+
+    Returns:
+        The decorator.
+    """
     options: tuple[Callable[[Function], Function], ...] = (
         click.option("--revision", help=revision),
-        click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept."),
+        click.option(
+            "--cache-dir",
+            type=click.Path(file_okay=False),
+            help="Folder for downloads.  [default: that of huggingface_hub]",
+        ),
         click.option("--offline", is_flag=True, help=offline),
     )
 
@@ -33,38 +45,76 @@ def hub_options(*, revision: str = REVISION, offline: str = OFFLINE) -> Callable
 
 
 def hub_arguments(revision: str | None, cache_dir: str | None, offline: bool) -> HubOptions:
-    """The same as keyword arguments of every function that takes a hub id."""
+    """Turns the values of `hub_options` into keyword arguments of the functions that take a hub id.
+
+    Args:
+        revision: The value of --revision.
+        cache_dir: The value of --cache-dir.
+        offline: Whether --offline was given.
+
+    Returns:
+        The keyword arguments.
+    """
     return {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
 
 
 def source_options(function: Function) -> Function:
-    """A decorator: where a checkpoint comes from, as --model and `hub_options`."""
+    """A decorator that adds --model and the options of `hub_options` to a command.
+
+    Args:
+        function: The command.
+
+    Returns:
+        The command with the options.
+    """
     model = click.option(
         "--model",
-        help="A hub id, a name in `xlmr models`, a folder or a weights file.  [default: the bundled xlmr-tiny]",
+        help="Checkpoint: a hub id, a name in `xlmr models`, a folder or a weights file.  "
+        "[default: the bundled xlmr-tiny]",
     )
     return model(hub_options()(function))
 
 
 def source_arguments(model: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> dict[str, Any]:
-    """The same as keyword arguments of every `from_pretrained`; says on standard error when the default was taken."""
+    """Turns the values of `source_options` into keyword arguments of `from_pretrained`.
+
+    A message on standard error says when the default model is used.
+
+    Args:
+        model: The value of --model.
+        revision: The value of --revision.
+        cache_dir: The value of --cache-dir.
+        offline: Whether --offline was given.
+
+    Returns:
+        The keyword arguments.
+    """
     if model is None:
-        click.echo(f"using the bundled {BUNDLED}, a small model for demonstration; --model takes another", err=True)
+        click.echo(
+            f"using the bundled {BUNDLED}, a small model for demonstration; choose another with --model", err=True
+        )
     return {"source": model or BUNDLED, **hub_arguments(revision, cache_dir, offline)}
 
 
 class Given(NamedTuple):
-    """A text that was given, and what an error calls it."""
+    """A text from the command line or from standard input."""
 
     text: str
-    place: str
-    fault: str | None  # what is wrong with the text: one bad line must not lose the others
+    place: str  # the name of the text in an error: "line 3 of standard input"
+    fault: str | None  # what is wrong with the text, if anything: the other texts are still answered
 
 
 def texts_from(arguments: tuple[str, ...]) -> Iterator[list[Given]]:
-    """The texts given as arguments, else the lines of standard input, each time those that have arrived.
+    """Reads the texts given as arguments, or else the lines of standard input.
 
-    Raises ValueError where there are no arguments and standard input is closed.
+    Args:
+        arguments: The texts on the command line.
+
+    Yields:
+        The texts; from standard input, the lines that have arrived since the last time.
+
+    Raises:
+        ValueError: There are no arguments and standard input is closed.
     """
     if arguments:
         yield [Given(text, f"text {number}", encoding_fault(text)) for number, text in enumerate(arguments, start=1)]

@@ -1,4 +1,4 @@
-"""`xlmr pretrain`"""
+"""`xlmr pretrain`: train a vocabulary and a masked language model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,44 +16,65 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command("pretrain", context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1, required=True, type=EXISTING)
 @click.option(
-    "--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write the checkpoint to.",
 )
 @click.option(
     "--held-out",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder to evaluate on: files of the same names as the corpus files.",
+    help="Folder with text to evaluate on: a file of the same name for each corpus file.",
 )
-@click.option("--vocabulary-size", default=DEFAULTS.vocabulary_size, help="SentencePiece pieces.")
-@click.option("--hidden-size", default=DEFAULTS.hidden_size)
-@click.option("--layers", default=DEFAULTS.layers)
-@click.option("--heads", default=DEFAULTS.heads)
-@click.option("--intermediate-size", default=DEFAULTS.intermediate_size)
-@click.option("--dropout", default=DEFAULTS.dropout)
-@click.option("--max-tokens", default=DEFAULTS.max_tokens, help="Longest sequence, <s> and </s> included.")
-@click.option("--short-tokens", default=DEFAULTS.short_tokens, help="Longest sequence of the first steps.")
-@click.option("--short-share", default=DEFAULTS.short_share, help="Share of the steps with short sequences.")
-@click.option("--batch-size", default=DEFAULTS.batch_size, help="Sequences a step; of short ones, more.")
-@click.option("--steps", default=DEFAULTS.steps)
+@click.option("--vocabulary-size", default=DEFAULTS.vocabulary_size, help="Number of SentencePiece pieces.")
+@click.option("--hidden-size", default=DEFAULTS.hidden_size, help="Features of a hidden state.")
+@click.option("--layers", default=DEFAULTS.layers, help="Number of layers.")
+@click.option("--heads", default=DEFAULTS.heads, help="Number of attention heads in a layer.")
+@click.option(
+    "--intermediate-size", default=DEFAULTS.intermediate_size, help="Features between the two maps of the feed-forward."
+)
+@click.option(
+    "--dropout", default=DEFAULTS.dropout, help="Dropout probability of hidden states and attention probabilities."
+)
+@click.option("--max-tokens", default=DEFAULTS.max_tokens, help="Most tokens in a sequence, <s> and </s> included.")
+@click.option("--short-tokens", default=DEFAULTS.short_tokens, help="Most tokens in a sequence of the first steps.")
+@click.option("--short-share", default=DEFAULTS.short_share, help="Share of the steps that use short sequences.")
+@click.option(
+    "--batch-size",
+    default=DEFAULTS.batch_size,
+    help="Sequences in a step with long sequences; a step with short ones has as many tokens.",
+)
+@click.option("--steps", default=DEFAULTS.steps, help="Number of training steps.")
 @click.option(
     "--warmup-steps",
     type=int,
     default=DEFAULTS.warmup_steps,
     show_default="a twentieth of the steps, at most 500",
-    help="Steps over which the learning rate rises.",
+    help="Number of steps over which the learning rate rises.",
 )
-@click.option("--learning-rate", default=DEFAULTS.learning_rate)
-@click.option("--weight-decay", default=DEFAULTS.weight_decay)
-@click.option("--mask-probability", default=DEFAULTS.mask_probability)
-@click.option("--language-exponent", default=DEFAULTS.language_exponent, help="Below 1, small languages are seen more.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=DEFAULTS.precision)
-@click.option("--seed", default=DEFAULTS.seed)
-@click.option("--device", default=None, help="cpu, cuda, ...  [default: cuda where there is one]")
-@click.option("--save-every", type=click.IntRange(min=1), default=500, help="Steps between saved states.")
+@click.option("--learning-rate", default=DEFAULTS.learning_rate, help="Highest learning rate.")
+@click.option("--weight-decay", default=DEFAULTS.weight_decay, help="Weight decay of matrices.")
+@click.option("--mask-probability", default=DEFAULTS.mask_probability, help="Share of the tokens to predict.")
+@click.option(
+    "--language-exponent",
+    default=DEFAULTS.language_exponent,
+    help="Languages are drawn in proportion to their size to this power; below 1, small ones more often.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default=DEFAULTS.precision,
+    help="Precision of matrix products; the weights are float32.",
+)
+@click.option("--seed", default=DEFAULTS.seed, help="Seed of all random numbers.")
+@click.option("--device", default=None, help="Device: cpu, cuda, ...  [default: cuda if there is one, else cpu]")
+@click.option("--save-every", type=click.IntRange(min=1), default=500, help="Number of steps between two saved states.")
 @click.option(
     "--save-dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
-    help="Of the weights file.",
+    help="Dtype of the weights file.",
 )
 def command(
     corpus: tuple[Path, ...],
@@ -64,14 +85,15 @@ def command(
     save_dtype: str,
     **settings: Any,
 ) -> None:
-    """Train a vocabulary and a masked language model on CORPUS files: one language a file, one sentence a line.
+    """Train a vocabulary and a masked language model on text files.
 
-    A run that was stopped goes on from its last saved step when the same command is given again.
+    Each CORPUS file is one language, UTF-8, one sentence a line. To continue a run that was stopped, give the same
+    command again: it continues from the last saved step.
     """
     held_out_files = [held_out / path.name for path in corpus] if held_out else []
     missing = [str(path) for path in held_out_files if not path.is_file()]
     if missing:
-        raise click.UsageError(f"no held-out file {', '.join(missing)}")
+        raise click.UsageError(f"no held-out file {', '.join(missing)}: each corpus file needs one of its name")
     results = pretrain(
         corpus,
         output,

@@ -1,4 +1,4 @@
-"""Text files to training batches. A batch is a pure function of (seed, step), which is what makes a run resumable."""
+"""Text files to training batches. A batch depends only on the generator's seed, so a run can be resumed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +11,38 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 
 def sentences_in(path: Path) -> list[str]:
-    """The lines of a file that are not blank. Raises ValueError if there is none, or one that is not UTF-8."""
-    # splitlines: Unicode has line ends of its own
+    """Reads the lines of a file that are not blank.
+
+    Args:
+        path: A text file, UTF-8, one sentence a line.
+
+    Returns:
+        The sentences, in the order of the file.
+
+    Raises:
+        ValueError: The file has no sentence, or a line that is not UTF-8.
+    """
+    # splitlines: also at U+2028 and the other line ends of Unicode
     sentences = [part for line in read_lines(path) for part in line.splitlines() if part.strip()]
     if not sentences:
-        raise ValueError(f"{path} holds no sentence")
+        raise ValueError(f"{path} holds no sentence: give a file with one sentence a line")
     return sentences
 
 
 class Corpus:
-    """One language a file, one sentence a line, held in memory as token ids."""
+    """Sentences of several languages in memory, as token ids."""
 
     def __init__(self, files: Sequence[Path], tokenizer: XLMRobertaTokenizer, *, exponent: float = 0.3) -> None:
-        """Reads and tokenizes `files`; the language of a file is its name without the ending.
+        """Reads and tokenizes the files.
 
-        A language with n of all the sentences is drawn with probability proportional to n ** `exponent`: below 1,
-        small languages are seen more often than their share (Conneau et al. 2020, section 3).
-        Raises ValueError for a file without a sentence, or that is not UTF-8.
+        Args:
+            files: Text files, UTF-8, one sentence a line. The name of a file without its ending is its language.
+            tokenizer: Turns the sentences into ids. Special tokens in the text are ordinary text.
+            exponent: A language with n sentences is drawn with probability proportional to n ** `exponent`. Below 1,
+                small languages are drawn more often than their share (Conneau et al. 2020, section 3.1).
+
+        Raises:
+            ValueError: A file has no sentence, or a line that is not UTF-8.
         """
         self.tokenizer = tokenizer
         self.languages = [path.stem for path in files]
@@ -42,20 +57,36 @@ class Corpus:
         return [token.id for token in tokens] + [self.tokenizer.eos_token_id]
 
     def unigrams(self, language: str) -> Tensor:  # -> (V,)
-        """How often each id occurs in a language: the baseline that looks at no context."""
+        """Counts how often each id occurs in a language, for the baseline that ignores the context.
+
+        Args:
+            language: One of `languages`.
+
+        Returns:
+            The counts, by id: shape (V,).
+        """
         sentences = self.sentences[self.languages.index(language)]
         ids = torch.tensor([token for sentence in sentences for token in sentence])
         return torch.bincount(ids, minlength=self.tokenizer.vocab_size)
 
     def batch(self, generator: torch.Generator, batch_size: int, max_tokens: int) -> Tensor:  # -> (B, S)
-        """Draws rows of whole consecutive sentences, `<s> a </s> b </s> ...`, as many as fit, padded to the longest."""
+        """Draws rows of whole consecutive sentences of one language, `<s> a </s> b </s> ...`, as many as fit.
+
+        Args:
+            generator: Draws the language and the first sentence of each row.
+            batch_size: B, the number of rows.
+            max_tokens: The most tokens in a row, `<s>` and `</s>` included. A first sentence that is longer is cut.
+
+        Returns:
+            The ids, padded to the longest row: shape (B, S).
+        """
         languages = torch.multinomial(self.probabilities, batch_size, replacement=True, generator=generator).tolist()
         rows: list[list[int]] = []
         for language in languages:
             sentences = self.sentences[language]
             index = int(torch.randint(len(sentences), (), generator=generator))
             row = [self.tokenizer.bos_token_id, *sentences[index][: max_tokens - 1]]
-            row[-1] = self.tokenizer.eos_token_id  # where the first sentence alone had to be cut
+            row[-1] = self.tokenizer.eos_token_id  # the first sentence can be too long for the row
             while len(row) + len(following := sentences[(index + 1) % len(sentences)]) <= max_tokens:
                 row += following
                 index += 1

@@ -1,4 +1,4 @@
-"""How well a masked language model fills masks in text it has never seen, beside a baseline that sees no context."""
+"""The accuracy of a masked language model on held-out text, beside a baseline that ignores the context."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from xlmr_core.training.masking import mask_tokens
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Held-out figures of one language, over `tokens` masked positions."""
+    """The results for the held-out text of one language."""
 
-    tokens: int
-    accuracy: float  # share of masked tokens that the model's first choice restores
-    top5: float  # share found among its first five choices
+    tokens: int  # number of masked tokens
+    accuracy: float  # share of masked tokens that the model ranks first
+    top5: float  # share that it ranks among the first five
     loss: float  # mean negative log-likelihood, in nats a token
-    unigram_accuracy: float  # the same share for always answering the training text's commonest token
+    unigram_accuracy: float  # share that equals the most frequent token of the training text
 
 
 @torch.no_grad()
@@ -35,10 +35,23 @@ def evaluate(
     max_sentences: int = 500,
     batch_size: int = 50,
 ) -> dict[str, Accuracy]:
-    """Masks 15 % of the tokens of each held-out file, the same ones each time, and counts those restored.
+    """Masks 15 % of the tokens of each held-out file and counts how many the model predicts.
 
-    Every chosen token becomes <mask>. The first `max_sentences` lines of a file are used, each cut at
-    `tokenizer.max_tokens`. A file without a language of its name in `corpus` is passed over.
+    The choice of tokens is the same each time. Every chosen token becomes `<mask>`.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer. A line is cut at `tokenizer.max_tokens`.
+        corpus: The training text, for the baseline.
+        held_out_files: Text files, UTF-8. A file whose language is not in `corpus` is skipped.
+        max_sentences: The number of lines of a file that are used, from the first one on.
+        batch_size: The number of lines in one forward pass.
+
+    Returns:
+        The results, by language.
+
+    Raises:
+        ValueError: A file has no sentence, a line that is not UTF-8, or no token to mask.
     """
     results: dict[str, Accuracy] = {}
     for path in held_out_files:
@@ -61,7 +74,7 @@ def evaluate(
             baseline.append(batch.labels == commonest)
         rank = torch.cat(ranks)
         if not len(rank):
-            raise ValueError(f"{path} has no token to mask: its text has no pieces in the vocabulary")
+            raise ValueError(f"{path} has no token to mask: none of its text is in the vocabulary. Give other text")
         results[path.stem] = Accuracy(
             tokens=len(rank),
             accuracy=(rank == 0).double().mean().item(),
@@ -73,7 +86,14 @@ def evaluate(
 
 
 def table(results: Mapping[str, Accuracy]) -> str:
-    """The figures as a Markdown table, a language a row, with their mean at the end."""
+    """Formats the results of `evaluate` as a Markdown table.
+
+    Args:
+        results: The results, by language.
+
+    Returns:
+        One row for each language, and their mean in the last row.
+    """
     lines = [
         "| language | masked tokens | right | right among 5 | unigram baseline | nats a token |",
         "|---|---:|---:|---:|---:|---:|",
@@ -86,7 +106,7 @@ def table(results: Mapping[str, Accuracy]) -> str:
 
 
 def _mean(rows: Sequence[Accuracy]) -> Accuracy:
-    """Over languages, each counted alike."""
+    """The mean over languages, each with the same weight."""
     count = len(rows)
     return Accuracy(
         tokens=sum(row.tokens for row in rows),

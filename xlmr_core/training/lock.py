@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that ends with the process that holds it."""
+"""A lock on a folder, so that only one process writes there. The lock ends with the process that holds it."""
 
 import os
 import platform
@@ -15,13 +15,17 @@ LONGEST = 1_000  # bytes of a lock that are read
 
 @contextmanager
 def locked(folder: Path) -> Generator[None, None, None]:
-    """Holds the folder for this process. A folder that was made for it and is empty at the end is removed.
+    """Locks a folder for this process while the context is open.
 
-    The file `run.lock` names the process that holds it, and the system locks the file until that process ends. So what
-    a killed process on this host left is taken over, with a message. Systems without such locks (Windows) lock nothing.
+    The file `run.lock` names the process that holds the folder, and the system locks that file until the process ends.
+    So the lock of a killed process on this host is taken over, with a message. Windows has no such locks: there, the
+    folder is not locked.
+
+    Args:
+        folder: The folder. It is made if it does not exist, and removed at the end if it was made here and is empty.
 
     Raises:
-        ValueError: another process holds the folder, or did on another host.
+        ValueError: Another process holds the folder, or `run.lock` names a process on another host.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,11 +40,11 @@ def locked(folder: Path) -> Generator[None, None, None]:
         host = f" on {platform.node()}"
         if not is_free or (holder and not holder.endswith(host)):
             raise ValueError(
-                f"{folder} is in use by {holder or 'another process'}: two runs in one folder would mix. Wait for it, "
-                f"or choose another folder. If that process has ended, remove {path}"
+                f"{folder} is in use by {holder or 'another process'}: two runs in one folder would overwrite each "
+                f"other's files. Wait for it, or choose another folder. If that process has ended, remove {path}"
             )
         if holder:
-            tqdm.write(f"{folder} was held by {holder}, which has ended: going on with it", file=sys.stderr)
+            tqdm.write(f"{folder} was held by {holder}, which has ended: this process takes it over", file=sys.stderr)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}{host}".encode(), 0)
         try:
@@ -55,14 +59,14 @@ def locked(folder: Path) -> Generator[None, None, None]:
 
 
 def _take(descriptor: int) -> bool:
-    """Locks the open file without waiting; False if another process has it."""
+    """Locks the open file without waiting; False if another process holds the lock."""
     import fcntl
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # some network file systems lock nothing
+    except OSError:  # some network file systems have no locks
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""Masked-LM pre-training: the loop, readable in one sitting, and resumable after a kill with the same result."""
+"""Masked-LM pre-training. A run that was killed can be resumed, and ends with the same weights."""
 
 import hashlib
 import json
@@ -27,40 +27,40 @@ from xlmr_core.training.masking import mask_tokens
 from xlmr_core.training.state import check_finite, restore_state, save_state
 from xlmr_core.training.vocabulary import train_vocabulary
 
-SHORTEST = 3  # tokens: <s>, one to learn from, </s>
+SHORTEST = 3  # tokens: <s>, one to predict, </s>
 LARGEST_SIZE = 2**24  # of a whole number: AdamW counts its steps in float32
 LARGEST_SEED = 2**32 - 1
-LARGEST_RATE = 1e30  # beyond it, the product with a moment of AdamW does not fit float32
-LARGEST_EXPONENT = 4  # a billion sentences to this power still fit float32
+LARGEST_RATE = 1e30  # above this, its product with a moment of AdamW overflows float32
+LARGEST_EXPONENT = 4  # a billion to this power is still finite in float32
 RECORD, STATE, VOCABULARY = "run.json", "training_state.pt", "sentencepiece.bpe.model"
 WEIGHTS, EVALUATION = "model.safetensors", "evaluation.json"
-AFTER_A_STEP = (STATE, WEIGHTS, "config.json", "tokenizer_config.json", EVALUATION)  # not before one was saved
+AFTER_A_STEP = (STATE, WEIGHTS, "config.json", "tokenizer_config.json", EVALUATION)  # exist only after a saved step
 OWN = (RECORD, VOCABULARY, LOCK, *AFTER_A_STEP)
-OF_MODELS = (".json", ".safetensors", ".bin", ".pt", ".model", "dict.txt")  # how the names of a model's files end
-CHUNK = 2**20  # bytes of a corpus hashed at a time
-LISTED = 10  # files named in one message
+OF_MODELS = (".json", ".safetensors", ".bin", ".pt", ".model", "dict.txt")  # endings of the names of a model's files
+CHUNK = 2**20  # bytes of a corpus file that are hashed at a time
+LISTED = 10  # most files named in one message
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Everything a run depends on beside its text. Defaults make a small model in about an hour of two CPU cores."""
+    """The settings of a run. The defaults train a small model in about an hour on two CPU cores."""
 
-    vocabulary_size: int = 12_000  # SentencePiece pieces; the model's vocabulary is two longer
+    vocabulary_size: int = 12_000  # SentencePiece pieces; the model has two more tokens, <pad> and <mask>
     hidden_size: int = 256
     layers: int = 4
-    heads: int = 4
+    heads: int = 4  # attention heads
     intermediate_size: int = 1024
-    dropout: float = 0.1
+    dropout: float = 0.1  # of hidden states and of attention probabilities
     max_tokens: int = 128  # longest sequence, <s> and </s> included
     short_tokens: int = 32  # longest sequence of the first steps
-    short_share: float = 0.8  # of all steps
-    batch_size: int = 16  # sequences of max_tokens a step, or as many more as are shorter
+    short_share: float = 0.8  # share of the steps that use short sequences
+    batch_size: int = 16  # sequences in a step; for short sequences, more with as many tokens in all
     steps: int = 10_000
     warmup_steps: int | None = None  # None: a twentieth of the steps, and at most 500
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    mask_probability: float = 0.15
-    language_exponent: float = 0.3
+    learning_rate: float = 5e-4  # the highest, at the end of the warm-up
+    weight_decay: float = 0.01  # of matrices; vectors have none
+    mask_probability: float = 0.15  # share of the tokens to predict
+    language_exponent: float = 0.3  # see Corpus
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 1
 
@@ -97,11 +97,18 @@ class PretrainSettings:
 
     @property
     def warmup(self) -> int:
-        """How many steps the learning rate rises for."""
+        """The number of steps over which the learning rate rises."""
         return min(self.steps // 20, 500) if self.warmup_steps is None else self.warmup_steps
 
     def config(self, vocab_size: int) -> XLMRobertaConfig:
-        """The config of the model to train."""
+        """Makes the config of the model to train.
+
+        Args:
+            vocab_size: The number of token ids.
+
+        Returns:
+            The config.
+        """
         return XLMRobertaConfig(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
@@ -114,17 +121,30 @@ class PretrainSettings:
         )
 
     def batch_shape_at(self, step: int) -> tuple[int, int]:
-        """How many sequences of at most how many tokens: short ones first, which teach the same for less.
+        """The shape of the batch at a step: short sequences first, which cost less.
 
-        Attention learns to look at a neighbour sooner where there are few tokens to choose from (Devlin et al. 2019,
-        appendix A.2, train nine tenths of the steps so).
+        Attention also learns sooner to look at a neighbour where there are few tokens to choose from. Devlin et al.
+        2019, appendix A.2, train nine tenths of the steps with short sequences.
+
+        Args:
+            step: The number of the step, from 0.
+
+        Returns:
+            The number of sequences, and the most tokens in one.
         """
         if step < self.short_share * self.steps:
             return self.batch_size * self.max_tokens // self.short_tokens, self.short_tokens
         return self.batch_size, self.max_tokens
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear from 0 over the warm-up, then linear to 0 at the last step."""
+        """The learning rate at a step: it rises linearly from 0 during the warm-up, then falls linearly to 0.
+
+        Args:
+            step: The number of the step, from 0.
+
+        Returns:
+            The learning rate.
+        """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup)
@@ -140,37 +160,37 @@ def pretrain(
     save_every: int = 500,
     save_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Accuracy]:
-    """Trains a vocabulary and a masked language model, and writes them to `output` in the published layout.
+    """Trains a vocabulary and a masked language model, and writes a checkpoint to a folder.
 
-    Each corpus file is one language, one sentence a line; a held-out file belongs to the corpus file of its name.
-    Killed and called again with the same arguments, it goes on from the last saved step and ends with the same
-    weights, bit for bit on the same machine. The weights are written as `save_dtype`, and what was written is what is
-    evaluated. Only one process at a time can run in a folder.
+    The checkpoint has the key layout `hf`. If a run was killed, a call with the same arguments continues it from the
+    last saved step and ends with the same weights, bit for bit on the same machine. Only one process at a time can
+    run in a folder.
 
     Args:
-        corpus_files: the text, UTF-8. Each file is read more than once, so a pipe is refused.
-        output: the folder to write. It is made if it does not exist, and must hold nothing but this run.
-        settings: everything that the weights depend on beside the text.
-        held_out_files: text to evaluate on.
-        device: where to compute; None: a GPU if there is one.
-        save_every: steps between two saved states.
-        save_dtype: of the weights file.
+        corpus_files: The text, UTF-8: one language a file, one sentence a line. Each file is read more than once, so
+            a pipe is an error.
+        output: The folder to write. It is made if it does not exist, and must not hold the files of another model.
+        settings: The settings of the run.
+        held_out_files: Text to evaluate on. Each file has the name of the corpus file of its language.
+        device: The device to train on. None: a GPU if there is one.
+        save_every: The number of steps between two saved states.
+        save_dtype: The dtype of the weights file. The model is evaluated with the weights in this dtype.
 
     Returns:
-        The held-out accuracy by language, which evaluation.json holds too.
+        The held-out results by language, which are also written to evaluation.json.
 
     Raises:
-        ValueError: `output` holds files of something else, a run with other settings or other text, or a damaged state,
-            or another process runs in it; a device that is not there; two files of one language, files that cannot be
-            read, too little text; weights that would be infinite in `save_dtype`.
-        FloatingPointError: the loss or a weight became NaN or infinite. What was saved before stays.
-        OSError: a file cannot be written.
+        ValueError: `output` holds files of another model, a run with other settings or other text, or a damaged state;
+            another process uses it; the device does not exist; two files are one language, a file cannot be read, or
+            there is too little text; a weight would be infinite in `save_dtype`.
+        FloatingPointError: The loss or a weight became NaN or infinite. What was saved before stays.
+        OSError: A file cannot be written.
     """
     chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for files in (corpus_files, held_out_files):
         _check_names(files)
         for path in files:
-            sentences_in(path)  # what is wrong with a file is said before hours of work
+            sentences_in(path)  # raises now what would else be raised after hours of work
     run = {
         "settings": {**asdict(settings), "warmup_steps": settings.warmup},
         "corpus": [{"name": path.name, "sha256": _sha256(path)} for path in corpus_files],
@@ -192,7 +212,7 @@ def _run(
 ) -> dict[str, Accuracy]:
     """`pretrain`, with its arguments checked and its folder locked."""
     vocabulary = output / VOCABULARY
-    if not _goes_on(output, run):
+    if not _is_begun(output, run):
         pieces = train_vocabulary(corpus_files, settings.vocabulary_size)
         vocabulary.unlink(missing_ok=True)
         _write_json(output / RECORD, run)
@@ -203,7 +223,7 @@ def _run(
     torch.manual_seed(settings.seed)
     try:
         model = XLMRobertaForMaskedLM(settings.config(tokenizer.vocab_size))
-    except RuntimeError as error:  # torch's own for too little memory
+    except RuntimeError as error:  # torch raises it for too little memory
         raise ValueError(f"a model of these sizes cannot be made ({str(error).splitlines()[0]}): lower them") from error
     model.initialize()
     model.to(device).train()
@@ -225,7 +245,7 @@ def _run(
     for name, parameter in model.named_parameters():
         parameter.data = cast_to(save_dtype, parameter.data, name)
     check_finite(model.state_dict(), "at the end")
-    (output / EVALUATION).unlink(missing_ok=True)  # of weights that are about to be replaced
+    (output / EVALUATION).unlink(missing_ok=True)  # it describes weights that are about to be replaced
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     written = XLMRobertaForMaskedLM.from_pretrained(output, device=device)
@@ -241,9 +261,22 @@ def train_step(
     settings: PretrainSettings,
     step: int,
 ) -> tuple[float, int]:
-    """One batch, one update. Returns the mean loss over the masked positions, in nats, and the batch's token count.
+    """Takes one step: draws a batch, masks it and updates the weights.
 
-    All that is random in a step, dropout too, comes from (seed, step): no state needs to be carried from the last one.
+    All random numbers of a step, dropout included, come from (seed, step), so that a resumed run draws the same.
+
+    Args:
+        model: The model, in train mode.
+        optimizer: The optimizer over its parameters. Its learning rate is set here.
+        corpus: The text.
+        settings: The settings of the run.
+        step: The number of the step, from 0.
+
+    Returns:
+        The mean loss over the masked positions, in nats, and the number of tokens in the batch, padding included.
+
+    Raises:
+        FloatingPointError: The loss is NaN or infinite. The weights were not changed.
     """
     seed = settings.seed * 1_000_003 + step
     generator = torch.Generator().manual_seed(seed)
@@ -267,7 +300,17 @@ def train_step(
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices alone: shrinking a bias or a norm's scale regularises nothing."""
+    """Splits the parameters into those with weight decay and those without.
+
+    Only matrices decay: to shrink a bias or the scale of a norm does not regularise.
+
+    Args:
+        model: The model.
+        weight_decay: The weight decay of the matrices.
+
+    Returns:
+        Two parameter groups for an optimizer: matrices, then vectors.
+    """
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -276,7 +319,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    """Raises ValueError for what is not a file, and for two files that would be one language."""
+    """Raises ValueError for a path that is not a regular file, and for two files of one language."""
     for path in files:
         if not path.is_file():
             raise ValueError(
@@ -286,7 +329,7 @@ def _check_names(files: Sequence[Path]) -> None:
     for language, count in counts.items():
         if count > 1:
             same = ", ".join(str(path) for path in files if path.stem == language)
-            raise ValueError(f"{same} are one language by their name, {language!r}: join them, or rename one")
+            raise ValueError(f"{same} are one language by their name, {language!r}: join the files, or rename one")
 
 
 def _sha256(path: Path) -> str:
@@ -298,25 +341,25 @@ def _sha256(path: Path) -> str:
 
 
 def _check_folder(output: Path, run: dict[str, Any]) -> None:
-    """Raises ValueError if `output` holds a model's files that are not of this run."""
+    """Raises ValueError if `output` holds a model's files that this run did not write."""
     names = [path.name for path in output.iterdir()] if output.exists() else []
     allowed = OWN if RECORD in names else (LOCK,)
     foreign = [name for name in names if name not in allowed and name.endswith(OF_MODELS) and not _is_temporary(name)]
     if foreign:
         listed = ", ".join(sorted(foreign)[:LISTED]) + ", ..." * (len(foreign) > LISTED)
         raise ValueError(
-            f"{output} holds files that are not of a run of this command: {listed}. Nothing was changed. "
-            "Choose an empty folder, or move them away"
+            f"{output} holds files that no run of this command writes there: {listed}. Nothing was changed. "
+            "Choose an empty folder, or move the files away"
         )
-    _goes_on(output, run)
+    _is_begun(output, run)
 
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(SUFFIX)
 
 
-def _goes_on(output: Path, run: dict[str, Any]) -> bool:
-    """Whether `output` holds the beginning of this run. Raises ValueError if it holds another run's steps."""
+def _is_begun(output: Path, run: dict[str, Any]) -> bool:
+    """Whether `output` holds a vocabulary of this run. Raises ValueError if it holds a saved step of another run."""
     if not (output / RECORD).exists():
         return False
     earlier = _read_record(output / RECORD)
@@ -326,7 +369,7 @@ def _goes_on(output: Path, run: dict[str, Any]) -> bool:
         differing = [name for name in run["settings"] if run["settings"][name] != earlier["settings"].get(name)]
         raise ValueError(
             f"{output} holds a run with other {', '.join(differing) or 'corpus files, by name or content'}: "
-            "give the same settings and text to go on with it, or choose an empty folder"
+            "give the same settings and text to continue it, or choose an empty folder"
         )
     return False  # no step of the other run was saved: nothing is lost
 
@@ -335,7 +378,7 @@ def _read_record(record: Path) -> dict[str, Any]:
     try:
         run = read_json_object(record)
     except ValueError as error:
-        raise ValueError(f"{error}. So it is not the record of a run: choose an empty folder") from error
+        raise ValueError(f"{error}. It is not the record of a run: choose an empty folder") from error
     if not isinstance(run.get("settings"), dict) or not isinstance(run.get("corpus"), list):
         raise ValueError(f"{record} is not the record of a run: choose an empty folder")
     return run

@@ -1,4 +1,4 @@
-"""The saved state of a run: what it takes to go on as if nothing had happened."""
+"""The saved state of a run: what is needed to continue it with the same result."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, for each parameter
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes the state after `step` steps. The file appears complete, or the old one stays.
+    """Writes the state of a run. The file is replaced only by a complete one.
+
+    Args:
+        path: The file to write.
+        model: The model.
+        optimizer: The AdamW optimizer over all parameters of `model`.
+        step: The number of steps that were taken.
 
     Raises:
-        FloatingPointError: a weight is NaN or infinite. Nothing was written.
-        OSError: the file cannot be written, for example because the disk is full.
+        FloatingPointError: A weight is NaN or infinite. Nothing was written.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     check_finite(model.state_dict(), f"after {step} steps")
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -27,37 +33,37 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
-        except (OSError, RuntimeError) as error:  # torch's own for a full disk is a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             cause = str(error).splitlines()[0]
             raise OSError(
-                f"{path} cannot be written ({cause}). Make room and give the same command again: the run goes on from "
-                "the state that was saved before, if there is one"
+                f"{path} cannot be written ({cause}). Make room and give the same command again: it continues the run "
+                "from the state that was saved before, if there is one"
             ) from error
 
 
 def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> int:
-    """Reads what `save_state` wrote into the model and the AdamW optimizer.
+    """Reads a state that `save_state` wrote into a model and an optimizer.
 
     Args:
-        path: the file.
-        model: the model of the run; its weights are replaced.
-        optimizer: the optimizer over all parameters of `model`; its moments are replaced, its settings stay.
-        steps: how many steps the run has.
+        path: The file to read.
+        model: The model of the run. Its weights are replaced.
+        optimizer: The AdamW optimizer over all parameters of `model`. Its moments are replaced, its settings stay.
+        steps: The number of steps of the whole run.
 
     Returns:
         The number of steps that were taken.
 
     Raises:
-        ValueError: the file is not the state of this run, or holds NaN or Inf. The model was not changed.
+        ValueError: The file is not a state of this run, or holds NaN or Inf. The model was not changed.
     """
     try:
         state = load_restricted(path)
         _check(state, model, optimizer, steps)
-    except Exception as error:  # torch has many errors for a corrupt file
+    except Exception as error:  # torch raises many kinds for a corrupt file
         cause = (str(error).strip() or "it ends early").splitlines()[0]
         raise ValueError(
-            f"{path} is not a state that this run can go on from: {cause}. "
-            "Put back a copy of it, or remove it to begin again at step 0"
+            f"{path} is not a state that this run can continue from: {cause}. "
+            "Replace it with a copy, or remove it to begin at step 0"
         ) from error
     model.load_state_dict(state["model"])
     settings = optimizer.state_dict()["param_groups"]
@@ -68,14 +74,22 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def check_finite(tensors: Mapping[str, Tensor], when: str) -> None:
-    """Raises FloatingPointError, naming the first tensor, unless every number is finite."""
+    """Checks that all tensors are finite.
+
+    Args:
+        tensors: The tensors, by name.
+        when: When this is, or what holds the tensors; the error begins with it.
+
+    Raises:
+        FloatingPointError: A tensor holds NaN or Inf; the error names the first one.
+    """
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise FloatingPointError(f"{when}, {name} holds NaN or Inf: try a lower learning rate or weight decay")
 
 
 def _check(state: Any, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Raises ValueError or FloatingPointError unless `state` is one of this model and optimizer."""
+    """Raises ValueError or FloatingPointError unless `state` fits this model and optimizer."""
     if not isinstance(state, dict) or state.keys() != PARTS:
         raise ValueError(f"it does not hold {', '.join(sorted(PARTS))}")
     step = state["step"]
@@ -102,6 +116,8 @@ def _check_tensors(tensors: Any, shapes: Mapping[str, torch.Size], what: str) ->
         tensor = tensors[name]
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype != torch.float32:
             raise ValueError(f"{name} of {what} is not a float32 tensor")
-        if tensor.is_meta or tensor.shape != shape:
-            raise ValueError(f"{name} of {what} has not the shape {tuple(shape)}")
+        if tensor.is_meta:
+            raise ValueError(f"{name} of {what} is on the meta device, without values")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} of {what} must have the shape {tuple(shape)}, not {tuple(tensor.shape)}")
     check_finite(tensors, what)

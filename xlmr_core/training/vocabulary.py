@@ -1,4 +1,4 @@
-"""A new vocabulary: a SentencePiece model trained with the settings XLM-R's was (Conneau et al. 2020, section 3)."""
+"""A new vocabulary: a SentencePiece model trained with the settings of XLM-R (Conneau et al. 2020, section 3)."""
 
 import io
 import re
@@ -13,11 +13,19 @@ TOO_FEW = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (
 
 
 def train_vocabulary(corpus: Sequence[Path], size: int, *, lines_per_file: int = 20_000) -> bytes:
-    """Trains a unigram SentencePiece model of `size` pieces: the content of its file.
+    """Trains a unigram SentencePiece model.
 
-    Each corpus file gives at most its first `lines_per_file` lines, so that a language with much text does not take
-    the pieces of the others. The model's vocabulary is two longer than `size`: <pad> and <mask> are added by the ids.
-    Raises ValueError, with the limit, where the text has too few words or too many characters for the size.
+    Args:
+        corpus: Text files, UTF-8.
+        size: The number of pieces. The vocabulary of the tokenizer has two more: `<pad>` and `<mask>`.
+        lines_per_file: The number of lines of a file that are used, from the first one on. The limit keeps a language
+            with much text from taking most of the pieces.
+
+    Returns:
+        The content of the SentencePiece model file.
+
+    Raises:
+        ValueError: The text has too few words or too many characters for the size; the error gives the limit.
     """
     import sentencepiece
 
@@ -25,7 +33,7 @@ def train_vocabulary(corpus: Sequence[Path], size: int, *, lines_per_file: int =
         for path in corpus:
             yield from islice(read_lines(path), lines_per_file)
 
-    model = io.BytesIO()  # not a file of the trainer's: it would write its name into the model
+    model = io.BytesIO()  # given a file, the trainer would write its name into the model
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences(),
@@ -38,7 +46,7 @@ def train_vocabulary(corpus: Sequence[Path], size: int, *, lines_per_file: int =
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            num_threads=1,  # the same pieces each time
+            num_threads=1,  # with more, the pieces differ from run to run
             minloglevel=1,
         )
     except RuntimeError as error:
@@ -47,9 +55,9 @@ def train_vocabulary(corpus: Sequence[Path], size: int, *, lines_per_file: int =
 
 
 def _cause(error: RuntimeError) -> str:
-    """What SentencePiece complains of, in our words where it is the size."""
+    """The cause of an error of SentencePiece, with the option to change where it is the size."""
     if limit := TOO_MANY.search(str(error)):
         return f"it is enough for {limit[1]} at most. Lower vocabulary_size, or give more text"
     if limit := TOO_FEW.search(str(error)):
-        return f"its characters alone take {limit[1]}. Raise vocabulary_size"
+        return f"its characters need {limit[1]}. Raise vocabulary_size"
     return str(error)
