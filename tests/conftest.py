@@ -30,7 +30,7 @@ def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]
 
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in the key layout hf: random weights large enough to change the result, and a vocabulary of a few words."""
+    """A checkpoint in the key layout hf: random weights large enough to matter, and a vocabulary of a few words."""
     folder = tmp_path_factory.mktemp("toy-checkpoint")
     text = folder / "lines.txt"
     text.write_text("\n".join(LINES * 20), encoding="utf-8")

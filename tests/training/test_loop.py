@@ -42,9 +42,7 @@ FOREIGN = (
 )
 
 
-def test_the_model_learns_from_the_context(
-    corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path
-) -> None:
+def test_the_model_learns_from_context(corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path) -> None:
     settings = replace(SMALL, steps=400, warmup_steps=20, learning_rate=5e-3, batch_size=16, dropout=0.0)
     results = pretrain(corpus_files, tmp_path, settings, held_out_files=held_out_files)
     for language, figures in results.items():
@@ -238,7 +236,7 @@ def test_a_run_without_a_saved_step_is_replaced(
         ("run.json", "[" * 100_000, "is nested too deeply.*not the record of a run"),
         ("run.json", '{"settings": [], "corpus": []}', "run.json is not the record of a run"),
         ("run.json", '{"settings": {}}', "run.json is not the record of a run"),
-        *((name, "precious", f"holds files that are not of a run of this command: {name}") for name in FOREIGN),
+        *((name, "precious", f"holds files that no run of this command writes there: {name}") for name in FOREIGN),
     ],
 )
 def test_a_folder_with_files_of_another_program_is_refused_and_unchanged(
