@@ -183,7 +183,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
-def test_of_two_faults_the_first_site_is_right(implementation: str, pair: tuple[str, str]) -> None:
+def test_of_two_faults_the_first_tap_is_right(implementation: str, pair: tuple[str, str]) -> None:
     diagnosis = diagnosed(implementation, "post-norm", pair)
     assert diagnosis.first_tap == tap_of(pair[0], "post-norm")
     assert diagnosis.faults == pair, str(diagnosis)
@@ -201,14 +201,14 @@ IN_ONE_LAYER: dict[str, tuple[int, Callable[[Any], None]]] = {
 
 @pytest.mark.parametrize("name", IN_ONE_LAYER)
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_fault_in_one_layer_alone_is_named_with_its_layer(norm: str, name: str) -> None:
+def test_a_fault_in_one_layer_only_is_named_with_its_layer(norm: str, name: str) -> None:
     index, make = IN_ONE_LAYER[name]
     theirs = foreign("transformers", norm, "lm_head")
     model = copy.deepcopy(theirs.port)
     make(model.roberta.encoder.layer[index])
     numbers, _ = checked_dump(theirs.pair.ours, dump_of(model, theirs.batch), None)
     diagnosis = search(simulator(norm, "lm_head"), numbers, theirs.pair.ours)
-    assert diagnosis.faults == (f"{name} in layer {index} alone",), str(diagnosis)
+    assert diagnosis.faults == (f"{name} in layer {index} only",), str(diagnosis)
     assert diagnosis.explained
     assert diagnosis.first_tap == find_fault(name).tap.replace("layers.0.", f"layers.{index}.")
 
@@ -220,5 +220,5 @@ def test_faults_in_two_layers_are_named_one_after_the_other() -> None:
     model.roberta.encoder.layer[2].attention.self.value.bias.data.zero_()
     numbers, _ = checked_dump(theirs.pair.ours, dump_of(model, theirs.batch), None)
     diagnosis = search(simulator("post-norm", "lm_head"), numbers, theirs.pair.ours)
-    assert diagnosis.faults == ("down_bias_missing in layer 0 alone", "v_bias_missing in layer 2 alone"), str(diagnosis)
+    assert diagnosis.faults == ("down_bias_missing in layer 0 only", "v_bias_missing in layer 2 only"), str(diagnosis)
     assert diagnosis.explained
