@@ -1,5 +1,5 @@
 # The one command of a contributor: `make check` runs what CI runs, in the environment that is active.
-.PHONY: check docs format test slow numerics lines
+.PHONY: check docs format test slow numerics lines pages
 
 check:
 	ruff format --check .
@@ -41,3 +41,8 @@ numerics:
 # Code lines from text to logits.
 lines:
 	python tools/lines.py
+
+# The pages of docs/ that are written by running the comparisons. Tests check that they are up to date.
+pages:
+	PYTHONPATH=.:tests python tools/divergence_guide.py
+	PYTHONPATH=.:tests python tools/what_catches_what.py

@@ -1,94 +1,19 @@
-"""Every parity comparison is seen to fail: each fault of the catalogue is made in our model, and must be noticed.
+"""Every parity comparison is seen to fail: each fault of the catalogue is made in our model, and must be noticed."""
 
-`PYTHONPATH=.:tests python tests/test_faults.py` writes docs/what-catches-what.md: which comparison notices which fault.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import reference
 import torch
+import what_catches_what
+from fault_matrix import HEADS, groups, notices
 from reference import CONFIGS, Pair
 from torch import Tensor, nn
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity import FAULTS, Fault, find_fault
-
-HEADS = ("classifier", "tagger", "answer")
-TABLE = Path(__file__).parents[1] / "docs" / "what-catches-what.md"
-TABLE_INTRODUCTION = """\
-# What catches what
-
-Each fault of the catalogue is made in our model, and each comparison of the parity tests is run on it. `x`: it fails,
-as it should. `.`: it does not notice, and cannot or need not. A blank: the model has no such part.
-
-- oracle: every tap in float64 against plain loops
-- eager, sdpa: hidden states and logits against transformers, bit for bit, with that attention
-- packed, packed sdpa: every tap of a packed batch in float64 against the same loops; fused attention sees no mask there
-- probs: attention probabilities against transformers
-- bfloat16: our error against float64 is no larger than transformers'
-- training: logits in train mode under the same seed; gradients: of every parameter
-- pooler, classifier, tagger, answer: of the encoder with a pooler, and the logits of models with these heads, against
-  transformers
-
-`tests/test_faults.py` writes this page, and a test runs it again.
-
-```
-"""
-TABLE_END = "\n```\n"
-
-
-@dataclass(frozen=True)
-class Group:
-    """One comparison of the parity tests, on the pair of models it is made for."""
-
-    check: Callable[[Pair], None]
-    pair: Pair
-
-
-@cache
-def groups(norm: str) -> dict[str, Group]:
-    """The comparisons, by name, that the parity tests make for one placement of norms."""
-    config = CONFIGS[norm]
-    eager, sdpa = reference.build_pair(config, "eager"), reference.build_pair(config, "sdpa")
-    float64 = reference.build_pair(config, dtype=torch.float64)
-    bfloat16 = reference.build_pair(config, dtype=torch.bfloat16)
-    taps, logits = reference.oracle_taps(float64), reference.float64_logits(bfloat16)
-    packed = reference.right_padded(float64)
-    packed_sdpa = reference.right_padded(reference.build_pair(config, "sdpa", torch.float64))
-    packed_taps = reference.oracle_taps(packed)
-    return {
-        "oracle": Group(lambda pair: reference.check_oracle(pair, taps), float64),
-        "eager": Group(reference.check_outputs, eager),
-        "sdpa": Group(reference.check_outputs, sdpa),
-        "packed": Group(lambda pair: reference.check_packed(pair, packed_taps), packed),
-        "packed sdpa": Group(lambda pair: reference.check_packed(pair, packed_taps), packed_sdpa),
-        "probs": Group(reference.check_probs, eager),
-        "bfloat16": Group(lambda pair: reference.check_precision(pair, logits), bfloat16),
-        "training": Group(reference.check_training, eager),
-        "gradients": Group(reference.check_gradients, eager),
-        "pooler": Group(reference.check_pooler, reference.build_encoder_pair(config)),
-        **{name: Group(reference.check_head, reference.build_pair_with(config, name)) for name in HEADS},
-    }
-
-
-@cache
-def notices(norm: str, name: str, fault: Fault) -> bool | None:
-    """Whether the comparison fails under the fault; None if the model has no such part."""
-    group = groups(norm)[name]
-    try:
-        with fault.applied(group.pair.ours):
-            group.check(group.pair)
-    except AssertionError:
-        return True
-    except ValueError:
-        return None
-    return False
 
 
 def home(fault: Fault) -> str:
@@ -208,21 +133,8 @@ def test_every_comparison_notices_something() -> None:
         assert any(notices("post-norm", name, fault) for fault in FAULTS), f"{name} fails with none of the faults"
 
 
-def test_the_committed_table_of_faults_and_comparisons_is_up_to_date() -> None:
-    assert TABLE.read_text(encoding="utf-8") == TABLE_INTRODUCTION + fault_table() + TABLE_END
-
-
-def fault_table() -> str:
-    """Which comparison notices which fault: x notices, . does not, a blank where the model has no such part."""
-    names = list(groups("post-norm"))
-    width = max(len(fault.name) for fault in FAULTS)
-    lines = [" " * width + "  " + "  ".join(names)]
-    for fault in FAULTS:
-        norm = "pre-norm" if fault.norm == "pre" else "post-norm"
-        marks = [{True: "x", False: ".", None: " "}[notices(norm, name, fault)] for name in names]
-        cells = "  ".join(mark.center(len(name)) for mark, name in zip(marks, names, strict=True))
-        lines.append(f"{fault.name:{width}}  {cells}".rstrip())
-    return "\n".join(lines)
+def test_the_committed_page_is_up_to_date() -> None:
+    assert what_catches_what.PATH.read_text(encoding="utf-8") == what_catches_what.page(), "run `make pages`"
 
 
 # ---- making a fault and removing it ----------------------------------------------------------------------------------
@@ -352,7 +264,3 @@ def test_a_missing_key_bias_changes_nothing_after_softmax() -> None:
     assert is_far(healthy["layers.0.attention.scores"], faulty["layers.0.attention.scores"], pair.real)
     assert not is_far(healthy["layers.0.attention.probs"], faulty["layers.0.attention.probs"], pair.real)
     assert not is_far(healthy["lm_head.logits"], faulty["lm_head.logits"], pair.real)
-
-
-if __name__ == "__main__":
-    TABLE.write_text(TABLE_INTRODUCTION + fault_table() + TABLE_END, encoding="utf-8")

@@ -246,11 +246,13 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="All that is known of each, as JSON.")
 def faults_command(name: str | None, as_json: bool) -> None:
-    """List the faults that `xlmr parity diagnose` knows, or tell what NAME looks like."""
-    faults = [fault for fault in (*TOKENIZER_FAULTS, *FAULTS, *POOLING_FAULTS) if name in (None, fault.name)]
+    """List the faults that `xlmr parity diagnose` can name, or describe the fault NAME."""
+    faults = {
+        fault.name: fault for fault in (*TOKENIZER_FAULTS, *FAULTS, *POOLING_FAULTS) if name in (None, fault.name)
+    }
     if not faults:
         raise click.UsageError(f"no fault is called {name!r}: `xlmr parity faults` lists them")
-    rows = [{key: getattr(fault, key) for key in ("name", "tap", "cause", "symptom")} for fault in faults]
+    rows = [{key: getattr(fault, key) for key in ("name", "tap", "cause", "symptom")} for fault in faults.values()]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     elif name is not None:
@@ -258,7 +260,7 @@ def faults_command(name: str | None, as_json: bool) -> None:
     else:
         width = max(len(row["name"]) for row in rows)
         click.echo("\n".join(f"{row['name']:{width}}  {row['cause']}" for row in rows))
-        click.echo(f"{len(rows)} faults; `xlmr parity faults NAME` tells what one looks like")
+        click.echo(f"{len(rows)} faults; `xlmr parity faults NAME` describes one")
 
 
 def _dump(

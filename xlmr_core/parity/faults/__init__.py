@@ -13,7 +13,8 @@ make a wrong sentence vector of right token vectors. A fault that can be seen at
 its word vectors, has the same name in both lists.
 """
 
-from xlmr_core.parity.faults import encoder, heads, training
+from xlmr_core.parity.faults.encoder import ENCODER_FAULTS
+from xlmr_core.parity.faults.heads import HEAD_FAULTS
 from xlmr_core.parity.faults.patching import Fault, Patch
 from xlmr_core.parity.faults.text import (
     POOLING_FAULTS,
@@ -22,8 +23,9 @@ from xlmr_core.parity.faults.text import (
     TokenizerFault,
     mean_pooled,
 )
+from xlmr_core.parity.faults.training import TRAINING_FAULTS
 
-FAULTS: tuple[Fault, ...] = (*encoder.FAULTS, *heads.FAULTS, *training.FAULTS)
+FAULTS: tuple[Fault, ...] = (*ENCODER_FAULTS, *HEAD_FAULTS, *TRAINING_FAULTS)
 
 __all__ = [
     "FAULTS",

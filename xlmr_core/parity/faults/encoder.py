@@ -293,7 +293,7 @@ IDS_WITHOUT_OFFSET = Fault(
     patch=_ids_without_offset,
 )
 
-FAULTS: tuple[Fault, ...] = (
+ENCODER_FAULTS: tuple[Fault, ...] = (
     IDS_WITHOUT_OFFSET,
     Fault(
         "embeddings_scaled",

@@ -63,7 +63,7 @@ def _answer_ends_exchanged(model: nn.Module, config: XLMRobertaConfig, undo: Exi
             replace_values(undo, parameter, parameter.flip(0))
 
 
-FAULTS: tuple[Fault, ...] = (
+HEAD_FAULTS: tuple[Fault, ...] = (
     missing_bias("lm_head_dense_bias_missing", LMHead, "dense", "lm_head.dense", of="the LM head's dense map"),
     Fault(
         "lm_head_activation_missing",

@@ -69,7 +69,7 @@ def _padding_idx_lost(model: nn.Module, config: XLMRobertaConfig, undo: ExitStac
         set_attribute(undo, embeddings.position_embeddings, "padding_idx", None)
 
 
-FAULTS: tuple[Fault, ...] = (
+TRAINING_FAULTS: tuple[Fault, ...] = (
     Fault(
         "embedding_dropout_missing",
         cause="there is no dropout after the embeddings",

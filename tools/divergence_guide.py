@@ -1,7 +1,4 @@
-"""Writes docs/divergence-guide.md: every row of its tables is what came out when a fault was made.
-
-PYTHONPATH=.:tests python tests/parity/guide.py
-"""
+"""Writes docs/divergence-guide.md: each row of its tables is measured on a model with the fault. `make pages` runs it."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -20,33 +17,33 @@ from xlmr_core.parity.diagnose import one_mask
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS, Fault, mean_pooled
 from xlmr_core.parity.patterns import describe
 
-PATH = Path(__file__).parents[2] / "docs" / "divergence-guide.md"
+PATH = Path(__file__).parents[1] / "docs" / "divergence-guide.md"
 
 INTRODUCTION = """\
 # Divergence guide
 
-Your port of XLM-R runs, and its numbers are not ours. This page tells what each fault looks like. Do not search it
-by eye: the kit makes each fault in our model and tells which gives your numbers.
+What each known fault of a port looks like. You need not search these tables by eye: the kit makes each fault in our
+model and names the one that gives the numbers of your port.
 
 ```
 xlmr parity record FacebookAI/xlm-roberta-base --text "The capital of France is <mask>." -o trace.safetensors
-# run your port on the ids in the trace, write its internals to port.npz, say in names.toml what you call them
+# run your port on the ids in the trace, write its tensors to port.npz, and list their names in names.toml
 xlmr parity check trace.safetensors port.npz --names names.toml
 xlmr parity diagnose trace.safetensors port.npz --names names.toml
 ```
 
-`diagnose` names a fault only if our model with it agrees with your numbers up to rounding at every tap, or up to the
-next fault. If none does, it says so, and says what the error looks like in the words of the second column below.
+`diagnose` names a fault only if our model with this fault agrees with your numbers, to rounding, at every tap, or as
+far as the next fault. Otherwise it describes the difference, in the words of the second column below.
 
-Record a batch of several texts of different lengths: without padding, faults with masks and positions do not show.
-What no simulation can give is found but not named: a decoder left as it was initialised (only the logits are wrong, and
-unrelated to ours), and a product kept in float16, where two right sums may fall to different sides.
+Record several texts of different lengths: without padding, faults of masks and positions do not show. Two faults are
+found but not named, because no simulation gives the same numbers: a decoder that kept its random initial values (only
+the logits are wrong, and unrelated to ours), and products kept in float16, which round differently in another order.
 
-Every row was produced by making the fault in a small model with random weights, in float64, for five rows of uneven
-lengths, padded right, left and inside. `tests/parity/guide.py` writes this page, and a test runs it again.
+For each row, the fault was made in a small model with random weights, in float64, on five rows of uneven lengths with
+padding on the right, on the left and inside. `make pages` writes this page, and a test checks that it is up to date.
 """
 
-# The traps of the architecture: what it is, and the faults that fall into it, or where it is dealt with.
+# The traps of the architecture: a property of XLM-R, and the faults that come from missing it or where it is handled.
 TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
     (
         "Positions start at pad + 1 = 2 and skip padding; 514 rows hold 512 tokens; each packed sequence starts anew.",
@@ -56,7 +53,7 @@ TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
     (
         "SentencePiece's ids are one lower than the model's; its <unk>, <s>, </s> are 0, 1, 2, the model's 3, 0, 2; "
         "<mask> is the last id.",
-        ("tokenizer_ids_off_by_one", "tokenizer_unk_is_zero", "tokenizer_mask_id_wrong", "ids_without_offset"),
+        ("ids_without_offset", "tokenizer_unk_is_zero", "tokenizer_mask_id_wrong"),
     ),
     ("<mask> swallows the space on its left.", "`print(tokenizer.explain(text))` shows every piece with its place"),
     ("The eps of the norms is 1e-5, not BERT's 1e-12.", ("eps_of_bert",)),
@@ -103,9 +100,9 @@ TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
     ("A pair is `<s> a </s></s> b </s>`.", ("tokenizer_single_separator",)),
     (
         "A row without a real token: -inf for every key gives NaN.",
-        "our model attends to all of such a row: finite, and of no use; nothing in it is compared",
+        "our model attends to every position of such a row, so its numbers are finite; they are not compared",
     ),
-    ("Padding holds junk that differs between right implementations.", "only real tokens are compared"),
+    ("The numbers at padding differ between right implementations.", "only real tokens are compared"),
     (
         "The pooler of published checkpoints was not trained to be an embedding.",
         (
@@ -122,7 +119,7 @@ TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
     ),
     (
         "Not all that has XLM-R's vocabulary is XLM-R (multilingual-e5-small is BERT).",
-        "`xlmr inspect` tells it by the keys of the file",
+        "`xlmr inspect` reports the architecture, which it finds by the keys of the file",
     ),
     ("Checkpoints are stored in float16, too.", ("weights_float16", "scores_float16")),
 )
@@ -130,13 +127,13 @@ TRAPS: tuple[tuple[str, tuple[str, ...] | str], ...] = (
 
 def text() -> str:
     """The page."""
-    lines = [INTRODUCTION, "## What you see, and what it was", ""]
+    lines = [INTRODUCTION, "## Outputs", ""]
     lines += [
         "| first wrong tap | what the error looks like there | largest | fault | cause |",
         "|---|---|---|---|---|",
     ]
     lines += [row(*cells) for cells in outputs()]
-    lines += ["", "## What shows in training alone", ""]
+    lines += ["", "## Training only", ""]
     lines += ["Outputs in eval mode are right.", ""]
     lines += header("first wrong tap", "what changes there", "what to look for", "fault", "cause")
     lines += [row(*cells) for cells in training()]
@@ -152,7 +149,7 @@ def text() -> str:
     lines += ["", "## Sentence vectors", "", "Token vectors are right.", ""]
     lines += header("what the error looks like", "largest", "fault", "cause")
     lines += [row(*cells) for cells in pooling()]
-    lines += ["", "## Traps of XLM-R", "", *header("trap", "faults that fall into it")]
+    lines += ["", "## Traps of XLM-R", "", *header("trap", "faults")]
     for trap, faults in TRAPS:
         lines.append(row(trap, faults if isinstance(faults, str) else ", ".join(f"`{name}`" for name in faults)))
     return "\n".join(lines) + "\n"
@@ -197,13 +194,13 @@ def pair_for(norm: str, part: str = "lm_head") -> Pair:
 
 def looks_like(pair: Pair, healthy: dict[str, Tensor], faulty: dict[str, Tensor], tap: str) -> str:
     if tap not in faulty:
-        return "the whole layer is not there"
+        return "the whole layer is missing"
     heads = pair.config.num_attention_heads
     return "; ".join(describe(tap, healthy[tap], faulty[tap], pair.real, heads=heads, allowed=ORACLE_TOLERANCE))
 
 
 def size(value: float) -> str:
-    """Two digits; what is masked and should not be, or the other way round, is no number."""
+    """Two digits; a word where one side is masked and the other is not."""
     return "-" if value != value else "masked" if value > 1e3 else f"{value:.1e}"
 
 
@@ -222,7 +219,7 @@ def dropout_change(fault: Fault) -> tuple[str, str]:
         faulty = in_train_mode(pair)
     tap = next(r.tap for r in compare(healthy, faulty, real=pair.real).rows if r.max_abs > ORACLE_TOLERANCE)
     before, after = (float((dump[tap][pair.real] == 0).double().mean()) for dump in (healthy, faulty))
-    return tap, f"{before:.0%} of the values are exactly 0 where it is right, {after:.0%} here"
+    return tap, f"{after:.0%} of the values are exactly 0; in a right model {before:.0%}"
 
 
 def in_train_mode(pair: Pair) -> dict[str, Tensor]:
