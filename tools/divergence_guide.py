@@ -1,4 +1,4 @@
-"""Writes docs/divergence-guide.md: each row of its tables is measured on a model with the fault. `make pages` runs it."""
+"""Writes docs/divergence-guide.md: each row is measured on a model with the fault. `make pages` runs it."""
 
 from collections.abc import Iterator
 from functools import cache
