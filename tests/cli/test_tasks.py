@@ -230,6 +230,18 @@ class TestOutput:
         with (tmp_path / "out.csv").open(encoding="utf-8") as file:
             assert [json.loads(row["embedding"]) for row in csv.DictReader(file)] == expected
 
+    @pytest.mark.parametrize("suffix", ["jsonl", "csv", "npy", "parquet"])
+    def test_an_input_without_rows(self, suffix: str, models: dict[str, Path], tmp_path: Path) -> None:
+        if suffix == "parquet":
+            pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'xlmr-core[parquet]'")
+        (tmp_path / "in.txt").touch()
+        output = tmp_path / f"out.{suffix}"
+        result = xlmr("embed", "-i", tmp_path / "in.txt", "-o", output, "--model", models["embed"])
+        assert result.exit_code == 0, result.output
+        assert output.exists()
+        if suffix == "npy":
+            assert np.load(output).shape == (0, 24)
+
     def test_csv_has_a_line_for_each_label(self, models: dict[str, Path], tmp_path: Path) -> None:
         (tmp_path / "in.txt").write_text("the cat\na bird\n")
         xlmr("classify", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.csv", "--model", models["classify"])

@@ -116,7 +116,7 @@ class Parquet(JsonLines):
         partial = Path(file.name)
         file.flush()
         schemas = [pa.Table.from_pylist(records).schema for records in _records(partial)]
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        schema = pa.unify_schemas(schemas or [pa.schema([])], promote_options="permissive")
         with written_as(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for records in _records(partial):
                 writer.write_table(pa.Table.from_pylist(records, schema=schema))
@@ -191,6 +191,7 @@ class ResultFile:
             self.format.finish(self.file, self.rows, self.path)
             self.file.flush()
             os.fsync(self.file.fileno())
+            self.file.close()  # Windows renames no open file
         if isinstance(self.format, Parquet):
             self.partial.unlink()
         else:
