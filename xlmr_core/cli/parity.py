@@ -35,7 +35,11 @@ from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError,
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
 DUMPS = (".npz", ".safetensors")
-OTHERS = {"diagnose": "xlmr_core.cli.parity_diagnose"}  # subcommands in modules of their own
+OTHERS = {  # subcommands in modules of their own
+    "diagnose": "xlmr_core.cli.parity_diagnose",
+    "diagnose-vectors": "xlmr_core.cli.parity_vectors",
+    "probe": "xlmr_core.cli.parity_probe",
+}
 TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 

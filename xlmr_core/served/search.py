@@ -1,0 +1,410 @@
+"""Which fault gives the numbers of a server: one after the other is made in the right pipeline, then two at a time.
+
+A fault is named only when the pipeline with it gives the numbers, at every text, up to rounding. How far rounding takes
+a right pipeline is measured on the same texts: in float32, float16 and bfloat16, with sums in several orders. Where
+nothing gives the numbers, the verdict is "unexplained".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from xlmr_core.checkpoint.writing import Tick, no_tick
+from xlmr_core.parity.compare import FACTOR
+from xlmr_core.parity.floors import perturbed, threads_by_size, variant
+from xlmr_core.parity.int8 import INT8, quantise
+from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.served.faults import PipelineFault, faults_for
+from xlmr_core.served.pipeline import Input, Pipeline, Steps
+from xlmr_core.served.probe import probe_pairs, probe_texts
+from xlmr_core.tokenizer import SPECIALS
+
+BATCH = 32  # texts that are taken to have run together, where nobody says which did
+SEEDS = (1, 2)  # of perturbed runs
+PRECISIONS = ("float32", "float16", "bfloat16")
+# A fault that is judged by the noise of half precision must leave at most this share of the difference that there is
+# without it: noise of that size could hide another cause.
+EXPLAINS = 0.25
+FEW = 16  # numbers: with fewer, a fault could fit the noise of half precision by chance
+FLIPPED = 0.01  # the share of rounded numbers that may lie one step apart: rounding before it decides which step
+MOST_TIES = 6  # candidates for which a text that tells them apart is looked for
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Faults that, made together, give the numbers."""
+
+    faults: tuple[PipelineFault, ...]
+    error: float  # the largest of a text, as a share of the length of a vector
+    precision: str  # whose noise explains it
+    specials_in_text: bool
+    told_apart_by: str | None = None  # a text whose vector differs from that of the first candidate
+
+    @property
+    def name(self) -> str:
+        """The names of the faults, joined by +."""
+        return " + ".join(fault.name for fault in self.faults)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `judge` found. Prints as a report."""
+
+    precision: str | None  # of a right pipeline: whose noise explains the numbers; None: it is not right
+    error: float  # of the right pipeline: the largest of a text
+    allowed: dict[str, float]  # by precision: how far rounding takes a right pipeline
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the pipeline is right, or its numbers or weights were only rounded."""
+        return self.precision is not None or any(
+            all(fault.rounding for fault in candidate.faults) for candidate in self.candidates
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the candidates, the simplest first."""
+        return tuple(candidate.name for candidate in self.candidates)
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        if self.precision in INT8:
+            lines.append(
+                f"right, quantised about as int8: the error is {self.error:.1e}, simulated int8 gives "
+                f"{self.allowed[self.precision]:.1e}. A fault that changes less than that would not show"
+            )
+        elif self.precision is not None:
+            lines.append(
+                f"right, to the noise of {self.precision}: the error is {self.error:.1e}, "
+                f"allowed is {self.allowed[self.precision]:.1e}"
+            )
+        elif not self.candidates:
+            lines.append(f"unexplained: the error is {self.error:.1e}, and no fault gives these numbers")
+        for index, candidate in enumerate(self.candidates):
+            first, *more = candidate.faults
+            lines.append(f"{'or ' if index else ''}{candidate.name}: {first.cause}")
+            lines += [f"  and {fault.cause}" for fault in more]
+            lines += [f"  see {fault.thread}" for fault in candidate.faults if fault.thread]
+            lines.append(
+                f"  the error is {self.error:.1e} without, {candidate.error:.1e} with this; "
+                f"{candidate.precision} explains {self.allowed[candidate.precision]:.1e}"
+            )
+            if index and index < MOST_TIES:
+                lines.append(f"  {_apart(candidate, self.candidates[0])}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> str:
+        """The same for programs."""
+        candidates = [
+            {
+                "name": candidate.name,
+                "causes": [fault.cause for fault in candidate.faults],
+                "threads": [fault.thread for fault in candidate.faults if fault.thread],
+                "error": candidate.error,
+                "precision": candidate.precision,
+                "told_apart_by": candidate.told_apart_by,
+            }
+            for candidate in self.candidates
+        ]
+        error = self.error if math.isfinite(self.error) else None
+        found = {"ok": self.ok, "precision": self.precision, "error": error, "allowed": self.allowed}
+        return json.dumps(found | {"candidates": candidates, "notes": self.notes}, indent=1)
+
+
+def _apart(candidate: Candidate, first: Candidate) -> str:
+    if candidate.told_apart_by is None:
+        return f"no text of the probe tells it from {first.name}"
+    shown = candidate.told_apart_by if len(candidate.told_apart_by) <= 60 else candidate.told_apart_by[:57] + "..."
+    return f"this text tells it from {first.name}: {shown!r} ({len(candidate.told_apart_by)} characters)"
+
+
+def judge(
+    pipeline: Pipeline,
+    inputs: Sequence[str | Input],
+    values: Tensor,
+    *,
+    batches: Sequence[Sequence[int]] | None = None,
+    budget: float = 300.0,
+    tick: Tick = no_tick,
+) -> Verdict:
+    """Whether vectors or scores are what the checkpoint defines, and if not, which faults give them.
+
+    Args:
+        pipeline: Of the checkpoint.
+        inputs: Texts, or pairs of texts.
+        values: A vector for each text, (N, D), or a score, (N) or (N, labels).
+        batches: Which inputs ran together, by their numbers; by default 32 at a time. It matters for faults that read
+            padding only.
+        budget: Seconds after which the search for pairs of faults ends. Single faults are all tried.
+        tick: Is called with 1 for each candidate.
+
+    Raises:
+        ValueError: Sizes do not fit, or a value is NaN or infinite.
+    """
+    given = [(one,) if isinstance(one, str) else tuple(one) for one in inputs]
+    values = (values[:, None] if values.dim() == 1 else values).double()
+    _check(pipeline, given, values)
+    order = batches or [range(start, min(start + BATCH, len(given))) for start in range(0, len(given), BATCH)]
+    tokens = sum(len(pipeline.row(one, pipeline.right)) for one in given)
+    with threads_by_size(pipeline.model, tokens // len(order)):
+        return _Search(pipeline, given, values, [list(batch) for batch in order], tick).verdict(budget)
+
+
+def _check(pipeline: Pipeline, inputs: Sequence[Input], values: Tensor) -> None:
+    if not inputs:
+        raise ValueError("there are no texts to judge: give at least one")
+    if values.dim() != 2 or len(values) != len(inputs):
+        raise ValueError(
+            f"expected one vector or score for each of {len(inputs)} texts, got an array of shape {tuple(values.shape)}"
+        )
+    bad = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"the values of text {bad[0]} (counted from 0) are not finite: {len(bad)} texts are so")
+    width = pipeline.run(inputs[:1]).shape[1]
+    if values.shape[1] != width:
+        raise ValueError(
+            f"the checkpoint gives {width} numbers for a text, got {values.shape[1]}: "
+            "is it this checkpoint, with these dimensions?"
+        )
+
+
+@dataclass
+class _Search:
+    pipeline: Pipeline
+    inputs: list[Input]
+    values: Tensor  # (N, D)
+    batches: list[list[int]]
+    tick: Tick
+    allowed: dict[str, float] = field(default_factory=dict[str, float])
+    kept: dict[int, tuple[object, Tensor]] = field(default_factory=dict[int, tuple[object, Tensor]])
+
+    def __post_init__(self) -> None:
+        right = self.pipeline.right
+        special = any(name in text for one in self.inputs for text in one for name in SPECIALS)
+        self.bases = [right, replace(right, specials_in_text=not right.specials_in_text)] if special else [right]
+        truth = self.all(right)
+        self.scale = float(truth.square().sum(dim=1).mean().sqrt()) or 1.0
+        errors = [self.errors(self.all(base), range(len(self.inputs))) for base in self.bases]
+        self.base = min(range(len(errors)), key=lambda number: float(errors[number].square().sum()))
+        self.right_errors = errors[self.base]
+
+    def all(self, steps: Steps) -> Tensor:
+        """The values of every input, (N, D)."""
+        found = torch.zeros_like(self.values)
+        for number, batch in enumerate(self.batches):
+            found[batch] = self.of_batch(number, steps)
+        return found
+
+    def of_batch(self, number: int, steps: Steps) -> Tensor:
+        """The values of one batch. What the model computed last for it is kept: many faults come after the model."""
+        pipeline = self.pipeline
+        rows = [pipeline.row(self.inputs[index], steps) for index in self.batches[number]]
+        ids, mask = pipeline.batch(rows, steps)
+        key = (rows, steps.padding, steps.weights, steps.encoder)
+        if number not in self.kept or self.kept[number][0] != key:
+            self.kept[number] = key, pipeline.encoded(ids, mask, steps)
+        return pipeline.finished(self.kept[number][1], ids, mask, steps)
+
+    def errors(self, found: Tensor, indices: Sequence[int], *, drop: bool = False) -> Tensor:
+        """For each text the length of the difference, as a share of the length of a right vector."""
+        difference = (found - self.values[list(indices)]).abs()
+        if drop:  # a number that was rounded may have gone to either side
+            count = math.ceil(FLIPPED * difference.numel())
+            flat = difference.flatten().clone()
+            flat[flat.topk(count).indices] = 0
+            difference = flat.view_as(difference)
+        return torch.nan_to_num(difference.square().sum(dim=1).sqrt() / self.scale, nan=math.inf)
+
+    def verdict(self, budget: float) -> Verdict:
+        self.measure()
+        error = float(self.right_errors.max())
+        notes = self.notes()
+        if self.explained(self.right_errors) == "float32":
+            return Verdict("float32", error, self.allowed, notes=notes)
+        singles = [(fault,) for fault in faults_for(self.pipeline)]
+        found = list(self.search(singles, None))
+        exact = [candidate for candidate in found if candidate.precision == "float32"]
+        if exact:
+            return self.named(exact, notes)
+        precision = self.explained(self.right_errors)
+        if precision is not None:
+            return Verdict(precision, error, self.allowed, notes=notes)
+        if found:
+            return self.named(found, notes)
+        pairs = list(combinations((fault for [fault] in singles), 2))
+        deadline = time.monotonic() + budget
+        found = list(self.search(pairs, deadline))
+        if time.monotonic() > deadline:
+            notes = (*notes, f"the search for pairs of faults ended after {budget:.0f} s; a larger budget goes on")
+        if found:
+            return self.named(found, notes)
+        for scheme in self.measure_int8():
+            if error <= self.allowed[scheme] and float(self.right_errors.median()) > self.allowed["float32"]:
+                return Verdict(scheme, error, self.allowed, notes=notes)
+        return Verdict(None, error, self.allowed, notes=notes)
+
+    def named(self, found: Sequence[Candidate], notes: tuple[str, ...]) -> Verdict:
+        best = min(PRECISIONS.index(candidate.precision) for candidate in found)
+        found = [candidate for candidate in found if candidate.precision == PRECISIONS[best]]
+        first, *others = sorted(found, key=lambda candidate: candidate.error > 3 * found[0].error)
+        apart = [self.told_apart(first, other) for other in others[: MOST_TIES - 1]]
+        ties = [replace(other, told_apart_by=text) for other, text in zip(others, apart, strict=False)]
+        candidates = (first, *ties, *others[MOST_TIES - 1 :])
+        return Verdict(None, float(self.right_errors.max()), self.allowed, candidates, notes)
+
+    def explained(self, errors: Tensor) -> str | None:
+        """The precision whose noise is as large as these errors, the most exact first.
+
+        Noise is everywhere. Where half of the texts are right to float32, the others are not wrong by the noise of half
+        precision.
+        """
+        for precision, allowed in self.allowed.items():
+            everywhere = precision == "float32" or float(errors.median()) > self.allowed["float32"]
+            if precision in PRECISIONS and everywhere and float(errors.max()) <= allowed:
+                return precision
+        return None
+
+    def search(self, sets: Sequence[tuple[PipelineFault, ...]], deadline: float | None) -> Iterator[Candidate]:
+        """The sets of faults that give the numbers, those first that share what the model computes."""
+        wrong = self.right_errors > self.allowed["float32"]
+        numbers = sorted(range(len(self.batches)), key=lambda number: self.cost(number, wrong))
+        made = [(faults, self.made(faults)) for faults in sets]
+        tried = [(faults, steps) for faults, steps in made if steps is not None]
+        for faults, steps in sorted(tried, key=lambda one: str(_model_part(one[1]))):
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            self.tick(1)
+            try:
+                candidate = self.candidate(faults, steps, numbers)
+            except (ValueError, IndexError):  # the model has no such part; an id outside the table
+                continue
+            if candidate is not None:
+                yield candidate
+
+    def cost(self, number: int, wrong: Tensor) -> tuple[bool, int]:
+        """Batches with wrong texts first, and of these the small ones: they reject most candidates."""
+        batch = self.batches[number]
+        length = max(len(self.pipeline.row(self.inputs[index], self.pipeline.right)) for index in batch)
+        return not bool(wrong[batch].any()), length * len(batch)
+
+    def made(self, faults: Sequence[PipelineFault]) -> Steps | None:
+        """The steps with these faults; None where one undoes the other."""
+        base = self.bases[self.base]
+        steps = base
+        for fault in faults:
+            steps = fault.made(steps)
+        apart = [fault.made(base) for fault in faults]
+        return None if len(faults) > 1 and (steps in apart or steps == base) else steps
+
+    def candidate(self, faults: tuple[PipelineFault, ...], steps: Steps, numbers: Sequence[int]) -> Candidate | None:
+        for base in self.bases:  # special tokens in a text: as text, or as tokens
+            tried = replace(steps, specials_in_text=base.specials_in_text)
+            errors = torch.zeros(len(self.inputs), dtype=torch.float64)
+            for number in numbers:
+                batch = self.batches[number]
+                errors[batch] = self.errors(self.of_batch(number, tried), batch, drop=tried.rounding is not None)
+                if float(errors[batch].max()) > max(self.allowed.values()):
+                    break
+            else:
+                precision = self.explained(errors)
+                share = float(errors.norm() / self.right_errors.norm())
+                enough = self.values.numel() >= FEW and share <= EXPLAINS
+                if precision == "float32" or (precision is not None and enough):
+                    return Candidate(faults, float(errors.max()), precision, tried.specials_in_text)
+        return None
+
+    # ---- rounding ----------------------------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """How far rounding takes the right pipeline on these texts, in each precision."""
+        truth = self.all(self.pipeline.right)
+        for precision in PRECISIONS:
+            dtype = getattr(torch, precision)
+            model = variant(self.pipeline.model, dtype, "eager", "cpu")
+            runs = [self.rounded(model, dtype)]
+            for seed in SEEDS if precision == "float32" else SEEDS[:1]:  # half precision is slow on some processors
+                with perturbed(model, seed=seed):
+                    runs.append(self.rounded(model, dtype))
+            worst = max(self.distance(run, truth) for run in runs)
+            if math.isfinite(worst):  # float16 may overflow
+                self.allowed[precision] = FACTOR * worst
+
+    def measure_int8(self) -> tuple[str, ...]:
+        """The schemes of int8; the allowance is what the simulation gives, without a factor."""
+        truth = self.all(self.pipeline.right)
+        for scheme in INT8:
+            model = variant(self.pipeline.model, torch.float32, "eager", "cpu")
+            quantise(model, scheme)
+            self.allowed[scheme] = self.distance(self.rounded(model, torch.float32), truth)
+        return tuple(sorted(INT8, key=lambda scheme: self.allowed[scheme]))
+
+    def rounded(self, model: PretrainedModel, dtype: torch.dtype) -> Tensor:
+        """The values of a copy in another precision, which pools and normalises in that precision, too."""
+        found = torch.zeros_like(self.values)
+        for batch in self.batches:
+            inputs = [self.inputs[index] for index in batch]
+            found[batch] = self.pipeline.run(inputs, self.pipeline.right, model).to(dtype).double()
+        return found
+
+    def distance(self, found: Tensor, truth: Tensor) -> float:
+        return float((found - truth).square().sum(dim=1).sqrt().max() / self.scale)
+
+    # ---- what else there is to say -----------------------------------------------------------------------------------
+
+    def notes(self) -> tuple[str, ...]:
+        found: list[str] = []
+        if self.base:
+            read = "tokens" if self.bases[self.base].specials_in_text else "plain text"
+            found.append(f"special tokens in a text (<mask>, </s>) are read as {read}")
+        first: dict[Input, int] = {}
+        for index, one in enumerate(self.inputs):
+            other = first.setdefault(one, index)
+            difference = float((self.values[index] - self.values[other]).norm()) / self.scale
+            if difference > self.allowed["float32"]:
+                found.append(
+                    f"texts {other} and {index} are the same, and their values differ by {difference:.1e}: the result "
+                    "depends on the batch, or on chance"
+                )
+        return tuple(found)
+
+    def told_apart(self, first: Candidate, other: Candidate) -> str | None:
+        """The text of the probe at which the two differ most; None where they differ nowhere beyond rounding."""
+        pipeline = self.pipeline
+        left, right = self.made(first.faults), self.made(other.faults)
+        assert left is not None
+        assert right is not None
+        if pipeline.kind == "embedding":
+            groups = [[(text,) for text in batch] for batch in probe_texts()]
+        else:
+            groups = [[(query, passage) for passage in passages] for query, passages in probe_pairs()]
+        best, found = self.allowed["float32"], None
+        for group in groups:
+            apart = (pipeline.run(group, left) - pipeline.run(group, right)).norm(dim=1) / self.scale
+            if float(apart.max()) > best:
+                best, found = float(apart.max()), " | ".join(group[int(apart.argmax())])
+        return found
+
+
+def _model_part(steps: Steps) -> Steps:
+    """The steps without those that come after the model."""
+    return replace(
+        steps,
+        tokens="real",
+        normalize_tokens=False,
+        pooling=(),
+        dimensions=None,
+        cut_after_normalize=False,
+        normalize=False,
+        activations=(),
+        rounding=None,
+    )
