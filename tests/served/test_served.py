@@ -25,8 +25,6 @@ EMBED_APIS = tuple(APIS)
 RERANK_APIS = ("tei", "llamacpp")
 INPUTS = [(text,) for texts in probe_texts() for text in texts]
 PAIRS = [(query, passage) for query, passages in probe_pairs() for passage in passages]
-# Changes nothing that a final vector holds, for the reason in docs/served-vectors.md.
-INVISIBLE = {"k_bias_missing", "cut_not_renormalized", "pooled_mean_sqrt_len", "pooled_by_batch_length"}
 
 
 def probed(serve: Serve, pipeline: Pipeline, steps: Steps, api: str, **options: Any) -> Verdict:
@@ -112,6 +110,7 @@ def test_a_right_reranker_raises_no_alarm(serve: Serve, scores_of: Pipeline) -> 
     assert probed(serve, scores_of, scores_of.right, "tei").precision == "float32"
 
 
+@pytest.mark.slow
 def test_two_faults_are_named_together(vectors_of: Pipeline) -> None:
     short = INPUTS[:4]
     first, second = (fault_named(vectors_of, name) for name in ("pooled_first", "lower_cased"))
@@ -206,7 +205,7 @@ def test_a_slow_server_ends_in_a_clear_error(serve: Serve) -> None:
         time.sleep(0.3)
         return 200, b"[]"
 
-    with pytest.raises(ServerError, match="did not answer within 0.1 s"):
+    with pytest.raises(ServerError, match=r"did not answer within 0.1 s"):
         Client(serve(slow), "tei", timeout=0.1).vectors(["a"])
 
 
