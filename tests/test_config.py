@@ -174,8 +174,8 @@ FOREIGN = {
     "pruned": ({"pruned_heads": {"0": [1]}}, "remove pruned_heads from config.json"),
     "adapters": ({"adapters": {"adapters": {"ner": "pfeiffer"}}}, "adapters .* asks for something"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config .* asks for something"),
-    "problem": ({"problem_type": "ranking"}, "problem_type 'ranking' is not one of regression"),
-    "gelu": ({"hidden_act": "gelu_fast"}, "hidden_act 'gelu_fast' is not one of gelu"),
+    "problem": ({"problem_type": "ranking"}, "problem_type must be one of regression, .*, got 'ranking'"),
+    "gelu": ({"hidden_act": "gelu_fast"}, "hidden_act must be one of gelu, .*, got 'gelu_fast'"),
 }
 
 
@@ -224,16 +224,16 @@ def test_every_missing_field_is_named() -> None:
 
 
 WRONG_TYPES = [
-    ("hidden_size", "768", "hidden_size must be of type int, not '768'"),
-    ("hidden_size", 768.0, "hidden_size must be of type int, not 768.0"),
-    ("num_hidden_layers", True, "num_hidden_layers must be of type int, not True"),
-    ("pad_token_id", None, "pad_token_id must be of type int, not None"),
-    ("eos_token_id", [2], r"eos_token_id must be of type int, not \[2\]"),
-    ("layer_norm_eps", "1e-5", "layer_norm_eps must be of type float, not '1e-5'"),
-    ("hidden_dropout_prob", False, "hidden_dropout_prob must be of type float, not False"),
-    ("hidden_act", None, "hidden_act must be of type str, not None"),
-    ("tie_word_embeddings", 1, "tie_word_embeddings must be of type bool, not 1"),
-    ("norm_first", "no", "norm_first must be of type bool, not 'no'"),
+    ("hidden_size", "768", "hidden_size must be of type int, got '768'"),
+    ("hidden_size", 768.0, "hidden_size must be of type int, got 768.0"),
+    ("num_hidden_layers", True, "num_hidden_layers must be of type int, got True"),
+    ("pad_token_id", None, "pad_token_id must be of type int, got None"),
+    ("eos_token_id", [2], r"eos_token_id must be of type int, got \[2\]"),
+    ("layer_norm_eps", "1e-5", "layer_norm_eps must be of type float, got '1e-5'"),
+    ("hidden_dropout_prob", False, "hidden_dropout_prob must be of type float, got False"),
+    ("hidden_act", None, "hidden_act must be of type str, got None"),
+    ("tie_word_embeddings", 1, "tie_word_embeddings must be of type bool, got 1"),
+    ("norm_first", "no", "norm_first must be of type bool, got 'no'"),
 ]
 
 
@@ -248,27 +248,27 @@ def test_a_field_of_the_wrong_type(name: str, value: Any, message: str, tmp_path
 
 
 IMPOSSIBLE = [
-    ({"vocab_size": 0}, "vocab_size must be at least 1, not 0"),
-    ({"hidden_size": -768}, "hidden_size must be at least 1, not -768"),
-    ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, not 0"),
-    ({"intermediate_size": 0}, "intermediate_size must be at least 1, not 0"),
-    ({"type_vocab_size": 0}, "type_vocab_size must be at least 1, not 0"),
-    ({"num_hidden_layers": -1}, "num_hidden_layers must not be negative, not -1"),
-    ({"num_attention_heads": 7}, "hidden_size 768 is not a multiple of num_attention_heads 7"),
-    ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new' is not one of gelu, gelu_pytorch_tanh, relu, silu"),
-    ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must lie in \[0, 1\), not 1.0"),
-    ({"attention_probs_dropout_prob": -0.1}, r"attention_probs_dropout_prob must lie in \[0, 1\), not -0.1"),
-    ({"hidden_dropout_prob": math.nan}, r"hidden_dropout_prob must lie in \[0, 1\), not nan"),
-    ({"layer_norm_eps": 0.0}, "layer_norm_eps must be positive and finite, not 0.0"),
-    ({"layer_norm_eps": math.nan}, "layer_norm_eps must be positive and finite, not nan"),
-    ({"layer_norm_eps": math.inf}, "layer_norm_eps must be positive and finite, not inf"),
-    ({"initializer_range": -0.02}, "initializer_range must be finite and not negative, not -0.02"),
-    ({"initializer_range": math.nan}, "initializer_range must be finite and not negative, not nan"),
-    ({"pad_token_id": 250002}, "pad_token_id 250002 lies outside the vocabulary of 250002"),
-    ({"bos_token_id": -1}, "bos_token_id -1 lies outside the vocabulary"),
-    ({"eos_token_id": 250002}, "eos_token_id 250002 lies outside the vocabulary"),
-    ({"max_position_embeddings": 2}, r"max_position_embeddings 2 leaves no position .*pad_token_id \(1\)"),
-    ({"pad_token_id": 600}, "max_position_embeddings 514 leaves no position"),
+    ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+    ({"hidden_size": -768}, "hidden_size must be at least 1, got -768"),
+    ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+    ({"intermediate_size": 0}, "intermediate_size must be at least 1, got 0"),
+    ({"type_vocab_size": 0}, "type_vocab_size must be at least 1, got 0"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 0, got -1"),
+    ({"num_attention_heads": 7}, "hidden_size must be a multiple of num_attention_heads 7, got 768"),
+    ({"hidden_act": "gelu_new"}, "hidden_act must be one of gelu, gelu_pytorch_tanh, relu, silu, got 'gelu_new'"),
+    ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must lie in \[0, 1\), got 1.0"),
+    ({"attention_probs_dropout_prob": -0.1}, r"attention_probs_dropout_prob must lie in \[0, 1\), got -0.1"),
+    ({"hidden_dropout_prob": math.nan}, r"hidden_dropout_prob must lie in \[0, 1\), got nan"),
+    ({"layer_norm_eps": 0.0}, "layer_norm_eps must be positive and finite, got 0.0"),
+    ({"layer_norm_eps": math.nan}, "layer_norm_eps must be positive and finite, got nan"),
+    ({"layer_norm_eps": math.inf}, "layer_norm_eps must be positive and finite, got inf"),
+    ({"initializer_range": -0.02}, "initializer_range must be finite and not negative, got -0.02"),
+    ({"initializer_range": math.nan}, "initializer_range must be finite and not negative, got nan"),
+    ({"pad_token_id": 250002}, "pad_token_id must be an id of the vocabulary 0..250001, got 250002"),
+    ({"bos_token_id": -1}, "bos_token_id must be an id of the vocabulary .*, got -1"),
+    ({"eos_token_id": 250002}, "eos_token_id must be an id of the vocabulary .*, got 250002"),
+    ({"max_position_embeddings": 2}, r"max_position_embeddings must leave a row after .*pad_token_id \(1\), .*, got 2"),
+    ({"pad_token_id": 600}, "max_position_embeddings must leave a row .*, got 514"),
 ]
 
 
@@ -302,12 +302,12 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": [1]}, r"architectures must be a list of names, not \[1\]"),
-        ({"architectures": [None]}, r"architectures must be a list of names, not \[None\]"),
+        ({"architectures": [1]}, r"architectures must be a list of names, got \[1\]"),
+        ({"architectures": [None]}, r"architectures must be a list of names, got \[None\]"),
         ({"architectures": "XLMRobertaModel"}, "architectures must be a list of names"),
-        ({"layer_norm_eps": 10**400}, r"layer_norm_eps must be a number that fits a float, not 10{79}\.\.\."),
+        ({"layer_norm_eps": 10**400}, r"layer_norm_eps must be a number that fits a float, got 10{79}\.\.\."),
         ({"initializer_range": 10**400}, "initializer_range must be a number that fits a float"),
-        ({"hidden_size": "x" * 10_000}, r"hidden_size must be of type int, not 'x{79}\.\.\.$"),
+        ({"hidden_size": "x" * 10_000}, r"hidden_size must be of type int, got 'x{79}\.\.\.$"),
     ],
 )
 def test_an_odd_value_is_named_with_its_file(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ PACKAGE = Path(xlmr_core.__file__).parent
 
 # From the lowest layer to the highest. A module imports only modules of lower layers and of its own package.
 LAYERS = (
-    {"_lazy", "atomic", "config_fields", "errors", "exit_status", "formatting", "hub_options", "json_files"}
-    | {"progress", "text_files"},
+    {"_lazy", "atomic", "errors", "exit_status", "formatting", "hub_options", "json_files", "progress", "text_files"},
+    {"config_fields", "explanation", "text_checks", "tokenizer_files", "transformers_arguments"},
+    {"config_json"},
     {"config", "devices", "kernels", "paths", "spec"},
     {"checkpoint", "taps", "inputs"},  # they use nn.Module, a config and a spec, and no model class
     {"pretrained", "tokenizer"},

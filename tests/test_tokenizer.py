@@ -239,7 +239,7 @@ def test_numbering(small: Setup) -> None:
 @pytest.mark.parametrize("beyond", [-1, 0])
 def test_an_id_outside_the_vocabulary(small: Setup, beyond: int) -> None:
     wrong = -1 if beyond else small.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=rf"id {wrong} lies outside the vocabulary: allowed are 0 to \d+"):
+    with pytest.raises(ValueError, match=rf"id {wrong} is not in the vocabulary: expected 0\.\.\d+"):
         small.tokenizer.id_to_token(wrong)
     with pytest.raises(ValueError, match=f"id {wrong} "):
         small.tokenizer.decode([0, wrong, 2])
@@ -592,7 +592,7 @@ def test_no_texts(small: Setup) -> None:
 
 
 def test_pairs_without_their_texts(small: Setup) -> None:
-    with pytest.raises(ValueError, match="there must be as many pairs as texts: 1 are not 2"):
+    with pytest.raises(ValueError, match="expected as many pairs as texts: 2, got 1"):
         small.tokenizer(["dog", "fox"], ["dog"])
 
 

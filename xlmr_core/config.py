@@ -1,7 +1,7 @@
-"""The shape and the numerics of one XLM-RoBERTa: a frozen dataclass, with the field names of config.json."""
+"""The sizes and the numerics of one XLM-RoBERTa: a frozen dataclass, with the field names of config.json."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import inf
 from os import PathLike
@@ -9,29 +9,45 @@ from typing import Any
 
 from typing_extensions import Self  # typing's own is from Python 3.11
 
-from xlmr_core.config_fields import check_features
-from xlmr_core.json_files import read_json_object
+from xlmr_core.errors import shortened
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
-POST_NORM_TYPES = ("xlm-roberta", "roberta", "camembert")  # one architecture under three names
-PRE_NORM_TYPES = ("xlm-roberta-xl",)
-LABELS = ("LABEL_0", "LABEL_1")  # what config.json means when it names none
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+LABELS = ("LABEL_0", "LABEL_1")  # the labels of a config.json that names none
 OPTIONAL: Mapping[str, type] = {"classifier_dropout": float, "problem_type": str}  # fields that may be None
-MAX_LABELS = 1_000_000  # a config.json may say anything
-LONGEST_MESSAGE = 300  # characters
-LARGEST_FLOAT = sys.float_info.max
-LONGEST_VALUE = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class XLMRobertaConfig:
-    """Every number the model depends on. The defaults are those of xlm-roberta-base.
+    """Every number that the model depends on. The defaults are those of xlm-roberta-base.
 
-    Two fields config.json spells in another way. `norm_first` is True for XL and XXL, whose layers normalise before
-    each sublayer instead of after it. `labels` are the names of what a classification head tells apart, in the order
-    of its logits (`id2label`). Raises TypeError for a field of the wrong type, ValueError for a combination that
-    cannot work; both name the field.
+    Two fields have another form in config.json: `norm_first` is the model type xlm-roberta-xl, `labels` is id2label.
+
+    Args:
+        vocab_size: entries of the vocabulary, `<mask>` and the other special tokens included.
+        hidden_size: width of a token's vector, in features; a multiple of `num_attention_heads`.
+        num_hidden_layers: number of encoder layers.
+        num_attention_heads: attention heads in each layer.
+        intermediate_size: width between the two linear maps of a feed-forward block, in features.
+        hidden_act: activation of the feed-forward blocks, one of `ACTIVATIONS`. "gelu" is the exact one, by erf.
+        hidden_dropout_prob: dropout of the embeddings and of the output of each sublayer.
+        attention_probs_dropout_prob: dropout of the attention probabilities.
+        classifier_dropout: dropout in the heads. None means `hidden_dropout_prob`.
+        max_position_embeddings: rows of the position table. The first pad_token_id + 1 rows are never used.
+        type_vocab_size: rows of the token-type table. XLM-R has one.
+        layer_norm_eps: added to the variance in each layer norm.
+        initializer_range: standard deviation of fresh weights.
+        pad_token_id: id of `<pad>`.
+        bos_token_id: id of `<s>`.
+        eos_token_id: id of `</s>`.
+        tie_word_embeddings: whether the LM head's decoder uses the word table as its weight.
+        norm_first: whether layers normalise before each sublayer (XL and XXL) instead of after it.
+        labels: names of the classes of a classification head, in the order of its logits.
+        problem_type: what the logits of a classifier mean, one of `PROBLEM_TYPES`; None if the file does not say.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        ValueError: a field, or a combination of fields, cannot work. The message names the field.
     """
 
     vocab_size: int = 250002
@@ -42,7 +58,7 @@ class XLMRobertaConfig:
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None  # in the heads; None: as hidden_dropout_prob
+    classifier_dropout: float | None = None
     max_position_embeddings: int = 514
     type_vocab_size: int = 1
     layer_norm_eps: float = 1e-5
@@ -53,7 +69,7 @@ class XLMRobertaConfig:
     tie_word_embeddings: bool = True
     norm_first: bool = False
     labels: tuple[str, ...] = LABELS
-    problem_type: str | None = None  # one of PROBLEM_TYPES: what the logits of a classifier mean
+    problem_type: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,39 +77,32 @@ class XLMRobertaConfig:
             if field.default is None:
                 kind = type(None) if value is None else OPTIONAL[field.name]
             if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
-                raise TypeError(f"{field.name} must be of type {kind.__name__}, not {shortened(value)}")
-            if type(value) is int and kind is float and abs(value) > LARGEST_FLOAT:  # JSON has integers of any size
-                raise ValueError(f"{field.name} must be a number that fits a float, not {shortened(value)}")
-        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers must not be negative, not {self.num_hidden_layers}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if not 0 < self.layer_norm_eps < inf:
-            raise ValueError(f"layer_norm_eps must be positive and finite, not {self.layer_norm_eps}")
-        if not 0 <= self.initializer_range < inf:
-            raise ValueError(f"initializer_range must be finite and not negative, not {self.initializer_range}")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"{name} {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
-        if not self.labels or not all(isinstance(label, str) for label in self.labels):
-            raise ValueError(f"labels must be at least one name, not {self.labels}")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type {self.problem_type!r} is not one of {', '.join(PROBLEM_TYPES)}")
-        if self.max_tokens < 1:
-            raise ValueError(
-                f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: "
-                f"rows 0 to pad_token_id ({self.pad_token_id}) are never used"
-            )
+                raise TypeError(f"{field.name} must be of type {kind.__name__}, got {shortened(value)}")
+            if kind is float and abs(value) > sys.float_info.max and type(value) is int:  # JSON has any integer
+                raise ValueError(f"{field.name} must be a number that fits a float, got {shortened(value)}")
+        sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size")
+        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        ids, last_id = ("pad_token_id", "bos_token_id", "eos_token_id"), self.vocab_size - 1
+        self._require("be at least 1", lambda size: size >= 1, *sizes)
+        self._require("be at least 0", lambda count: count >= 0, "num_hidden_layers")
+        heads = self.num_attention_heads
+        self._require(f"be a multiple of num_attention_heads {heads}", lambda size: size % heads == 0, "hidden_size")
+        self._require(f"be one of {', '.join(ACTIVATIONS)}", lambda name: name in ACTIVATIONS, "hidden_act")
+        self._require("lie in [0, 1)", lambda rate: rate is None or 0 <= rate < 1, *rates)
+        self._require("be positive and finite", lambda eps: 0 < eps < inf, "layer_norm_eps")
+        self._require("be finite and not negative", lambda std: 0 <= std < inf, "initializer_range")
+        self._require(f"be an id of the vocabulary 0..{last_id}", lambda i: 0 <= i <= last_id, *ids)
+        self._require("be at least one name", lambda names: names and all(type(n) is str for n in names), "labels")
+        known = (None, *PROBLEM_TYPES)
+        self._require(f"be one of {', '.join(PROBLEM_TYPES)}", lambda name: name in known, "problem_type")
+        used = f"leave a row after those of 0..pad_token_id ({self.pad_token_id}), which no token uses"
+        self._require(used, lambda rows: rows > self.pad_token_id + 1, "max_position_embeddings")
+
+    def _require(self, what: str, holds: Callable[[Any], bool], *names: str) -> None:
+        """Raises ValueError for the first of the named fields whose value does not do what it must."""
+        for name in names:
+            if not holds(getattr(self, name)):
+                raise ValueError(f"{name} must {what}, got {shortened(getattr(self, name))}")
 
     @property
     def head_dim(self) -> int:
@@ -102,7 +111,7 @@ class XLMRobertaConfig:
 
     @property
     def num_labels(self) -> int:
-        """How many classes a classification head tells apart; 1 for a regression or a reranker's score."""
+        """Number of classes of a classification head; 1 for a regression or a reranker's score."""
         return len(self.labels)
 
     @property
@@ -117,34 +126,28 @@ class XLMRobertaConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config in a parsed config.json.
+        """The config in a parsed config.json; config_json.py says how each field is read.
 
-        The fields that fix the numbers must be present: a default taken in silence (eps 1e-12 for 1e-5, say) is the
-        classic way for a port to be slightly wrong. config_fields.py has the fields of other kinds.
-        Raises ValueError for another architecture, a feature this model does not have, or a missing field, and
-        TypeError for a field of the wrong type.
+        Args:
+            values: the content of config.json. The fields on which the numbers depend must be present.
+
+        Raises:
+            ValueError: it is another architecture, has a feature that this model does not have, or lacks a field.
+            TypeError: a field has the wrong type.
         """
-        model_type = values.get("model_type")
-        if model_type not in POST_NORM_TYPES + PRE_NORM_TYPES:
-            raise ValueError(
-                f"model_type {model_type!r} is not XLM-RoBERTa (one of {', '.join(POST_NORM_TYPES + PRE_NORM_TYPES)}). "
-                "A checkpoint may use XLM-R's vocabulary and still be another architecture: "
-                "multilingual-e5-small, for one, is BERT"
-            )
-        check_features(values)
-        # No effect on a loaded encoder's numbers.
-        optional = {"initializer_range", "tie_word_embeddings", "norm_first", "classifier_dropout", "problem_type"}
-        missing = sorted(HONOURED - optional - values.keys())
-        if missing:
-            raise ValueError(f"config.json has no {', '.join(missing)}: a value assumed in silence would be a guess")
-        is_xl = model_type in PRE_NORM_TYPES or any(name.startswith("XLMRobertaXL") for name in _architectures(values))
-        chosen: dict[str, Any] = {"norm_first": is_xl, "labels": _labels_in(values)}
-        chosen.update((name, values[name]) for name in HONOURED & values.keys())
-        return cls(**chosen)
+        from xlmr_core.config_json import arguments_in
+
+        return cls(**arguments_in(values, HONOURED))
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> Self:
-        """Reads config.json. Raises ValueError, naming the file, if it is not a config this model can follow."""
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file is not a config that this model can follow. The message names the file.
+        """
+        from xlmr_core.json_files import read_json_object
+
         values = read_json_object(path)
         try:
             return cls.from_dict(values)
@@ -152,47 +155,10 @@ class XLMRobertaConfig:
             raise ValueError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as config.json spells it: what `from_dict` reads back and transformers understands."""
-        values = asdict(self)
-        norm_first = values.pop("norm_first")
-        if self.problem_type is None:
-            del values["problem_type"]
-        if values.pop("labels") != LABELS:
-            values["id2label"] = {str(i): label for i, label in self.id2label.items()}
-            values["label2id"] = {label: i for i, label in self.id2label.items()}
-        return {"model_type": "xlm-roberta-xl" if norm_first else "xlm-roberta", **values}
+        """The config as config.json spells it: `from_dict` reads it back and transformers understands it."""
+        from xlmr_core.config_json import values_of
+
+        return values_of(asdict(self), LABELS)
 
 
 HONOURED = frozenset(field.name for field in fields(XLMRobertaConfig)) - {"labels"}  # fields of config.json
-
-
-def shortened(value: Any) -> str:
-    """The value as a message shows it, on one line and not longer than LONGEST_VALUE."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested too deeply
-        text = f"a value of type {type(value).__name__} that is too large to show"
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-
-
-def _architectures(values: Mapping[str, Any]) -> list[str]:
-    """The names of transformers' classes in a parsed config.json."""
-    names = values.get("architectures")
-    if names is None:
-        return []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"architectures must be a list of names, not {shortened(names)}")
-    return names
-
-
-def _labels_in(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes in a parsed config.json: from id2label, or made up from num_labels as HF does."""
-    names, count = values.get("id2label"), values.get("num_labels")
-    if names is None:
-        if count is not None and (type(count) is not int or not 1 <= count <= MAX_LABELS):
-            raise ValueError(f"num_labels must be a whole number from 1 to {MAX_LABELS}, not {count!r}")
-        return LABELS if count is None else tuple(f"LABEL_{i}" for i in range(count))
-    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
-        raise ValueError(f"id2label must name the classes 0, 1, 2, ..., each once, not {names!r}"[:LONGEST_MESSAGE])
-    by_number = {int(key): name for key, name in names.items()}
-    return tuple(by_number[i] for i in range(len(names)))

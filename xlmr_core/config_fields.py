@@ -9,6 +9,8 @@ harmless fields, so an unknown one is accepted, and the reports of loading, insp
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xlmr_core.errors import shortened
+
 
 def _is_empty(value: Any) -> bool:
     """Whether a value switches a feature off: None, False, 0, "", or a list or table with nothing in it."""
@@ -72,10 +74,8 @@ def check_features(values: Mapping[str, Any]) -> None:
     """
     for name, is_off in FEATURES.items():
         if name in values and not is_off(values[name]):
-            text = repr(values[name])
-            shown = text if len(text) <= 80 else f"{text[:80]}..."
             raise ValueError(
-                f"{name} {shown} asks for something that this encoder does not have. If the weights are those of a "
+                f"{name} {shortened(values[name])} asks for something that this encoder does not have. If the weights are those of a "
                 f"plain XLM-RoBERTa all the same, remove {name} from config.json"
             )
 

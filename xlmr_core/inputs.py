@@ -1,34 +1,12 @@
 """Input that a model cannot take: an error that names the argument, the limit and the way out.
 
-Without it, it would be a bare IndexError far inside, or on a GPU a dead CUDA context.
+Without these checks it would be a bare IndexError far inside, or on a GPU a dead CUDA context.
 """
 
 import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-
-# Arguments that transformers takes and `forward` does not, and what does the same here.
-INSTEAD = {
-    "output_attentions": 'use `with model.capture("layers.*.attention.probs") as acts: model(**batch)`',
-    "output_hidden_states": 'use `with model.capture("embeddings.output", "layers.*.output") as acts: model(**batch)`',
-    "return_dict": "leave it out: the output always has named fields, such as output.last_hidden_state",
-    "inputs_embeds": 'use `with model.intervene({"embeddings.word": lambda _: vectors}): model(**batch)`',
-    "labels": "compute the loss from the logits, for example torch.nn.functional.cross_entropy(logits, labels)",
-}
-
-
-def check_call(*args: object, **kwargs: object) -> None:
-    """What `forward` is given, by name and kind only: what a user of transformers is likely to try."""
-    for name, way_out in INSTEAD.items():
-        if name in kwargs:
-            raise TypeError(f"the model takes no argument {name}: {way_out}")
-    given = args or ((kwargs["input_ids"],) if "input_ids" in kwargs else ())
-    if given and not isinstance(given[0], Tensor):
-        raise TypeError(
-            f"input_ids must be a tensor of token ids, not {type(given[0]).__name__}: "
-            "pass the tokenizer's batch as model(**batch)"
-        )
 
 
 def check_shapes(
@@ -38,20 +16,25 @@ def check_shapes(
     position_ids: Tensor | None,
     lengths: Tensor | None,
 ) -> None:
-    """Shapes and types of the arguments of `XLMRobertaModel.forward`. Looks at no id, only at a mask of floats."""
+    """Checks shapes and dtypes of the arguments of `XLMRobertaModel.forward`, and the values of a mask of floats.
+
+    Raises:
+        ValueError: a shape, the lengths, or a mask that is not made of 0 and 1.
+        TypeError: a dtype.
+    """
     shape = tuple(input_ids.shape)
     if lengths is None and (input_ids.dim() != 2 or input_ids.numel() == 0):
         packed = ". A packed batch, of shape (tokens,), needs lengths" if input_ids.dim() == 1 else ""
-        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, not {shape}{packed}")
+        raise ValueError(f"input_ids must have shape (batch, sequence) and not be empty, got {shape}{packed}")
     if lengths is not None:
         _check_lengths(input_ids, attention_mask, lengths)
     indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
     for name, tensor in {**indices, "attention_mask": attention_mask}.items():
         if tensor is not None and tensor.shape != input_ids.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {shape}")
+            raise ValueError(f"{name} must have the shape of input_ids, {shape}, got {tuple(tensor.shape)}")
     for name, tensor in indices.items():
         if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name} must hold int64 or int32, not {tensor.dtype}")
+            raise TypeError(f"{name} must be int64 or int32, got {tensor.dtype}")
     if attention_mask is not None and attention_mask.is_floating_point():
         _check_floating_mask(attention_mask)
 
@@ -63,19 +46,19 @@ def _check_floating_mask(attention_mask: Tensor) -> None:
     wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
     if wrong.numel():
         raise ValueError(
-            f"attention_mask holds {wrong[0].item():g}, expected 1 for a token to attend to and 0 for padding. "
+            f"attention_mask contains {wrong[0].item():g}, expected 1 for a token to attend to and 0 for padding. "
             "An additive mask, which has 0 where a token is attended to, becomes one by `attention_mask == 0`"
         )
 
 
 def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> None:
     if attention_mask is not None:
-        raise ValueError("a packed batch has no attention_mask: every token of it is real")
+        raise ValueError("a packed batch has no attention_mask, because every token of it is real: leave it out")
     if lengths.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"lengths must hold int64 or int32, not {lengths.dtype}")
+        raise TypeError(f"lengths must be int64 or int32, got {lengths.dtype}")
     if input_ids.dim() != 1 or lengths.dim() != 1 or lengths.numel() == 0:
         raise ValueError(
-            f"input_ids of a packed batch must have shape (tokens,) and lengths (sequences,), not "
+            f"input_ids of a packed batch must have shape (tokens,) and lengths (sequences,), got "
             f"{tuple(input_ids.shape)} and {tuple(lengths.shape)}"
         )
     counts: list[int] = lengths.tolist()  # once: each look at a GPU's numbers waits for it
@@ -89,7 +72,11 @@ def _check_lengths(input_ids: Tensor, attention_mask: Tensor | None, lengths: Te
 def check_values(
     config: XLMRobertaConfig, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, *, packed: bool
 ) -> None:
-    """Ids, types and positions that the tables do not have, and padding in a packed batch."""
+    """Checks that the tables have a row for every id, type and position, and that a packed batch has no padding.
+
+    Raises:
+        ValueError: one of them is not so. The message names the argument, the value and what was expected.
+    """
     if torch.compiler.is_compiling() or input_ids.is_meta:
         return  # a look at the values would break the graph
     indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
@@ -103,9 +90,9 @@ def check_values(
                 f"a sequence needs position {high}, but the last is {limit - 1}: at most {config.max_tokens} tokens, "
                 "<s> and </s> included. Truncate the text (tokenizer(..., truncation=True)) or split it"
             )
-        raise ValueError(f"{name} holds {low if low < 0 else high}: allowed are 0 to {limit - 1}")
+        raise ValueError(f"{name} contains {low if low < 0 else high}, expected 0..{limit - 1}")
     if packed and bool((input_ids == config.pad_token_id).any()):
         raise ValueError(
-            f"a packed batch has no padding, but input_ids holds the pad id {config.pad_token_id}. If a text contains "
+            f"a packed batch has no padding, but input_ids contains the pad id {config.pad_token_id}. If a text contains "
             "<pad>, tokenize it with specials_in_text=False"
         )

@@ -1,20 +1,23 @@
-"""What makes attention fast, and what packed batches need. A reader of the model may skip this file.
+"""Faster attention, and packed batches. A reader of the model may skip this file.
 
-model.py has the equation, which is the attention kernel "eager". The kernel "sdpa" computes the same by
-`torch.nn.functional.scaled_dot_product_attention`, and on a GPU that has it a packed batch by `varlen_attn`
-(FlashAttention, Dao 2023). Letters as in model.py.
+model.py has the equation, which is the attention kernel "eager". The kernel "sdpa" computes the same with
+`torch.nn.functional.scaled_dot_product_attention`, and a packed batch with `varlen_attn` (FlashAttention, Dao 2023)
+on a GPU that has it. Axes as in model.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
 
 AttentionKind = Literal["eager", "sdpa"]
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
@@ -25,38 +28,50 @@ HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 an
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Rows of one width, filled up with padding."""
+    """Rows of one width, filled up with padding.
 
-    mask: Tensor | None  # (B, 1, 1, S): True where a key may be attended to; None: everywhere
+    Args:
+        mask: True where a key may be attended to; None means everywhere.
+    """
 
-    def to_rows(self, tokens: Tensor) -> Tensor:  # (B, S, ...) -> (B, S, ...)
+    mask: Bool[Tensor, "batch 1 1 seq"] | None
+
+    def to_rows(self, tokens: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq hidden"]:
+        """The same tensor: it has rows already."""
         return tokens
 
-    def from_rows(self, rows: Tensor) -> Tensor:  # (B, S, ...) -> (B, S, ...)
+    def from_rows(self, rows: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq hidden"]:
+        """The same tensor."""
         return rows
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences one after the other, without padding."""
+    """Sequences one after the other, without padding.
 
-    mask: Tensor | None  # (B, 1, 1, S): for `to_rows`
-    lengths: list[int]  # the number of tokens of each sequence
-    offsets: Tensor  # (B + 1): where each sequence begins, and where the last one ends
+    Args:
+        mask: as in `PaddedBatch`, for the result of `to_rows`.
+        lengths: the number of tokens of each sequence.
+        offsets: the first token of each sequence, and the end of the last: one number more than sequences.
+    """
 
-    def to_rows(self, tokens: Tensor) -> Tensor:  # (T, ...) -> (B, S, ...)
+    mask: Bool[Tensor, "batch 1 1 seq"] | None
+    lengths: list[int]
+    offsets: Int[Tensor, "offsets"]
+
+    def to_rows(self, tokens: Float[Tensor, "packed hidden"]) -> Float[Tensor, "batch seq hidden"]:
         """A row for each sequence, filled up with zeros."""
         return pad_sequence(list(tokens.split(self.lengths)), batch_first=True)
 
-    def from_rows(self, rows: Tensor) -> Tensor:  # (B, S, ...) -> (T, ...)
-        """The inverse: what was filled up goes."""
+    def from_rows(self, rows: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "packed hidden"]:
+        """The inverse, without what was filled up."""
         return torch.cat([row[:length] for row, length in zip(rows, self.lengths, strict=True)])
 
 
 AnyBatch = PaddedBatch | PackedBatch
 
 
-def batch_of(attention_mask: Tensor, lengths: Tensor | None) -> AnyBatch:  # (*), (B)
+def batch_of(attention_mask: Shaped[Tensor, "*tokens"], lengths: Int[Tensor, "batch"] | None) -> AnyBatch:
     """The batch that the arguments of `XLMRobertaModel.forward` describe."""
     if lengths is None:
         return PaddedBatch(_broadcast_mask(attention_mask))
@@ -66,7 +81,7 @@ def batch_of(attention_mask: Tensor, lengths: Tensor | None) -> AnyBatch:  # (*)
     return PackedBatch(_broadcast_mask(places < lengths[:, None]), counts, offsets)
 
 
-def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1, 1, S)
+def _broadcast_mask(attention_mask: Shaped[Tensor, "batch seq"]) -> Bool[Tensor, "batch 1 1 seq"] | None:
     real = attention_mask.bool()
     if not torch.compiler.is_compiling() and not real.is_meta and real.all():
         return None  # nothing to hide: fused kernels are fastest without a mask
@@ -74,13 +89,17 @@ def _broadcast_mask(attention_mask: Tensor) -> Tensor | None:  # (B, S) -> (B, 1
     return real[:, None, None, :]
 
 
-def first_token(lengths: Tensor | None) -> tuple[slice, int] | Tensor:  # (B)
-    """The index of <s>: `hidden[first_token(lengths)]` is (B, H). lengths: those of a packed batch, else None."""
+def first_token(lengths: Int[Tensor, "batch"] | None) -> tuple[slice, int] | Int[Tensor, "batch"]:
+    """The index of `<s>` in each sequence: `hidden[first_token(lengths)]` has the shape (B, H).
+
+    Args:
+        lengths: the number of tokens of each sequence of a packed batch; None for a padded batch.
+    """
     return (slice(None), 0) if lengths is None else lengths.cumsum(0) - lengths
 
 
-def packed_position_ids(lengths: Tensor, num_tokens: int, pad_token_id: int) -> Tensor:  # (B) -> (T)
-    """Positions that count from pad + 1 in each sequence."""
+def packed_position_ids(lengths: Int[Tensor, "batch"], num_tokens: int, pad_token_id: int) -> Int[Tensor, "packed"]:
+    """Positions of a packed batch: in each sequence they count from pad + 1."""
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=num_tokens)
     return torch.arange(num_tokens, device=lengths.device) - starts + pad_token_id + 1
 
@@ -89,31 +108,46 @@ def packed_position_ids(lengths: Tensor, num_tokens: int, pad_token_id: int) -> 
 
 
 class FusedAttention(nn.Module):
-    """What `SelfAttention` computes between its projections, by fused kernels: scores and probs are never seen."""
+    """What `SelfAttention` computes between its projections, by fused kernels: no scores or probs to hook."""
 
     num_heads: int
     head_dim: int
     dropout: nn.Dropout
 
-    def fused_attention(self, q: Tensor, k: Tensor, v: Tensor, batch: AnyBatch) -> Tensor:  # (*, H) x 3 -> (*, H)
+    def fused_attention(
+        self,
+        q: Float[Tensor, "*tokens hidden"],
+        k: Float[Tensor, "*tokens hidden"],
+        v: Float[Tensor, "*tokens hidden"],
+        batch: AnyBatch,
+    ) -> Float[Tensor, "*tokens hidden"]:
+        """The context of every token, from queries, keys and values of all heads side by side."""
         if isinstance(batch, PackedBatch):
             if self._takes_varlen(q):
                 return self._varlen_context(q, k, v, batch.offsets, max(batch.lengths))
             if q.device.type == "cpu":
                 return self._context_by_sequence(q, k, v, batch.lengths)
-        # A GPU likes one large call best: packed sequences become rows.
+        # A GPU is fastest with one large call: packed sequences become rows.
         q, k, v = (self._split_heads(batch.to_rows(x)) for x in (q, k, v))
         return batch.from_rows(self._merge_heads(self._fused_context(q, k, v, batch.mask)))
 
     def _fused_context(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> Tensor:  # (B, N, S, D), (B, N, S, D), (B, N, S, D), (B, 1, 1, S) -> (B, N, S, D)
+        self,
+        q: Float[Tensor, "batch heads seq head_dim"],
+        k: Float[Tensor, "batch heads seq head_dim"],
+        v: Float[Tensor, "batch heads seq head_dim"],
+        mask: Bool[Tensor, "batch 1 1 seq"] | None,
+    ) -> Float[Tensor, "batch heads seq head_dim"]:
         dropout = self.dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_dim**-0.5)
 
     def _context_by_sequence(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]
-    ) -> Tensor:  # (T, H), (T, H), (T, H) -> (T, H)
+        self,
+        q: Float[Tensor, "packed hidden"],
+        k: Float[Tensor, "packed hidden"],
+        v: Float[Tensor, "packed hidden"],
+        lengths: list[int],
+    ) -> Float[Tensor, "packed hidden"]:
         """One sequence after the other: there is no padding to compute or to hide."""
         contexts: list[Tensor] = []
         for sequence in zip(*(x[None].split(lengths, dim=1) for x in (q, k, v)), strict=True):  # three of (1, S, H)
@@ -122,16 +156,21 @@ class FusedAttention(nn.Module):
         return torch.cat(contexts, dim=1)[0]
 
     def _varlen_context(
-        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int
-    ) -> Tensor:  # (T, H), (T, H), (T, H), (B + 1) -> (T, H)
+        self,
+        q: Float[Tensor, "packed hidden"],
+        k: Float[Tensor, "packed hidden"],
+        v: Float[Tensor, "packed hidden"],
+        offsets: Int[Tensor, "offsets"],
+        longest: int,
+    ) -> Float[Tensor, "packed hidden"]:
         """The same in one call, by the kernel for sequences of various lengths."""
         from torch.nn.attention.varlen import varlen_attn  # here: importing it takes a second
 
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in (q, k, v))  # (T, N, D)
-        context: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest)
+        context: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest)
         return context.flatten(1)
 
-    def _takes_varlen(self, q: Tensor) -> bool:  # (T, H)
+    def _takes_varlen(self, q: Float[Tensor, "packed hidden"]) -> bool:
         """Whether that kernel, FlashAttention, is here and takes these queries. It has no dropout."""
         return (
             HAS_VARLEN
@@ -144,8 +183,8 @@ class FusedAttention(nn.Module):
             and torch.cuda.get_device_capability(q.device) >= (8, 0)  # Ampere, of 2020, and later
         )
 
-    def _split_heads(self, x: Tensor) -> Tensor:  # (B, S, H) -> (B, N, S, D)
+    def _split_heads(self, x: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch heads seq head_dim"]:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def _merge_heads(self, x: Tensor) -> Tensor:  # (B, N, S, D) -> (B, S, H)
+    def _merge_heads(self, x: Float[Tensor, "batch heads seq head_dim"]) -> Float[Tensor, "batch seq hidden"]:
         return x.transpose(1, 2).flatten(2)

@@ -1,21 +1,23 @@
-"""The XLM-RoBERTa encoder. Read this first, top to bottom: the classes stand in the order a token meets them.
+"""The XLM-RoBERTa encoder. Read it top to bottom: the classes are in the order in which a token meets them.
 
 Conneau et al. 2020, "Unsupervised Cross-lingual Representation Learning at Scale": RoBERTa (Liu et al. 2019), which is
 BERT's encoder (Devlin et al. 2019, section 3) with positions counted from pad + 1. XL and XXL (Goyal et al. 2021)
 normalise before each sublayer; `config.norm_first` is that one difference.
 
-What has nothing to do with the mathematics stands elsewhere: faster attention and packed batches in kernels.py,
-reading and writing in pretrained.py, errors for input that the model cannot take in inputs.py. Two modules change no
-number, and are there only so that taps.py can hook them: the softmax, and `mid` of a pre-norm layer.
+Other files have what is not mathematics: kernels.py faster attention and packed batches, pretrained.py reading and
+writing, inputs.py the errors for input that the model cannot take. Two modules change no number and exist only so that
+taps.py can hook them: the softmax, and `mid` of a pre-norm layer.
 
-Letters: B batch, S sequence, H hidden, N heads, D head_dim (H = N * D), F intermediate, V vocabulary, T tokens of a
-packed batch; * is B, S where the batch is padded, and T where it is packed. A comment such as `# (*) -> (*, H)` after a
-signature gives the shapes of its tensors; the tests check each against the code.
+`Float[Tensor, "*tokens hidden"]` is a floating-point tensor with these axes. The axes, with the letter of each in
+comments and tables: batch (B), seq (S), hidden (H), heads (N), head_dim (D; H = N * D), intermediate (F), vocab (V),
+classes (C), choices (K), packed (T), the tokens of a packed batch. `*tokens`, or * for short, is `batch seq` in a
+padded batch and `packed` in a packed one. The tests check every signature in a run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,9 @@ from xlmr_core.inputs import check_shapes, check_values
 from xlmr_core.kernels import AnyBatch, AttentionKind, FusedAttention, batch_of, first_token, packed_position_ids
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.spec import POOLER, ModelSpec
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
 
 ACTIVATIONS = {
     "gelu": nn.GELU,  # exact, by erf: XLM-R's
@@ -46,9 +51,12 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor
-    ) -> Tensor:  # (*), (*), (*) -> (*, H)
-        # Float addition is not associative: this order is the reference's, and bit-equality needs it.
+        self,
+        input_ids: Int[Tensor, "*tokens"],
+        token_type_ids: Int[Tensor, "*tokens"],
+        position_ids: Int[Tensor, "*tokens"],
+    ) -> Float[Tensor, "*tokens hidden"]:
+        # Float addition is not associative: this order is that of transformers, for equal bits.
         total = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         total = total + self.position_embeddings(position_ids)
         return self.dropout(self.norm(total))
@@ -69,7 +77,7 @@ class SelfAttention(FusedAttention):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, batch: AnyBatch) -> Tensor:  # (*, H) -> (*, H)
+    def forward(self, hidden: Float[Tensor, "*tokens hidden"], batch: AnyBatch) -> Float[Tensor, "*tokens hidden"]:
         q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         if self.fused:
             return self.out_proj(self.fused_attention(q, k, v, batch))
@@ -78,8 +86,12 @@ class SelfAttention(FusedAttention):
         return self.out_proj(batch.from_rows(self._merge_heads(context)))
 
     def _eager_context(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> Tensor:  # (B, N, S, D), (B, N, S, D), (B, N, S, D), (B, 1, 1, S) -> (B, N, S, D)
+        self,
+        q: Float[Tensor, "batch heads seq head_dim"],
+        k: Float[Tensor, "batch heads seq head_dim"],
+        v: Float[Tensor, "batch heads seq head_dim"],
+        mask: Bool[Tensor, "batch 1 1 seq"] | None,
+    ) -> Float[Tensor, "batch heads seq head_dim"]:
         scores = torch.matmul(q, k.transpose(2, 3)) * self.head_dim**-0.5  # (B, N, S, S)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # exp of it is 0: pads get no attention
@@ -88,7 +100,7 @@ class SelfAttention(FusedAttention):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a non-linearity between, each token alone. No dropout inside: the layer has it."""
+    """Two linear maps with a non-linearity between, for each token by itself. The layer has the dropout."""
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
@@ -96,7 +108,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]()
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # (*, H) -> (*, H)
+    def forward(self, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
         return self.down_proj(self.activation(self.up_proj(hidden)))
 
 
@@ -113,9 +125,9 @@ class EncoderLayer(nn.Module):
         self.feed_forward_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.feed_forward_norm = _layer_norm(config)
         if config.norm_first:
-            self.mid = nn.Identity()  # only for taps: no norm stands here, at which the residual stream could be seen
+            self.mid = nn.Identity()  # only for taps: there is no norm here whose output they could hook
 
-    def forward(self, hidden: Tensor, batch: AnyBatch) -> Tensor:  # (*, H) -> (*, H)
+    def forward(self, hidden: Float[Tensor, "*tokens hidden"], batch: AnyBatch) -> Float[Tensor, "*tokens hidden"]:
         if self.norm_first:
             attended = self.attention(self.attention_norm(hidden), batch)
             mid = self.mid(hidden + self.attention_dropout(attended))
@@ -135,20 +147,36 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.Tanh()
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:  # (*, H), (B) -> (B, H)
+    def forward(
+        self, hidden: Float[Tensor, "*tokens hidden"], lengths: Int[Tensor, "batch"] | None = None
+    ) -> Float[Tensor, "batch hidden"]:
         return self.activation(self.dense(hidden[first_token(lengths)]))
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What the encoder gives back."""
+    """The output of `XLMRobertaModel`.
 
-    last_hidden_state: Tensor  # (*, H); rows of padding hold junk
-    pooler_output: Tensor | None = None  # (B, H); None where the model has no pooler
+    Args:
+        last_hidden_state: a vector for each token. Those of padding have no meaning.
+        pooler_output: the pooled vector of each sequence; None if the model has no pooler.
+    """
+
+    last_hidden_state: Float[Tensor, "*tokens hidden"]
+    pooler_output: Float[Tensor, "batch hidden"] | None = None
 
 
-class XLMRobertaModel(PretrainedModel):
-    """The encoder: token ids in, one vector a token out."""
+class XLMRobertaModel(PretrainedModel[ModelOutput]):
+    """The encoder: token ids in, one vector for each token out.
+
+    Args:
+        config: sizes and numerics.
+        attention: the attention kernel: "eager" is the equation in this file, "sdpa" the faster one of kernels.py.
+        add_pooling_layer: whether the model has a `Pooler`.
+
+    Raises:
+        ValueError: `attention` is not one of the two.
+    """
 
     spec = ModelSpec(groups=(), optional=(POOLER,), transformers_name="Model", is_encoder=True)
 
@@ -157,7 +185,7 @@ class XLMRobertaModel(PretrainedModel):
     ) -> None:
         super().__init__()
         if attention not in ("eager", "sdpa"):
-            raise ValueError(f"attention {attention!r} is neither 'eager' nor 'sdpa'")
+            raise ValueError(f"attention must be 'eager' or 'sdpa', got {attention!r}")
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, attention) for _ in range(config.num_hidden_layers))
@@ -166,23 +194,29 @@ class XLMRobertaModel(PretrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "*tokens"],
+        attention_mask: Shaped[Tensor, "*tokens"] | None = None,
+        token_type_ids: Int[Tensor, "*tokens"] | None = None,
+        position_ids: Int[Tensor, "*tokens"] | None = None,
         *,
-        lengths: Tensor | None = None,
-    ) -> ModelOutput:  # (*), (B, S), (*), (*), (B)
+        lengths: Int[Tensor, "batch"] | None = None,
+    ) -> ModelOutput:
         """Encodes a padded batch, or a packed one.
 
-        input_ids: token ids. attention_mask: 1 for a token to attend to, 0 for padding; by default every token but
-        pad. token_type_ids: all 0 in XLM-R. position_ids: by default counted from pad + 1 over the tokens that are
-        not pad. A row with no real token attends to all its padding: finite, and of no use.
+        Args:
+            input_ids: token ids, int64 or int32.
+            attention_mask: 1 for a token to attend to, 0 for padding; of a padded batch only. By default every token
+                but pad. In a row without any real token the padding attends to all of the row: finite, without meaning.
+            token_type_ids: 0 for every token, which is the default: XLM-R has one type.
+            position_ids: rows of the position table. By default counted from pad + 1 over the tokens that are not pad.
+            lengths: makes the batch a packed one: its sequences follow one another without padding, and `lengths` are
+                their numbers of tokens.
 
-        lengths: makes the batch a packed one. Its sequences stand one after the other without padding, and these are
-        their numbers of tokens. There is no attention_mask then, and what comes out is packed, too.
+        Returns:
+            The vectors of all tokens, packed if the batch is, and the pooled vectors if the model has a pooler.
 
-        Raises ValueError or TypeError, naming the argument and the limit, for input the model cannot take.
+        Raises:
+            ValueError, TypeError: the model cannot take the input. The message names the argument and the limit.
         """
         pad = self.config.pad_token_id
         if token_type_ids is None:
@@ -203,8 +237,8 @@ class XLMRobertaModel(PretrainedModel):
         return ModelOutput(hidden, self.pooler(hidden, lengths) if self.pooler is not None else None)
 
 
-def position_ids_from(input_ids: Tensor, pad_token_id: int) -> Tensor:  # (B, S) -> (B, S)
-    """Positions counted from pad + 1 over the tokens that are not pad; a pad's is pad (fairseq, make_positions)."""
+def position_ids_from(input_ids: Int[Tensor, "batch seq"], pad_token_id: int) -> Int[Tensor, "batch seq"]:
+    """Positions counted from pad + 1 over the tokens that are not pad; that of a pad is pad (fairseq/utils.py, make_positions)."""
     real = (input_ids != pad_token_id).long()
     return real.cumsum(dim=-1) * real + pad_token_id
 

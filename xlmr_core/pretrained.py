@@ -1,40 +1,52 @@
-"""What every model class can do beside computing: be read and written, be looked into, be initialised."""
+"""The base of every model class: loading and saving, taps, and fresh weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import nn
-from typing_extensions import Self, Unpack  # typing's own is from Python 3.11
+from typing_extensions import Self, TypeVar, Unpack  # those of typing are from Python 3.11 and 3.13
 
 from xlmr_core.checkpoint import loading
 from xlmr_core.checkpoint.mapping import LoadReport
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.hub_options import HubOptions
-from xlmr_core.inputs import check_call
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.spec import CLASSES, ModelSpec, Tap
 from xlmr_core.taps import Captured, Change, capture, intervene, taps_of
+from xlmr_core.transformers_arguments import check_call
+
+Output = TypeVar("Output", default=Any)  # the dataclass that the model's `forward` returns
 
 
-class PretrainedModel(nn.Module):
-    """The base of every model class. Each says in its `spec` what it has, and everything else reads that."""
+class PretrainedModel(nn.Module, Generic[Output]):
+    """The base of every model class.
+
+    Attributes:
+        spec: the description of the class: what it adds to the encoder. Everything that serves models reads it.
+        config: sizes and numerics.
+        load_report: set by `from_pretrained`: the status of every key, and why.
+    """
 
     spec: ClassVar[ModelSpec]
     config: XLMRobertaConfig
-    load_report: LoadReport | None = None  # set by from_pretrained: what became of every key, and why
+    load_report: LoadReport | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "spec" in vars(cls):
             CLASSES.append(cls)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `forward`. Raises TypeError for an argument that only transformers takes, and names what to do instead."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+        """As `forward`.
+
+        Raises:
+            TypeError: an argument is one that only transformers takes. The message says what to do instead.
+        """
         check_call(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -50,12 +62,23 @@ class PretrainedModel(nn.Module):
         labels: Sequence[str] | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
-        """The model in `source`, in eval mode: a hub id, a folder, a weights file, "xlmr-tiny", or a catalogue's name.
+        """The model in `source`, in eval mode.
 
-        `dtype` None keeps the dtype of the file. Raises `CheckpointError` with the cause and the way out: nothing
-        is ever left random, and a checkpoint without this class's head is refused, unless `new_head` asks for a fresh
-        one to train (the report says so), with a class for each of `labels`, if given. A head of another class is
-        dropped, and the report says that, too.
+        A head of another class in the checkpoint is dropped, and `load_report` says so. No weight is ever left random
+        without being asked for.
+
+        Args:
+            source: a hub id, a folder, a weights file, "xlmr-tiny", or a name of the catalogue.
+            attention: the attention kernel, "eager" or "sdpa".
+            dtype: dtype of the model. None keeps that of the file.
+            device: where the model is put.
+            new_head: whether a head that the checkpoint lacks is made fresh, to be trained.
+            labels: the names of the classes of a new head.
+            **hub: see `HubOptions`.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found or read, or does not have exactly the tensors of this class.
+                The message names the cause and what to do.
         """
         return loading.load_pretrained(
             cls,
@@ -69,7 +92,7 @@ class PretrainedModel(nn.Module):
         )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes config.json and model.safetensors under the published key names: transformers loads them back."""
+        """Writes config.json and model.safetensors with the published key names: transformers loads them too."""
         loading.save_pretrained(self, folder)
 
     def taps(self) -> list[Tap]:

@@ -8,24 +8,26 @@ dictionary puts four tokens of its own first and `<mask>` last (fairseq/data/dic
     XLM-R             0       1      2       3              i + 1     last
 """
 
-import json
+from __future__ import annotations
+
 import re
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Self, Unpack  # typing's own is from Python 3.11
 
-from xlmr_core.atomic import written_together
-from xlmr_core.formatting import aligned
-from xlmr_core.hub_options import HubOptions
-from xlmr_core.json_files import TOKENIZER_LIMIT, check_size
+from xlmr_core.text_checks import check_text, checked_list
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from typing_extensions import Self, Unpack  # those of typing are from Python 3.11
+
+    from xlmr_core.explanation import Explanation
+    from xlmr_core.hub_options import HubOptions
 
 SPACE = "▁"  # U+2581: how SentencePiece spells a space
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
@@ -36,13 +38,19 @@ DROPPED = "".join(map(chr, [*range(1, 9), 11, *range(14, 32), 127, 143, 159]))
 
 
 class Token(NamedTuple):
-    """One token of a text; `text[start:end]` is what it stands for."""
+    """One token of a text; `text[start:end]` is the part of the text that it covers.
 
-    piece: str  # as SentencePiece spells it, the space before a word included: "▁world"
-    spm_id: (
-        int | None
-    )  # its number in the SentencePiece model; None for a special token, which SentencePiece never sees
-    id: int  # its number for XLM-R
+    Args:
+        piece: as SentencePiece spells it, with the space before a word: "▁world".
+        spm_id: its number in the SentencePiece model; None for a special token, which SentencePiece never sees.
+        id: its number for XLM-R.
+        start: first character in the text.
+        end: the character after the last.
+    """
+
+    piece: str
+    spm_id: int | None
+    id: int
     start: int
     end: int
 
@@ -51,14 +59,20 @@ class Token(NamedTuple):
 class Batch:
     """Texts as tensors: `model(**batch)` takes input_ids and attention_mask.
 
-    The lists have an entry for each real token, none for padding. The `<s>` and `</s>` around a text are not in it:
-    their offsets are (0, 0) and their sequence id is None.
+    The lists have an entry for each real token and none for padding. The offsets of the special tokens around a text
+    are (0, 0) and their sequence id is None.
+
+    Args:
+        input_ids: int64; rows are padded on the right with `<pad>`.
+        attention_mask: int64, 1 for a real token and 0 for padding.
+        offsets: (start, end) of each token of a row: `text[start:end]`.
+        sequence_ids: the text that each token of a row comes from: 0 is the text, 1 its pair.
     """
 
-    input_ids: Tensor  # (B, S), int64; rows are padded on the right with <pad>
-    attention_mask: Tensor  # (B, S), int64: 1 = real token, 0 = padding
-    offsets: list[list[tuple[int, int]]]  # where the token stands: text[start:end]
-    sequence_ids: list[list[int | None]]  # which text that is: 0 = the text, 1 = its pair
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Int[Tensor, "batch seq"]
+    offsets: list[list[tuple[int, int]]]
+    sequence_ids: list[list[int | None]]
 
     def keys(self) -> Iterator[str]:
         return iter(("input_ids", "attention_mask"))
@@ -69,69 +83,35 @@ class Batch:
     def packed(self) -> dict[str, Tensor]:
         """The same texts one after the other, without padding, as every model takes them: `model(**batch.packed())`.
 
-        What comes out for each token is packed, too: `hidden.split(lengths.tolist())` has a tensor for each text.
+        Returns:
+            `input_ids`, of shape (packed,), and `lengths`, the number of tokens of each text, of shape (batch,). The
+            output for each token is packed too: `hidden.split(lengths.tolist())` has a tensor for each text.
         """
         real = self.attention_mask.bool()
-        return {"input_ids": self.input_ids[real], "lengths": real.sum(dim=1)}  # (T,), (B,)
+        return {"input_ids": self.input_ids[real], "lengths": real.sum(dim=1)}
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """How a text becomes ids. `str()` of it is a table."""
-
-    text: str
-    normalized: str  # as SentencePiece sees it: NFKC, single spaces, each spelled "▁"
-    tokens: list[Token]  # <s> and </s> included
-
-    def __str__(self) -> str:
-        rows = [["piece", "SentencePiece id", "id", "start", "end", "text"]]
-        for piece, spm_id, number, start, end in self.tokens:
-            spm_number = "-" if spm_id is None else str(spm_id)
-            rows.append([_printable(piece), spm_number, str(number), str(start), str(end)])
-            rows[-1].append(_printable(self.text[start:end]))
-        lines = [f"text        {_printable(self.text)}", f"normalised  {_printable(self.normalized)}", ""]
-        return "\n".join(lines + aligned(rows, _display_width))
-
-
 class XLMRobertaTokenizer:
     """Text to ids and back, with the vocabulary in a SentencePiece model file (sentencepiece.bpe.model).
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is not a model numbered as XLM-R's.
+    Args:
+        model_file: the SentencePiece model.
+        max_tokens: longest row of a batch, in tokens with `<s>` and `</s>`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a SentencePiece model whose pieces are numbered as XLM-R's.
     """
 
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = range(4)
 
     def __init__(self, model_file: str | PathLike[str], *, max_tokens: int = 512) -> None:
-        from sentencepiece import SentencePieceProcessor
+        from xlmr_core.tokenizer_files import open_sentencepiece  # here: it loads sentencepiece
 
-        if not Path(model_file).is_file():
-            raise FileNotFoundError(f"there is no SentencePiece model file {model_file}")
-        check_size(model_file, TOKENIZER_LIMIT)
-        try:
-            self._spm = SentencePieceProcessor(model_file=str(model_file))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{model_file} is not a SentencePiece model, or it is damaged: {error}") from error
-        first_pieces = [self._spm.id_to_piece(i) for i in range(min(3, len(self._spm)))]
-        own = [name for name in ("<pad>", MASK, "<0x00>") if self._spm.piece_to_id(name) != self._spm.unk_id()]
-        if first_pieces != ["<unk>", "<s>", "</s>"] or own:
-            raise ValueError(
-                f"{model_file} is not numbered as XLM-R's vocabulary: its pieces must begin with <unk>, <s>, </s> and "
-                f"hold no <pad>, <mask> or bytes, but they begin with {', '.join(first_pieces)}"
-                + (f" and hold {', '.join(own)}" if own else "")
-            )
-        spaced: str = self._spm.normalize("a  b")  # XLM-R's gives "▁a▁b"
-        refused = {
-            "treat_whitespace_as_suffix=true": spaced.endswith(SPACE),
-            "remove_extra_whitespaces=false": 2 * SPACE in spaced,
-        }
-        if any(refused.values()):
-            raise ValueError(
-                f"{model_file} was trained with {', '.join(name for name in refused if refused[name])}, but a "
-                "vocabulary must have one space before each word, as XLM-R's has. Train it without that option"
-            )
+        self._spm = open_sentencepiece(model_file)
         self.max_tokens = max_tokens
         self.vocab_size = len(self._spm) + 2  # <pad> and <mask>
         self.mask_token_id = self.vocab_size - 1
@@ -158,12 +138,9 @@ class XLMRobertaTokenizer:
         Args:
             folder: where to write; it is made if it does not exist. Files of the same names are replaced.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": self.max_tokens}
-        with written_together(folder, "tokenizer_config.json", "sentencepiece.bpe.model") as (config, pieces):
-            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            pieces.write_bytes(self._spm.serialized_model_proto())
+        from xlmr_core.tokenizer_files import write_tokenizer
+
+        write_tokenizer(self._spm, self.max_tokens, folder)
 
     def __call__(
         self,
@@ -176,18 +153,26 @@ class XLMRobertaTokenizer:
     ) -> Batch:
         """Texts to tensors: `<s> text </s>`, or `<s> text </s></s> pair </s>` where pairs are given.
 
-        truncation: True or "right" drops tokens from the end of what is too long, "left" from its beginning; of a
-            pair, the longer text gives first. False raises ValueError.
-        max_tokens: the longest row, with `<s>` and `</s>`; the tokenizer's own `max_tokens` if None.
-        specials_in_text: whether "<mask>" and the like in a text are tokens. False takes them as plain text: use it
-            for text from strangers. A collection, such as ("<mask>",), lists those that are tokens.
+        Args:
+            texts: one text, or at least one in a sequence.
+            pairs: a second text for each text.
+            truncation: True or "right" drops tokens from the end of a row that is too long, "left" from its
+                beginning; of a pair, the longer text is cut first. False raises ValueError.
+            max_tokens: the longest row, with `<s>` and `</s>`; the tokenizer's own `max_tokens` if None.
+            specials_in_text: whether "<mask>" and the like in a text are tokens. False takes them as plain text: use
+                it for text from strangers. A collection, such as ("<mask>",), lists those that are tokens.
+
+        Raises:
+            TypeError: a text is not a string.
+            ValueError: there is no text, a text is not Unicode text, texts and pairs differ in number, a row does not
+                fit, or an option has an unknown value.
         """
         if truncation not in (False, True, "left", "right"):
             raise ValueError(f"truncation must be False, True, 'right' or 'left', not {truncation!r}")
-        texts = _checked_list(texts, "texts")
-        pairs = None if pairs is None else _checked_list(pairs, "pairs")
+        texts = checked_list(texts, "texts")
+        pairs = None if pairs is None else checked_list(pairs, "pairs")
         if pairs is not None and len(pairs) != len(texts):
-            raise ValueError(f"there must be as many pairs as texts: {len(pairs)} are not {len(texts)}")
+            raise ValueError(f"expected as many pairs as texts: {len(texts)}, got {len(pairs)}")
         inputs = list(zip(texts) if pairs is None else zip(texts, pairs, strict=True))
         specials = 2 * len(inputs[0])
         limit = self.max_tokens if max_tokens is None else max_tokens
@@ -224,8 +209,16 @@ class XLMRobertaTokenizer:
         )
 
     def tokenize(self, text: str, *, specials_in_text: bool | Collection[str] = True) -> list[Token]:
-        """The tokens of one text, whatever its length, without `<s>` and `</s>` around them."""
-        _check_text(text, "text")
+        """The tokens of one text, whatever its length, without `<s>` and `</s>` around them.
+
+        Args:
+            text: the text.
+            specials_in_text: as in a call of the tokenizer.
+
+        Raises:
+            TypeError, ValueError: as a call of the tokenizer.
+        """
+        check_text(text, "text")
         tokens: list[Token] = []
         position = 0
         for match in _find_specials(text, specials_in_text):
@@ -235,8 +228,16 @@ class XLMRobertaTokenizer:
         return tokens + self._plain_tokens(text[position:], position)
 
     def encode(self, texts: Sequence[str], *, specials_in_text: bool | Collection[str] = True) -> list[list[int]]:
-        """The ids of each text, without `<s>` and `</s>`: those of `tokenize`, faster without offsets."""
-        texts = _checked_list(texts, "texts")
+        """The ids of each text, without `<s>` and `</s>`: those of `tokenize`, but faster, without offsets.
+
+        Args:
+            texts: at least one text.
+            specials_in_text: as in a call of the tokenizer.
+
+        Raises:
+            TypeError, ValueError: as a call of the tokenizer.
+        """
+        texts = checked_list(texts, "texts")
         special = [any(_find_specials(text, specials_in_text)) for text in texts]
         plain: list[list[int]] = self._spm.encode(
             [text for text, is_special in zip(texts, special, strict=True) if not is_special], out_type=int
@@ -250,36 +251,56 @@ class XLMRobertaTokenizer:
         ]
 
     def explain(self, text: str, *, specials_in_text: bool | Collection[str] = True) -> Explanation:
-        """What becomes of a text on the way to ids: print it."""
+        """How a text becomes ids, as a table: print it.
+
+        Args:
+            text: the text.
+            specials_in_text: as in a call of the tokenizer.
+        """
+        from xlmr_core.explanation import Explanation
+
         tokens = self.tokenize(text, specials_in_text=specials_in_text)
         begin, end = self._frame
         return Explanation(text, "".join(token.piece for token in tokens), [begin, *tokens, end])
 
-    def decode(self, ids: Sequence[int] | Tensor, *, skip_special_tokens: bool = False) -> str:
-        """Ids to text, as normalised: what the normalisation changed does not come back, nor do unknown characters."""
+    def decode(self, ids: Sequence[int] | Int[Tensor, "seq"], *, skip_special_tokens: bool = False) -> str:
+        """Ids to normalised text: what the normalisation changed does not come back, nor do unknown characters.
+
+        Args:
+            ids: ids of one row; a tensor has the shape (seq,).
+            skip_special_tokens: whether special tokens are left out.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
         numbers: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         kept = [i for i in numbers if not (skip_special_tokens and i in self._special_names)]
         pieces = [self.id_to_token(i) for i in kept]
         return "".join(pieces[:1]).removeprefix(SPACE) + "".join(pieces[1:]).replace(SPACE, " ")
 
     def batch_decode(
-        self, rows: Iterable[Sequence[int]] | Tensor, *, skip_special_tokens: bool = False
-    ) -> list[str]:  # (B, S)
+        self, rows: Iterable[Sequence[int]] | Int[Tensor, "batch seq"], *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """The text of each row, as `decode` gives it."""
         return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
 
     def id_to_token(self, id: int) -> str:
-        """The piece or special token with this id. Raises ValueError for an id outside the vocabulary."""
+        """The piece or special token with this id.
+
+        Raises:
+            ValueError: the id is not in the vocabulary.
+        """
         if not 0 <= id < self.vocab_size:
-            raise ValueError(f"id {id} lies outside the vocabulary: allowed are 0 to {self.vocab_size - 1}")
+            raise ValueError(f"id {id} is not in the vocabulary: expected 0..{self.vocab_size - 1}")
         return self._special_names.get(id) or self._spm.id_to_piece(id - 1)
 
     def token_to_id(self, token: str) -> int:
-        """The id of a piece or special token; that of `<unk>` for one the vocabulary does not hold."""
+        """The id of a piece or special token; that of `<unk>` for one that the vocabulary does not have."""
         return self._special_ids[token] if token in self._special_ids else _xlmr_id(self._spm.piece_to_id(token))
 
     @property
     def _frame(self) -> tuple[Token, Token]:
-        """What stands before and after every text."""
+        """The tokens before and after every text."""
         return Token("<s>", None, self.bos_token_id, 0, 0), Token("</s>", None, self.eos_token_id, 0, 0)
 
     def _plain_tokens(self, text: str, position: int) -> list[Token]:
@@ -292,7 +313,7 @@ class XLMRobertaTokenizer:
         begin = 0
         for piece, spm_id in zip(pieces, spm_ids, strict=True):
             end = begin + len(piece)
-            # The space before a word is not part of it; a space that stands alone counts as the word's first character.
+            # The space before a word is not part of it; a space that is a whole piece counts as its first character.
             first = begin + piece.startswith(SPACE)
             last = max(first, end - 1)
             start = origins[first]
@@ -305,7 +326,7 @@ class XLMRobertaTokenizer:
 
 
 def _find_specials(text: str, wanted: bool | Collection[str]) -> Iterator[re.Match[str]]:
-    """Where special tokens stand in a text: all of them, or those that are wanted."""
+    """The special tokens in a text: all of them, or those that are wanted."""
     names = SPECIALS if wanted is True else tuple(wanted or ())
     unknown = [name for name in names if name not in SPECIALS]
     if unknown:
@@ -314,37 +335,12 @@ def _find_specials(text: str, wanted: bool | Collection[str]) -> Iterator[re.Mat
 
 
 def _xlmr_id(spm_id: int) -> int:
-    """SentencePiece's number of a piece to XLM-R's: one more, for <pad>, but <unk> has changed its place."""
+    """SentencePiece's number of a piece to XLM-R's: one more, for <pad>, but <unk> is moved."""
     return XLMRobertaTokenizer.unk_token_id if spm_id == 0 else spm_id + 1
 
 
-def _checked_list(texts: str | Sequence[str], name: str) -> list[str]:
-    """The texts as a list, each one sound. Raises TypeError or ValueError that names the first that is not."""
-    if isinstance(texts, str):
-        texts = [texts]
-    if isinstance(texts, bytes) or not isinstance(texts, Sequence):
-        raise TypeError(f"{name} must be a string or a sequence of strings, not {type(texts).__name__}")
-    if not texts:
-        raise ValueError(f"{name} is empty: there must be at least one text (an empty text is one)")
-    for index, text in enumerate(texts):
-        _check_text(text, f"{name}[{index}]")
-    return list(texts)
-
-
-def _check_text(text: str, name: str) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} has half a surrogate pair, {text[error.start]!r}, at character {error.start}: it is no text "
-            "(text.encode(errors='replace').decode() puts '?' in its place)"
-        ) from None
-
-
 def _truncated(parts: list[list[Token]], room: int, side: bool | Literal["left", "right"]) -> list[list[Token]]:
-    """One text or a pair, cut to `room` tokens together: what is over comes off the longer as long as it is longer."""
+    """One text or a pair, cut to `room` tokens in all: the longer text is cut until both are equally long."""
     lengths = [room]
     if len(parts) == 2:
         first, second = map(len, parts)
@@ -353,15 +349,3 @@ def _truncated(parts: list[list[Token]], room: int, side: bool | Literal["left",
     if side == "left":
         return [tokens[len(tokens) - length :] for tokens, length in zip(parts, lengths, strict=True)]
     return [tokens[:length] for tokens, length in zip(parts, lengths, strict=True)]
-
-
-def _printable(text: str) -> str:
-    """The text on one line: control characters and line ends become their escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _display_width(text: str) -> int:
-    """Columns on a terminal: wide characters take two, combining marks none."""
-    widths = {"W": 2, "F": 2}
-    marks = ("Mn", "Me")
-    return sum(0 if unicodedata.category(c) in marks else widths.get(unicodedata.east_asian_width(c), 1) for c in text)

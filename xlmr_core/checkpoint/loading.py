@@ -44,9 +44,9 @@ from xlmr_core.checkpoint.mapping import (
 )
 from xlmr_core.checkpoint.sentence_transformers import transformer_folder
 from xlmr_core.checkpoint.writing import write_safetensors
-from xlmr_core.config import LONGEST_MESSAGE, XLMRobertaConfig
+from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
-from xlmr_core.errors import CheckpointError
+from xlmr_core.errors import CheckpointError, shortened
 from xlmr_core.formatting import dtype_name
 from xlmr_core.hub_options import HubOptions, check_hub_options
 from xlmr_core.paths import StrPath
@@ -137,9 +137,7 @@ def check_labels(cls: type[PretrainedModel], labels: Sequence[str], new_head: bo
     if not new_head:
         raise ValueError("labels are the classes of a new head: pass new_head=True with them")
     if isinstance(labels, str) or not labels or len(set(labels)) < len(labels):
-        raise ValueError(
-            f"labels must be a sequence of different names, at least one, not {labels!r}"[:LONGEST_MESSAGE]
-        )
+        raise ValueError(f"labels must be a sequence of different names, at least one, got {shortened(labels)}")
 
 
 def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
