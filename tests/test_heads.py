@@ -118,9 +118,9 @@ def test_gradients_flow_from_some_positions() -> None:
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        (MASKS.long(), r"positions must be boolean .* \(5, 11\), not torch.int64 with shape \(5, 11\)"),
-        (MASKS[:, :4], r"positions must be boolean .* \(5, 11\), not torch.bool with shape \(5, 4\)"),
-        (torch.tensor([3, 6]), r"not torch.int64 with shape \(2,\)"),
+        (MASKS.long(), r"positions must be boolean .* \(5, 11\), got torch.int64 with shape \(5, 11\)"),
+        (MASKS[:, :4], r"positions must be boolean .* \(5, 11\), got torch.bool with shape \(5, 4\)"),
+        (torch.tensor([3, 6]), r"got torch.int64 with shape \(2,\)"),
     ],
 )
 def test_positions_that_are_no_mask(model: XLMRobertaForMaskedLM, positions: torch.Tensor, message: str) -> None:
@@ -136,7 +136,7 @@ def test_positions_are_given_by_name(model: XLMRobertaForMaskedLM) -> None:
 
 
 def test_the_encoders_refusals_come_through(model: XLMRobertaForMaskedLM) -> None:
-    with pytest.raises(ValueError, match="input_ids holds 53: allowed are 0 to 52"):
+    with pytest.raises(ValueError, match=r"input_ids contains 53, expected 0\.\.52"):
         model(torch.tensor([[0, 53, 2]]))
 
 
@@ -239,7 +239,7 @@ def test_every_parameter_of_a_head_gets_a_gradient(cls: type) -> None:
 def test_a_head_accepts_only_its_keywords(cls: type) -> None:
     with pytest.raises(TypeError, match="the model takes no argument labels: compute the loss"):
         cls(LABELLED)(**batch_for(cls), labels=BATCH["input_ids"])
-    with pytest.raises(ValueError, match="input_ids holds 53: allowed are 0 to 52"):
+    with pytest.raises(ValueError, match=r"input_ids contains 53, expected 0\.\.52"):
         cls(LABELLED)(input_ids=batch_for(cls)["input_ids"] * 0 + 53)
 
 
@@ -265,9 +265,7 @@ def test_each_choice_is_scored_as_if_it_were_the_only_one() -> None:
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
 def test_choices_of_another_shape(name: str) -> None:
     choices = batch_for(XLMRobertaForMultipleChoice)
-    with pytest.raises(
-        ValueError, match=r"must have the shape \(batch, choices, sequence\), but they have .*\(5, 11\)"
-    ):
+    with pytest.raises(ValueError, match=r"must have the shape \(batch, choices, sequence\), got .*\(5, 11\)"):
         XLMRobertaForMultipleChoice(POST_NORM)(**choices | {name: BATCH[name]})
 
 

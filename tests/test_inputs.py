@@ -78,7 +78,7 @@ def test_a_floating_mask_must_be_of_zeros_and_ones(toy_checkpoint: Path) -> None
     for lowest in (-torch.inf, torch.finfo(torch.float32).min, torch.nan):
         additive = torch.zeros_like(mask).masked_fill(mask == 0, lowest)
         with pytest.raises(
-            ValueError, match=r"attention_mask holds (-inf|-3\.4.*|nan), expected 1 for a token .* == 0`"
+            ValueError, match=r"attention_mask contains (-inf|-3\.4.*|nan), expected 1 for a token .* == 0`"
         ):
             model(ids, additive)
         assert torch.equal(model(ids, additive == 0).last_hidden_state, expected)

@@ -15,12 +15,13 @@ from xlmr_core.checkpoint.convert import convert
 from xlmr_core.heads import EncoderWithHead, HeadInput, XLMRobertaForMaskedLM
 from xlmr_core.kernels import first_token
 from xlmr_core.model import XLMRobertaModel
+from xlmr_core.parameter_groups import ParameterGroup
 from xlmr_core.parity.check import check_trace
 from xlmr_core.parity.compare import in_reading_order, shape_of
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.floors import measure
 from xlmr_core.parity.trace import Checkpoint, Trace, record, rerun
-from xlmr_core.spec import ModelSpec, ParameterGroup, Tap
+from xlmr_core.spec import ModelSpec, Tap
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RegressionOutput:
     last_hidden_state: Tensor
 
 
-class ForTwoScores(EncoderWithHead):
+class ForTwoScores(EncoderWithHead[RegressionOutput]):
     """Two numbers for a text: how positive it is, and how sure."""
 
     spec = ModelSpec(

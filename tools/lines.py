@@ -24,7 +24,12 @@ def code_lines(source: str) -> int:
 
 def imported(source: str) -> set[str]:
     """The modules of the package that a module imports at its top."""
-    modules = [node.module or "" for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    modules = [
+        f"{node.module}.{alias.name}" if node.module == "xlmr_core" else str(node.module)
+        for node in nodes
+        for alias in node.names
+    ]
     return {module.removeprefix("xlmr_core.") for module in modules if module.startswith("xlmr_core.")}
 
 

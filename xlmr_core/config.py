@@ -13,6 +13,7 @@ from xlmr_core.errors import shortened
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+LARGEST_FLOAT = sys.float_info.max
 LABELS = ("LABEL_0", "LABEL_1")  # the labels of a config.json that names none
 OPTIONAL: Mapping[str, type] = {"classifier_dropout": float, "problem_type": str}  # fields that may be None
 
@@ -78,7 +79,7 @@ class XLMRobertaConfig:
                 kind = type(None) if value is None else OPTIONAL[field.name]
             if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
                 raise TypeError(f"{field.name} must be of type {kind.__name__}, got {shortened(value)}")
-            if kind is float and abs(value) > sys.float_info.max and type(value) is int:  # JSON has any integer
+            if kind is float and type(value) is int and abs(value) > LARGEST_FLOAT:  # JSON has integers of any size
                 raise ValueError(f"{field.name} must be a number that fits a float, got {shortened(value)}")
         sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size")
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")

@@ -75,8 +75,8 @@ def check_features(values: Mapping[str, Any]) -> None:
     for name, is_off in FEATURES.items():
         if name in values and not is_off(values[name]):
             raise ValueError(
-                f"{name} {shortened(values[name])} asks for something that this encoder does not have. If the weights are those of a "
-                f"plain XLM-RoBERTa all the same, remove {name} from config.json"
+                f"{name} {shortened(values[name])} asks for something that this encoder does not have. "
+                f"If the weights are those of a plain XLM-RoBERTa all the same, remove {name} from config.json"
             )
 
 

@@ -1,81 +1,80 @@
-"""What stands on top of the encoder: the masked-LM head, classification, tagging, question answering, retrieval.
+"""The heads on top of the encoder: masked LM, classification, tagging, question answering, multiple choice, retrieval.
 
-Letters, beside those of model.py: C classes (`config.num_labels`), K positions asked for, or the choices of a question.
-Every class takes padded and packed batches, as `XLMRobertaModel` does; what each token has is then packed, too.
-No class takes labels: a loss is one line of torch on the logits, and the reader's own choice.
+Axes as in model.py. Every class takes padded and packed batches, as `XLMRobertaModel` does, and has packed output for a
+packed batch. No class takes labels: a loss is one line of torch on the logits, and differs from use to use.
 
-Each class says in its `spec` what it adds to the encoder. Loading, taps and the parity kit read that and nothing else,
-so a new head is one class: docs/add-a-head.md writes one.
+The `spec` of a class is the description of what it adds to the encoder. Loading, taps and the parity kit read only
+that, so a new head is one class: docs/add-a-head.md writes one.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xlmr_core import parameter_groups as groups
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.kernels import AttentionKind, first_token
 from xlmr_core.model import XLMRobertaModel
-from xlmr_core.pretrained import PretrainedModel
-from xlmr_core.spec import (
-    CLASSES,
-    COLBERT_LINEAR,
-    LINEAR_CLASSIFIER,
-    LM_HEAD,
-    POOLER,
-    QA_OUTPUTS,
-    SEQUENCE_CLASSIFIER,
-    SPARSE_LINEAR,
-    ModelSpec,
-    Tap,
-)
+from xlmr_core.pretrained import Output, PretrainedModel
+from xlmr_core.spec import CLASSES, ModelSpec, Tap
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
 
 UNK = 3  # <unk>, in every XLM-R vocabulary: config.json does not name it
 
 
 class HeadInput(NamedTuple):
-    """What a head may need to know of its batch beside the vectors."""
+    """What a head may need of its batch beside the vectors; `lengths` is None in a padded batch."""
 
-    input_ids: Tensor  # (*)
-    attention_mask: Tensor | None  # (B, S)
-    lengths: Tensor | None  # (B): of a packed batch, else None
+    input_ids: Int[Tensor, "*tokens"]
+    attention_mask: Shaped[Tensor, "*tokens"] | None
+    lengths: Int[Tensor, "batch"] | None
 
 
-class EncoderWithHead(PretrainedModel):
-    """The encoder and something on top of it: a subclass has a `spec`, adds its modules and says what they compute."""
+class EncoderWithHead(PretrainedModel[Output]):
+    """The encoder with a head. A subclass has a `spec`, makes its modules and computes its output, an `Output`.
+
+    Args:
+        config: sizes and numerics.
+        attention: the attention kernel, "eager" or "sdpa".
+    """
 
     def __init__(self, config: XLMRobertaConfig, *, attention: AttentionKind = "eager") -> None:
         super().__init__()
         self.config = config
-        self.encoder = XLMRobertaModel(config, attention=attention, add_pooling_layer=POOLER in self.spec.groups)
+        self.encoder = XLMRobertaModel(config, attention=attention, add_pooling_layer=groups.POOLER in self.spec.groups)
         self.add_head(config)
 
     def add_head(self, config: XLMRobertaConfig) -> None:
         """Makes the modules of the head."""
         raise NotImplementedError
 
-    def head(self, hidden: Tensor, given: HeadInput) -> Any:  # (*, H)
-        """The output of the class, from the encoder's vectors."""
+    def head(self, hidden: Float[Tensor, "*tokens hidden"], given: HeadInput) -> Output:
+        """The output of the class, computed from the encoder's vectors."""
         raise NotImplementedError
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "*tokens"],
+        attention_mask: Shaped[Tensor, "*tokens"] | None = None,
+        token_type_ids: Int[Tensor, "*tokens"] | None = None,
+        position_ids: Int[Tensor, "*tokens"] | None = None,
         *,
-        lengths: Tensor | None = None,
-    ) -> Any:  # (*), (B, S), (*), (*), (B)
-        """As `XLMRobertaModel.forward`, and what the head makes of it."""
+        lengths: Int[Tensor, "batch"] | None = None,
+    ) -> Output:
+        """The output of the head; arguments and errors as those of `XLMRobertaModel.forward`."""
         encoded = self.encoder(input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths)
         return self.head(encoded.last_hidden_state, HeadInput(input_ids, attention_mask, lengths))
 
 
 def head_dropout(config: XLMRobertaConfig) -> nn.Dropout:
-    """Dropout in a head: `classifier_dropout`, or where the config has none, that of the encoder."""
+    """Dropout in a head: `classifier_dropout`, or the encoder's if the config has none."""
     own = config.classifier_dropout
     return nn.Dropout(config.hidden_dropout_prob if own is None else own)
 
@@ -84,36 +83,36 @@ def head_dropout(config: XLMRobertaConfig) -> nn.Dropout:
 
 
 class LMHead(nn.Module):
-    """Vectors to vocabulary logits: dense, GELU, norm, and the word table again, with a bias of its own.
+    """Vectors to vocabulary logits: dense, GELU, norm, and the word table again (fairseq, RobertaLMHead).
 
-    The decoder's weight is the embedding table (Press and Wolf 2017); its bias is a separate vector of V numbers,
-    the part that ports most often forget.
+    The decoder's weight is the word table (Press and Wolf 2017). Its bias is a separate vector of V numbers, the part
+    that ports most often forget.
     """
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = nn.GELU()  # exact, whatever hidden_act says: so in transformers
+        self.activation = nn.GELU()  # exact, whatever hidden_act is, as in transformers
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # (*, H) -> (*, V)
+    def forward(self, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
         return self.decoder(self.norm(self.activation(self.dense(hidden))))
 
 
 @dataclass(frozen=True)
 class MaskedLMOutput:
-    """The output of `XLMRobertaForMaskedLM`."""
+    """The output of `XLMRobertaForMaskedLM`. `wanted` is `*tokens`, or the one axis of the positions asked for."""
 
-    logits: Tensor  # (*, V), or (K, V) for the K positions asked for
-    last_hidden_state: Tensor  # (*, H)
+    logits: Float[Tensor, "*wanted vocab"]
+    last_hidden_state: Float[Tensor, "*tokens hidden"]
 
 
-class XLMRobertaForMaskedLM(EncoderWithHead):
-    """The encoder with the LM head: for each token, a logit for every entry of the vocabulary."""
+class XLMRobertaForMaskedLM(EncoderWithHead[MaskedLMOutput]):
+    """The encoder with the LM head: a logit for every entry of the vocabulary, for each token."""
 
     spec = ModelSpec(
-        groups=(LM_HEAD,),
+        groups=(groups.LM_HEAD,),
         taps=(
             Tap("lm_head.dense", "(*, H)", "before the head's GELU", "lm_head.dense"),
             Tap("lm_head.norm", "(*, H)", "what the word table is compared with", "lm_head.norm"),
@@ -128,24 +127,29 @@ class XLMRobertaForMaskedLM(EncoderWithHead):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Makes decoder and word table one tensor again, where the config ties them."""
+        """Makes decoder and word table one tensor again, if the config ties them."""
         if self.config.tie_word_embeddings:
             self.lm_head.decoder.weight = self.encoder.embeddings.word_embeddings.weight
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "*tokens"],
+        attention_mask: Shaped[Tensor, "*tokens"] | None = None,
+        token_type_ids: Int[Tensor, "*tokens"] | None = None,
+        position_ids: Int[Tensor, "*tokens"] | None = None,
         *,
-        lengths: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> MaskedLMOutput:  # (*), (B, S), (*), (*), (B), (*)
-        """As `XLMRobertaModel.forward`, and logits.
+        lengths: Int[Tensor, "batch"] | None = None,
+        positions: Bool[Tensor, "*tokens"] | None = None,
+    ) -> MaskedLMOutput:
+        """Vocabulary logits; other arguments and errors as those of `XLMRobertaModel.forward`.
 
-        positions: boolean, True where logits are wanted; they come as (K, V), in reading order. 250,002 logits for
-        every token of a batch are where memory goes: `positions=input_ids == mask_id` asks for the masks alone.
+        Args:
+            positions: True where logits are wanted; by default everywhere. They come as (K, V), in reading order.
+                250,002 logits for every token of a batch need much memory: `positions=input_ids == mask_id` computes
+                those of the masks only.
+
+        Raises:
+            ValueError: `positions` is not boolean, or does not have the shape of `input_ids`.
         """
         encoded = self.encoder(input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths)
         hidden = encoded.last_hidden_state
@@ -154,7 +158,7 @@ class XLMRobertaForMaskedLM(EncoderWithHead):
         if positions.shape != input_ids.shape or positions.dtype != torch.bool:
             raise ValueError(
                 f"positions must be boolean with the shape of input_ids, {tuple(input_ids.shape)}, "
-                f"not {positions.dtype} with shape {tuple(positions.shape)}"
+                f"got {positions.dtype} with shape {tuple(positions.shape)}"
             )
         return MaskedLMOutput(self.lm_head(hidden[positions]), hidden)
 
@@ -172,7 +176,9 @@ class ClassificationHead(nn.Module):
         self.activation = nn.Tanh()
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:  # (*, H), (B) -> (B, C)
+    def forward(
+        self, hidden: Float[Tensor, "*tokens hidden"], lengths: Int[Tensor, "batch"] | None
+    ) -> Float[Tensor, "batch classes"]:
         first = hidden[first_token(lengths)]
         return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(first)))))
 
@@ -181,15 +187,15 @@ class ClassificationHead(nn.Module):
 class SequenceClassifierOutput:
     """The output of `XLMRobertaForSequenceClassification`."""
 
-    logits: Tensor  # (B, C)
-    last_hidden_state: Tensor  # (*, H)
+    logits: Float[Tensor, "batch classes"]
+    last_hidden_state: Float[Tensor, "*tokens hidden"]
 
 
-class XLMRobertaForSequenceClassification(EncoderWithHead):
-    """A label for a whole text or pair of texts; with one label a score, as in rerankers and regression."""
+class XLMRobertaForSequenceClassification(EncoderWithHead[SequenceClassifierOutput]):
+    """A logit for each label of a text or a pair of texts; one label is a score, as in rerankers and regression."""
 
     spec = ModelSpec(
-        groups=(SEQUENCE_CLASSIFIER,),
+        groups=(groups.SEQUENCE_CLASSIFIER,),
         taps=(
             Tap("classifier.dense", "(B, H)", "the first token through the head's map", "classifier.dense"),
             Tap("classifier.logits", "(B, C)", "a logit for each label of the text", "classifier.out_proj"),
@@ -202,7 +208,7 @@ class XLMRobertaForSequenceClassification(EncoderWithHead):
     def add_head(self, config: XLMRobertaConfig) -> None:
         self.classifier = ClassificationHead(config)
 
-    def head(self, hidden: Tensor, given: HeadInput) -> SequenceClassifierOutput:  # (*, H)
+    def head(self, hidden: Float[Tensor, "*tokens hidden"], given: HeadInput) -> SequenceClassifierOutput:
         return SequenceClassifierOutput(self.classifier(hidden, given.lengths), hidden)
 
 
@@ -213,15 +219,15 @@ class XLMRobertaForSequenceClassification(EncoderWithHead):
 class TokenClassifierOutput:
     """The output of `XLMRobertaForTokenClassification`."""
 
-    logits: Tensor  # (*, C)
-    last_hidden_state: Tensor  # (*, H)
+    logits: Float[Tensor, "*tokens classes"]
+    last_hidden_state: Float[Tensor, "*tokens hidden"]
 
 
-class XLMRobertaForTokenClassification(EncoderWithHead):
-    """A label for each token, padding included: named entities, parts of speech."""
+class XLMRobertaForTokenClassification(EncoderWithHead[TokenClassifierOutput]):
+    """A logit for each label of each token, padding included: named entities, parts of speech."""
 
     spec = ModelSpec(
-        groups=(LINEAR_CLASSIFIER,),
+        groups=(groups.LINEAR_CLASSIFIER,),
         taps=(Tap("tagger.logits", "(*, C)", "a logit for each label of the token", "classifier"),),
         row_parameters=("classifier.weight", "classifier.bias"),
         transformers_name="ForTokenClassification",
@@ -232,27 +238,27 @@ class XLMRobertaForTokenClassification(EncoderWithHead):
         self.dropout = head_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def head(self, hidden: Tensor, given: HeadInput) -> TokenClassifierOutput:  # (*, H)
+    def head(self, hidden: Float[Tensor, "*tokens hidden"], given: HeadInput) -> TokenClassifierOutput:
         return TokenClassifierOutput(self.classifier(self.dropout(hidden)), hidden)
 
 
-# ---- where the answer is ---------------------------------------------------------------------------------------------
+# ---- question answering ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QuestionAnsweringOutput:
-    """The output of `XLMRobertaForQuestionAnswering`: how likely the answer starts at each token, or ends there."""
+    """The output of `XLMRobertaForQuestionAnswering`: for each token, whether the answer starts or ends there."""
 
-    start_logits: Tensor  # (*)
-    end_logits: Tensor  # (*)
-    last_hidden_state: Tensor  # (*, H)
+    start_logits: Float[Tensor, "*tokens"]
+    end_logits: Float[Tensor, "*tokens"]
+    last_hidden_state: Float[Tensor, "*tokens hidden"]
 
 
-class XLMRobertaForQuestionAnswering(EncoderWithHead):
-    """Where in a text the answer begins and ends (Devlin et al. 2019, section 4.2). No dropout in the head."""
+class XLMRobertaForQuestionAnswering(EncoderWithHead[QuestionAnsweringOutput]):
+    """The first and the last token of an answer (Devlin et al. 2019, section 4.2). The head has no dropout."""
 
     spec = ModelSpec(
-        groups=(QA_OUTPUTS,),
+        groups=(groups.QA_OUTPUTS,),
         taps=(
             Tap("answer.logits", "(*, 2)", "whether the answer starts here, and whether it ends here", "qa_outputs"),
         ),
@@ -263,27 +269,27 @@ class XLMRobertaForQuestionAnswering(EncoderWithHead):
     def add_head(self, config: XLMRobertaConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
-    def head(self, hidden: Tensor, given: HeadInput) -> QuestionAnsweringOutput:  # (*, H)
+    def head(self, hidden: Float[Tensor, "*tokens hidden"], given: HeadInput) -> QuestionAnsweringOutput:
         start, end = self.qa_outputs(hidden).unbind(-1)
         return QuestionAnsweringOutput(start, end, hidden)
 
 
-# ---- which of several texts ------------------------------------------------------------------------------------------
+# ---- multiple choice -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MultipleChoiceOutput:
     """The output of `XLMRobertaForMultipleChoice`."""
 
-    logits: Tensor  # (B, K)
-    pooler_output: Tensor  # (B, K, H)
+    logits: Float[Tensor, "batch choices"]
+    pooler_output: Float[Tensor, "batch choices hidden"]
 
 
-class XLMRobertaForMultipleChoice(EncoderWithHead):
-    """Which of K texts fits: each is encoded alone, and its pooled vector gets one logit."""
+class XLMRobertaForMultipleChoice(EncoderWithHead[MultipleChoiceOutput]):
+    """One logit for each of K texts: each text is encoded by itself, and its pooled vector is mapped to a logit."""
 
     spec = ModelSpec(
-        groups=(POOLER, LINEAR_CLASSIFIER),
+        groups=(groups.POOLER, groups.LINEAR_CLASSIFIER),
         taps=(Tap("choice.logits", "(B, K, 1)", "a logit for each choice", "classifier"),),
         row_parameters=("classifier.weight", "classifier.bias"),
         transformers_name="ForMultipleChoice",
@@ -291,33 +297,39 @@ class XLMRobertaForMultipleChoice(EncoderWithHead):
     )
 
     def add_head(self, config: XLMRobertaConfig) -> None:
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # never classifier_dropout: so in transformers
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # never classifier_dropout, as in transformers
         self.classifier = nn.Linear(config.hidden_size, 1)
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "*tokens"],
+        attention_mask: Shaped[Tensor, "*tokens"] | None = None,
+        token_type_ids: Int[Tensor, "*tokens"] | None = None,
+        position_ids: Int[Tensor, "*tokens"] | None = None,
         *,
-        lengths: Tensor | None = None,
-    ) -> MultipleChoiceOutput:  # (*), (B, K, S), (*), (*), (B, K)
-        """As `XLMRobertaModel.forward` on all K texts of every question, and a logit for each.
+        lengths: Int[Tensor, "batch choices"] | None = None,
+    ) -> MultipleChoiceOutput:
+        """The logits of the K texts of every question; arguments and errors as those of `XLMRobertaModel.forward`.
 
-        Every padded input has the shape (B, K, S). Packed ones have (T), as elsewhere, and lengths (B, K).
+        Args:
+            input_ids: of shape (B, K, S) like the other padded arguments, or of shape (T,) in a packed batch.
+            lengths: the number of tokens of each text of a packed batch.
+
+        Raises:
+            ValueError: an argument has another shape.
         """
         given = (input_ids, attention_mask, token_type_ids, position_ids)
         if lengths is None:
             if input_ids.dim() != 3 or any(x is not None and x.shape != input_ids.shape for x in given):
-                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given if tensor is not None)
-                raise ValueError(f"every input must have the shape (batch, choices, sequence), but they have {shapes}")
-            rows = [tensor if tensor is None else tensor.flatten(0, 1) for tensor in given]
-            pooled = self.encoder(*rows).pooler_output.unflatten(0, input_ids.shape[:2])
+                shapes = ", ".join(str(tuple(x.shape)) for x in given if x is not None)
+                raise ValueError(f"every input must have the shape (batch, choices, sequence), got {shapes}")
+            encoded = self.encoder(*(x if x is None else x.flatten(0, 1) for x in given))
         else:
             if lengths.dim() != 2:
-                raise ValueError(f"lengths must have the shape (batch, choices), not {tuple(lengths.shape)}")
-            pooled = self.encoder(*given, lengths=lengths.flatten()).pooler_output.unflatten(0, lengths.shape)
+                raise ValueError(f"lengths must have the shape (batch, choices), got {tuple(lengths.shape)}")
+            encoded = self.encoder(*given, lengths=lengths.flatten())
+        assert encoded.pooler_output is not None  # the spec has a pooler
+        pooled = encoded.pooler_output.unflatten(0, (input_ids if lengths is None else lengths).shape[:2])
         return MultipleChoiceOutput(self.classifier(self.dropout(pooled)).squeeze(-1), pooled)
 
 
@@ -326,32 +338,39 @@ class XLMRobertaForMultipleChoice(EncoderWithHead):
 
 @dataclass(frozen=True)
 class M3Output:
-    """The output of `XLMRobertaForM3`: one text in three ways, ready to be compared by dot products."""
+    """The output of `XLMRobertaForM3`: three representations of a text, each compared by dot products.
 
-    dense: Tensor  # (B, H); the vector of <s>, of length 1
-    sparse: Tensor  # (*); the weight of each token, 0 for special ones; of equal tokens the largest counts
-    colbert: Tensor  # (*, H); a vector of length 1 for each token; 0 for <s> and for padding
-    last_hidden_state: Tensor  # (*, H)
+    Args:
+        dense: the vector of `<s>`, of length 1.
+        sparse: the weight of each token, 0 for special ones; of equal tokens the largest counts.
+        colbert: a vector of length 1 for each token; 0 for `<s>` and for padding.
+        last_hidden_state: the encoder's vectors.
+    """
+
+    dense: Float[Tensor, "batch hidden"]
+    sparse: Float[Tensor, "*tokens"]
+    colbert: Float[Tensor, "*tokens hidden"]
+    last_hidden_state: Float[Tensor, "*tokens hidden"]
 
 
-class XLMRobertaForM3(EncoderWithHead):
+class XLMRobertaForM3(EncoderWithHead[M3Output]):
     """BGE-M3 (Chen et al. 2024, section 3.1): dense, sparse and multi-vector retrieval from one encoder."""
 
     spec = ModelSpec(
-        groups=(SPARSE_LINEAR, COLBERT_LINEAR),
+        groups=(groups.SPARSE_LINEAR, groups.COLBERT_LINEAR),
         taps=(
             Tap("sparse.weight", "(*, 1)", "before the ReLU, and of special tokens, too", "sparse_linear"),
             Tap("colbert.dense", "(*, H)", "before it is scaled to length 1", "colbert_linear"),
         ),
         row_parameters=("sparse_linear.",),
-        transformers_name="Model",  # config.json of BGE-M3 says no more
+        transformers_name="Model",  # that of the published config.json of BGE-M3
     )
 
     def add_head(self, config: XLMRobertaConfig) -> None:
         self.sparse_linear = nn.Linear(config.hidden_size, 1)
         self.colbert_linear = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def head(self, hidden: Tensor, given: HeadInput) -> M3Output:  # (*, H)
+    def head(self, hidden: Float[Tensor, "*tokens hidden"], given: HeadInput) -> M3Output:
         ids, config = given.input_ids, self.config
         real = ids != config.pad_token_id if given.attention_mask is None else given.attention_mask.bool()
         special = torch.tensor([config.bos_token_id, config.pad_token_id, config.eos_token_id, UNK])

@@ -93,6 +93,6 @@ def check_values(
         raise ValueError(f"{name} contains {low if low < 0 else high}, expected 0..{limit - 1}")
     if packed and bool((input_ids == config.pad_token_id).any()):
         raise ValueError(
-            f"a packed batch has no padding, but input_ids contains the pad id {config.pad_token_id}. If a text contains "
-            "<pad>, tokenize it with specials_in_text=False"
+            f"a packed batch has no padding, but input_ids contains the pad id {config.pad_token_id}. If a text "
+            "contains <pad>, tokenize it with specials_in_text=False"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ class FusedAttention(nn.Module):
         from torch.nn.attention.varlen import varlen_attn  # here: importing it takes a second
 
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in (q, k, v))  # (T, N, D)
-        context: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest)
+        context: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest)
         return context.flatten(1)
 
     def _takes_varlen(self, q: Float[Tensor, "packed hidden"]) -> bool:

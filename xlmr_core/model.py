@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.inputs import check_shapes, check_values
 from xlmr_core.kernels import AnyBatch, AttentionKind, FusedAttention, batch_of, first_token, packed_position_ids
+from xlmr_core.parameter_groups import POOLER
 from xlmr_core.pretrained import PretrainedModel
-from xlmr_core.spec import POOLER, ModelSpec
+from xlmr_core.spec import ModelSpec
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
@@ -238,7 +239,7 @@ class XLMRobertaModel(PretrainedModel[ModelOutput]):
 
 
 def position_ids_from(input_ids: Int[Tensor, "batch seq"], pad_token_id: int) -> Int[Tensor, "batch seq"]:
-    """Positions counted from pad + 1 over the tokens that are not pad; that of a pad is pad (fairseq/utils.py, make_positions)."""
+    """Positions counted from pad + 1 over the tokens that are not pad; a pad has pad (fairseq/utils.py)."""
     real = (input_ids != pad_token_id).long()
     return real.cumsum(dim=-1) * real + pad_token_id
 

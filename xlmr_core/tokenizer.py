@@ -77,7 +77,7 @@ class Batch:
     def keys(self) -> Iterator[str]:
         return iter(("input_ids", "attention_mask"))
 
-    def __getitem__(self, key: str) -> Tensor:
+    def __getitem__(self, key: str) -> Int[Tensor, "batch seq"]:
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}[key]
 
     def packed(self) -> dict[str, Tensor]:

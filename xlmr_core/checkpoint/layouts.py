@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.spec import LM_HEAD, POOLER, ModelSpec, known_groups
+from xlmr_core.parameter_groups import LM_HEAD, POOLER
+from xlmr_core.spec import ModelSpec, known_groups
 
 Rows = tuple[tuple[str | tuple[str, ...], str], ...]  # (ours, theirs)
 ByTie = Mapping[bool, Rows]  # by config.tie_word_embeddings

@@ -26,7 +26,8 @@ from xlmr_core.checkpoint.layouts import (
 )
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
-from xlmr_core.spec import ENCODER, ModelSpec, files_beside
+from xlmr_core.parameter_groups import ENCODER
+from xlmr_core.spec import ModelSpec, files_beside
 
 LISTED = 12  # keys named in one message: a foreign file has hundreds
 SEARCHED = 500  # keys among which the nearest to one of them is looked for: each takes 50 microseconds
