@@ -13,7 +13,6 @@ from xlmr_core.errors import shortened
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-LARGEST_FLOAT = sys.float_info.max
 LABELS = ("LABEL_0", "LABEL_1")  # the labels of a config.json that names none
 OPTIONAL: Mapping[str, type] = {"classifier_dropout": float, "problem_type": str}  # fields that may be None
 
@@ -79,7 +78,7 @@ class XLMRobertaConfig:
                 kind = type(None) if value is None else OPTIONAL[field.name]
             if type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance: True is an int
                 raise TypeError(f"{field.name} must be of type {kind.__name__}, got {shortened(value)}")
-            if kind is float and type(value) is int and abs(value) > LARGEST_FLOAT:  # JSON has integers of any size
+            if kind is float and type(value) is int and abs(value) > sys.float_info.max:  # JSON has any integer
                 raise ValueError(f"{field.name} must be a number that fits a float, got {shortened(value)}")
         sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size")
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -93,9 +92,8 @@ class XLMRobertaConfig:
         self._require("be positive and finite", lambda eps: 0 < eps < inf, "layer_norm_eps")
         self._require("be finite and not negative", lambda std: 0 <= std < inf, "initializer_range")
         self._require(f"be an id of the vocabulary 0..{last_id}", lambda i: 0 <= i <= last_id, *ids)
-        self._require("be at least one name", lambda names: names and all(type(n) is str for n in names), "labels")
-        known = (None, *PROBLEM_TYPES)
-        self._require(f"be one of {', '.join(PROBLEM_TYPES)}", lambda name: name in known, "problem_type")
+        self._require("be at least one name", lambda names: names and all(isinstance(n, str) for n in names), "labels")
+        self._require(f"be one of {', '.join(PROBLEM_TYPES)}", lambda p: p in (None, *PROBLEM_TYPES), "problem_type")
         used = f"leave a row after those of 0..pad_token_id ({self.pad_token_id}), which no token uses"
         self._require(used, lambda rows: rows > self.pad_token_id + 1, "max_position_embeddings")
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from xlmr_core import parameter_groups as groups
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.inputs import check_choices, check_positions
 from xlmr_core.kernels import AttentionKind, first_token
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.pretrained import Output, PretrainedModel
@@ -151,15 +152,11 @@ class XLMRobertaForMaskedLM(EncoderWithHead[MaskedLMOutput]):
         Raises:
             ValueError: `positions` is not boolean, or does not have the shape of `input_ids`.
         """
+        check_positions(positions, input_ids)
         encoded = self.encoder(input_ids, attention_mask, token_type_ids, position_ids, lengths=lengths)
         hidden = encoded.last_hidden_state
         if positions is None:
             return MaskedLMOutput(self.lm_head(hidden), hidden)
-        if positions.shape != input_ids.shape or positions.dtype != torch.bool:
-            raise ValueError(
-                f"positions must be boolean with the shape of input_ids, {tuple(input_ids.shape)}, "
-                f"got {positions.dtype} with shape {tuple(positions.shape)}"
-            )
         return MaskedLMOutput(self.lm_head(hidden[positions]), hidden)
 
 
@@ -259,9 +256,7 @@ class XLMRobertaForQuestionAnswering(EncoderWithHead[QuestionAnsweringOutput]):
 
     spec = ModelSpec(
         groups=(groups.QA_OUTPUTS,),
-        taps=(
-            Tap("answer.logits", "(*, 2)", "whether the answer starts here, and whether it ends here", "qa_outputs"),
-        ),
+        taps=(Tap("answer.logits", "(*, 2)", "whether the answer starts, or ends, at the token", "qa_outputs"),),
         row_parameters=("qa_outputs.",),
         transformers_name="ForQuestionAnswering",
     )
@@ -319,15 +314,9 @@ class XLMRobertaForMultipleChoice(EncoderWithHead[MultipleChoiceOutput]):
             ValueError: an argument has another shape.
         """
         given = (input_ids, attention_mask, token_type_ids, position_ids)
-        if lengths is None:
-            if input_ids.dim() != 3 or any(x is not None and x.shape != input_ids.shape for x in given):
-                shapes = ", ".join(str(tuple(x.shape)) for x in given if x is not None)
-                raise ValueError(f"every input must have the shape (batch, choices, sequence), got {shapes}")
-            encoded = self.encoder(*(x if x is None else x.flatten(0, 1) for x in given))
-        else:
-            if lengths.dim() != 2:
-                raise ValueError(f"lengths must have the shape (batch, choices), got {tuple(lengths.shape)}")
-            encoded = self.encoder(*given, lengths=lengths.flatten())
+        check_choices(given, lengths)
+        rows = given if lengths is not None else [x if x is None else x.flatten(0, 1) for x in given]
+        encoded = self.encoder(*rows, lengths=None if lengths is None else lengths.flatten())
         assert encoded.pooler_output is not None  # the spec has a pooler
         pooled = encoded.pooler_output.unflatten(0, (input_ids if lengths is None else lengths).shape[:2])
         return MultipleChoiceOutput(self.classifier(self.dropout(pooled)).squeeze(-1), pooled)

@@ -3,6 +3,8 @@
 Without these checks it would be a bare IndexError far inside, or on a GPU a dead CUDA context.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -96,3 +98,35 @@ def check_values(
             f"a packed batch has no padding, but input_ids contains the pad id {config.pad_token_id}. If a text "
             "contains <pad>, tokenize it with specials_in_text=False"
         )
+
+
+def check_positions(positions: Tensor | None, input_ids: Tensor) -> None:
+    """Checks the argument `positions` of `XLMRobertaForMaskedLM.forward`.
+
+    Raises:
+        ValueError: it is not boolean, or does not have the shape of `input_ids`.
+    """
+    if positions is not None and (positions.shape != input_ids.shape or positions.dtype != torch.bool):
+        raise ValueError(
+            f"positions must be boolean with the shape of input_ids, {tuple(input_ids.shape)}, "
+            f"got {positions.dtype} with shape {tuple(positions.shape)}"
+        )
+
+
+def check_choices(given: Sequence[Tensor | None], lengths: Tensor | None) -> None:
+    """Checks shapes of the arguments of `XLMRobertaForMultipleChoice.forward`.
+
+    Args:
+        given: the arguments that have the shape of input_ids; input_ids is one of them.
+        lengths: those of a packed batch.
+
+    Raises:
+        ValueError: an argument does not have its axes.
+    """
+    shapes = [tuple(tensor.shape) for tensor in given if tensor is not None]
+    if lengths is None and (len(shapes[0]) != 3 or len(set(shapes)) > 1):
+        raise ValueError(
+            f"every input must have the shape (batch, choices, sequence), got {', '.join(map(str, shapes))}"
+        )
+    if lengths is not None and lengths.dim() != 2:
+        raise ValueError(f"lengths must have the shape (batch, choices), got {tuple(lengths.shape)}")

@@ -55,6 +55,10 @@ class Token(NamedTuple):
     end: int
 
 
+BEGIN = Token("<s>", None, 0, 0, 0)  # before every text; it covers none of it
+END = Token("</s>", None, 2, 0, 0)  # after every text
+
+
 @dataclass(frozen=True)
 class Batch:
     """Texts as tensors: `model(**batch)` takes input_ids and attention_mask.
@@ -119,12 +123,16 @@ class XLMRobertaTokenizer:
         self._special_names = {i: name for name, i in self._special_ids.items()}
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | PathLike[str],
-        **hub: Unpack[HubOptions],
-    ) -> Self:
-        """The tokenizer in `source`: a hub id, a folder, a SentencePiece model file, or "xlmr-tiny"."""
+    def from_pretrained(cls, source: str | PathLike[str], **hub: Unpack[HubOptions]) -> Self:
+        """The tokenizer in `source`.
+
+        Args:
+            source: a hub id, a folder, a SentencePiece model file, or "xlmr-tiny".
+            **hub: see `HubOptions`.
+
+        Raises:
+            CheckpointError: there is no tokenizer of XLM-R.
+        """
         from xlmr_core.checkpoint import find_tokenizer
 
         model_file, max_tokens = find_tokenizer(source, **hub)
@@ -191,11 +199,10 @@ class XLMRobertaTokenizer:
                 )
             if count > limit:
                 tokens = _truncated(tokens, limit - specials, truncation)
-            begin, end = self._frame
-            rows.append([begin, *tokens[0], end])
+            rows.append([BEGIN, *tokens[0], END])
             sequence_ids.append([None, *[0] * len(tokens[0]), None])
             if pairs:
-                rows[-1] += [end, *tokens[1], end]
+                rows[-1] += [END, *tokens[1], END]
                 sequence_ids[-1] += [None, *[1] * len(tokens[1]), None]
 
         lengths = torch.tensor([len(row) for row in rows])
@@ -238,16 +245,12 @@ class XLMRobertaTokenizer:
             TypeError, ValueError: as a call of the tokenizer.
         """
         texts = checked_list(texts, "texts")
-        special = [any(_find_specials(text, specials_in_text)) for text in texts]
-        plain: list[list[int]] = self._spm.encode(
-            [text for text, is_special in zip(texts, special, strict=True) if not is_special], out_type=int
-        )
-        rows = iter(plain)
+        plain: list[list[int]] = self._spm.encode(texts, out_type=int)
         return [
             [token.id for token in self.tokenize(text, specials_in_text=specials_in_text)]
-            if is_special
-            else [_xlmr_id(i) for i in next(rows)]
-            for text, is_special in zip(texts, special, strict=True)
+            if any(_find_specials(text, specials_in_text))
+            else [_xlmr_id(i) for i in spm_ids]
+            for text, spm_ids in zip(texts, plain, strict=True)
         ]
 
     def explain(self, text: str, *, specials_in_text: bool | Collection[str] = True) -> Explanation:
@@ -260,8 +263,7 @@ class XLMRobertaTokenizer:
         from xlmr_core.explanation import Explanation
 
         tokens = self.tokenize(text, specials_in_text=specials_in_text)
-        begin, end = self._frame
-        return Explanation(text, "".join(token.piece for token in tokens), [begin, *tokens, end])
+        return Explanation(text, "".join(token.piece for token in tokens), [BEGIN, *tokens, END])
 
     def decode(self, ids: Sequence[int] | Int[Tensor, "seq"], *, skip_special_tokens: bool = False) -> str:
         """Ids to normalised text: what the normalisation changed does not come back, nor do unknown characters.
@@ -274,8 +276,7 @@ class XLMRobertaTokenizer:
             ValueError: an id is not in the vocabulary.
         """
         numbers: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        kept = [i for i in numbers if not (skip_special_tokens and i in self._special_names)]
-        pieces = [self.id_to_token(i) for i in kept]
+        pieces = [self.id_to_token(i) for i in numbers if not (skip_special_tokens and i in self._special_names)]
         return "".join(pieces[:1]).removeprefix(SPACE) + "".join(pieces[1:]).replace(SPACE, " ")
 
     def batch_decode(
@@ -297,11 +298,6 @@ class XLMRobertaTokenizer:
     def token_to_id(self, token: str) -> int:
         """The id of a piece or special token; that of `<unk>` for one that the vocabulary does not have."""
         return self._special_ids[token] if token in self._special_ids else _xlmr_id(self._spm.piece_to_id(token))
-
-    @property
-    def _frame(self) -> tuple[Token, Token]:
-        """The tokens before and after every text."""
-        return Token("<s>", None, self.bos_token_id, 0, 0), Token("</s>", None, self.eos_token_id, 0, 0)
 
     def _plain_tokens(self, text: str, position: int) -> list[Token]:
         """The tokens of a stretch of text that begins at `position`."""
