@@ -213,7 +213,7 @@ def test_a_missing_setting_is_named(name: str, published: Path) -> None:
     [
         ({"encoder_layers": "2"}, "num_hidden_layers must be of type int"),
         ({"activation_fn": "tanh"}, "activation_fn 'tanh', which in fairseq is the LM head's too"),
-        ({"encoder_attention_heads": 7}, "not a multiple"),
+        ({"encoder_attention_heads": 7}, "multiple of num_attention_heads"),
         ({"dropout": 2.0}, r"must lie in \[0, 1\)"),
         ({"max_positions": None}, "no max_positions"),
     ],

@@ -142,7 +142,7 @@ def test_of_multiple_choice_the_encoder_is_recorded(toy_checkpoint: Path, tmp_pa
 
 
 def test_every_text_needs_its_pair(toy_checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="as many pairs as texts: 1 are not 2"):
+    with pytest.raises(ValueError, match="as many pairs as texts: 2, got 1"):
         record(toy_checkpoint, TEXTS, pairs=PAIRS[:1])
 
 
