@@ -70,6 +70,17 @@ def test_an_unknown_command_is_named() -> None:
 
 
 class TestFillMask:
+    def test_targets_and_masks_filled_together(self) -> None:
+        text = "I do <mask> know <mask> to do."
+        ranked = xlmr("fill-mask", text, "--model", "xlmr-tiny", "--target", "not", "--target", "what", "--json")
+        words = [[filling["token_str"] for filling in mask] for mask in json.loads(ranked.stdout)["fillings"]]
+        assert [sorted(mask) for mask in words] == 2 * [["not", "what"]]
+        together = xlmr("fill-mask", text, "--model", "xlmr-tiny", "--joint", "--top-k", 1, "--json")
+        [[first], [second]] = json.loads(together.stdout)["fillings"]
+        assert first["sequence"] == second["sequence"]
+        wrong = xlmr("fill-mask", text, "--model", "xlmr-tiny", "--target", "unforgettable")
+        assert "Error: the target 'unforgettable' is not one piece of the vocabulary; its pieces are" in wrong.stderr
+
     def test_it_prints_the_text_and_its_predictions(self, toy_checkpoint: Path) -> None:
         result = xlmr("fill-mask", "the cat <mask> the dog", "--model", toy_checkpoint, "--top-k", "3")
         assert result.exit_code == 0
