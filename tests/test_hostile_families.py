@@ -300,7 +300,7 @@ def repacked(folder: Path, container: str) -> Path:
     config = XLMRobertaConfig.from_json(folder / "config.json")
     target = folder / "pytorch_model.bin"
     if container == "fairseq":
-        content = {"args": Namespace(**settings_for(config)), "model": content}
+        content = {"args": Namespace(**settings_for(config, ("encoder", "lm_head"), "fairseq")), "model": content}
         target = folder / "model.pt"
         (folder / "config.json").unlink()
     torch.save(content, target, _use_new_zipfile_serialization=container != "old")
