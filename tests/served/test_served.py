@@ -285,3 +285,8 @@ def test_files_that_hold_something_else_end_in_clear_errors(tmp_path: Path) -> N
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="pickle"):
         read_values(tmp_path / "objects.npy")
+
+
+def test_every_rule_for_ids_is_in_the_catalogue(vectors_of: Pipeline) -> None:
+    for fault in PIPELINE_FAULTS:
+        assert vectors_of.row(("one", "two"), fault.made(vectors_of.right)), fault.name

@@ -91,7 +91,7 @@ ID_FAULTS = (
     PipelineFault(
         "ids_off_by_one",
         "the numbers of SentencePiece are taken as ids: the model's are one higher from 4 up",
-        _ids("tokenizer_ids_off_by_one"),
+        _ids("ids_without_offset"),
         "https://github.com/google/sentencepiece/issues/1042",
     ),
     PipelineFault(
