@@ -234,7 +234,7 @@ def test_an_existing_destination_is_left_alone(kind: str, sources: dict, tmp_pat
         out.mkdir()
         (out / "mine").write_text("mine") if kind == "folder" else None
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(CheckpointError, match="out exists already and is left as it is"):
+    with pytest.raises(CheckpointError, match=r"out exists\. Nothing is overwritten"):
         convert(sources["post-norm"], out, "hf")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -356,7 +356,7 @@ def test_a_pooler_beside_an_lm_head_is_kept(folders: dict, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("to", ["onnx", "", "HF"])
 def test_an_unknown_form(to: str, sources: dict, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"there is no layout '{to}' to write: one of hf, native"):
+    with pytest.raises(CheckpointError, match=f"there is no key layout '{to}' to write: expected one of hf, native"):
         convert(sources["post-norm"], tmp_path / "out", to)
 
 

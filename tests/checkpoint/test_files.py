@@ -123,7 +123,7 @@ def test_a_weights_file_without_a_config_beside_it(folder: Path, monkeypatch: An
 def test_a_file_that_is_no_checkpoint(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / name).write_text("to do: train\n")
     monkeypatch.chdir(tmp_path)
-    message = rf"^{name} is no weights file \(one that ends in \.safetensors, \.index\.json, \.bin, \.pt, \.tar\.gz"
+    message = rf"^{name} is not a weights file \(one that ends in \.safetensors, \.index\.json, \.bin, \.pt, \.tar\.gz"
     for read in (XLMRobertaForMaskedLM.from_pretrained, find_tokenizer, inspect_checkpoint):
         with pytest.raises(CheckpointError, match=message):
             read(name)
@@ -285,7 +285,7 @@ def change_index(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "model.safetensors.index.json", ".", "", 7])
 def test_an_index_does_not_reach_out_of_its_folder(name: Any, shards: Path) -> None:
     change_index(shards, lambda weight_map: weight_map.update({"lm_head.bias": name}))
-    with pytest.raises(CheckpointError, match=r"'lm_head\.bias' lies in .*, which is no weights file beside it"):
+    with pytest.raises(CheckpointError, match=r"'lm_head\.bias' lies in .*, which is not a weights file beside it"):
         load(shards)
 
 

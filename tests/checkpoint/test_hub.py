@@ -262,7 +262,7 @@ def test_trim_keeps_these_heads(hub: Behaviour, toy_checkpoint: Path, tmp_path: 
 def test_offline_a_report_says_what_could_not_be_looked_for(hub: Behaviour, m3: dict, tmp_path: Path) -> None:
     XLMRobertaModel.from_pretrained(REPO, cache_dir=tmp_path / "c")
     offline = {"cache_dir": tmp_path / "c", "local_files_only": True}
-    note = "the cache does not tell whether the repository has sparse_linear.pt, colbert_linear.pt"
+    note = "the cache does not show whether the repository has sparse_linear.pt, colbert_linear.pt"
     assert note in str(inspect_checkpoint(REPO, **offline))
     assert note in str(convert(REPO, tmp_path / "out", "hf", **offline))
 
@@ -334,7 +334,7 @@ def test_offline_the_rest_of_a_sentence_transformers_repository_is_not_known(
 def test_a_repository_whose_modules_lead_elsewhere(hub: Behaviour, toy_checkpoint: Path, tmp_path: Path) -> None:
     repo = hub.repos[REPO] = sentence_folder(tmp_path / "sentence", toy_checkpoint, "0_Transformer")
     (repo / "modules.json").write_text((repo / "modules.json").read_text().replace("0_Transformer", "../other"))
-    with pytest.raises(CheckpointError, match=r"'\.\./other', which is no folder in it"):
+    with pytest.raises(CheckpointError, match=r"'\.\./other', which is not a folder in it"):
         XLMRobertaModel.from_pretrained(REPO, cache_dir=tmp_path / "c")
     assert not any("other" in request for request in hub.requests)
 

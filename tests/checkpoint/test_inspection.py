@@ -68,7 +68,7 @@ def test_differences_are_told_not_raised(folders: dict, tmp_path: Path) -> None:
     tensors["lm_head.dense.bias"] = torch.zeros(25)
     found = inspect_checkpoint(published.rewritten(folders["masked-lm"], tmp_path, tensors))
     text = str(found)
-    assert "PROBLEM: the keys are not those of any known layout. Nearest: HF post-norm with 'roberta.'" in text
+    assert "PROBLEM: the keys are not those of any known key layout. Nearest: HF post-norm with 'roberta.'" in text
     assert "PROBLEM: lm_head.dense.bias has shape (25,), but config.json asks for (24,)" in text
     row = next(line for line in text.splitlines() if line.startswith("lm_head.bais"))
     assert row.endswith("UNKNOWN")

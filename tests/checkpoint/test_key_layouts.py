@@ -306,7 +306,9 @@ def test_what_fairseq_expects_is_written(written: dict) -> None:
 
 def test_an_unknown_target() -> None:
     plan = make_plan(POST_NORM, [], XLMRobertaModel.spec, "XLMRobertaModel")
-    with pytest.raises(CheckpointError, match="there is no layout 'onnx' to write: one of hf, native, fairseq"):
+    with pytest.raises(
+        CheckpointError, match="there is no key layout 'onnx' to write: expected one of hf, native, fairseq"
+    ):
         export_plan(plan, "onnx")
 
 

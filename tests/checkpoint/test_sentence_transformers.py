@@ -103,12 +103,12 @@ def test_normalize_needs_no_folder(tmp_path: Path) -> None:
         ([], "does not say which transformer and which pooling"),
         (["os.system"], "something else than modules"),
         ({"type": "Transformer"}, "does not hold a JSON list"),
-        ([{**TRANSFORMER, "path": "../elsewhere"}], r"'\.\./elsewhere', which is no folder in it"),
-        ([{**TRANSFORMER, "path": "/"}], "'/', which is no folder in it"),
-        ([{**TRANSFORMER, "path": "..\\elsewhere"}], "which is no folder in it"),
-        ([{**TRANSFORMER, "path": "a\x00b"}], "which is no folder in it"),
-        ([TRANSFORMER, POOLING, {**NORMALIZE, "path": "../elsewhere"}], "which is no folder in it"),
-        ([{**TRANSFORMER, "path": "3_None"}], "'3_None', which is no folder in it"),
+        ([{**TRANSFORMER, "path": "../elsewhere"}], r"'\.\./elsewhere', which is not a folder in it"),
+        ([{**TRANSFORMER, "path": "/"}], "'/', which is not a folder in it"),
+        ([{**TRANSFORMER, "path": "..\\elsewhere"}], "which is not a folder in it"),
+        ([{**TRANSFORMER, "path": "a\x00b"}], "which is not a folder in it"),
+        ([TRANSFORMER, POOLING, {**NORMALIZE, "path": "../elsewhere"}], "which is not a folder in it"),
+        ([{**TRANSFORMER, "path": "3_None"}], "'3_None', which is not a folder in it"),
         ([{**TRANSFORMER, "type": 7}], "something else than modules"),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_link_that_leads_out_is_not_followed(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder", [TRANSFORMER, POOLING])
     elsewhere = (folder / "1_Pooling").rename(tmp_path / "elsewhere")
     (folder / "1_Pooling").symlink_to(elsewhere)
-    with pytest.raises(CheckpointError, match="'1_Pooling', which is no folder in it"):
+    with pytest.raises(CheckpointError, match="'1_Pooling', which is not a folder in it"):
         read_sentence_config(folder)
 
 
@@ -142,7 +142,7 @@ def test_no_pooling_is_switched_on(tmp_path: Path) -> None:
 def test_a_limit_that_is_no_number(limit: Any, tmp_path: Path) -> None:
     folder = write(tmp_path, [TRANSFORMER, POOLING])
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": limit}))
-    with pytest.raises(CheckpointError, match="which is no number of tokens"):
+    with pytest.raises(CheckpointError, match="which is not a number of tokens"):
         read_sentence_config(folder)
 
 
@@ -255,7 +255,7 @@ def test_inspect_tells_of_it(folders: dict, tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("modules.json", json.dumps([TRANSFORMER, POOLING, DENSE]), r"the step 'sentence_transformers\.models\.Dense'"),
-        ("modules.json", json.dumps([TRANSFORMER, {**POOLING, "path": "../secret"}]), "which is no folder in it"),
+        ("modules.json", json.dumps([TRANSFORMER, {**POOLING, "path": "../secret"}]), "which is not a folder in it"),
         ("modules.json", json.dumps([{**TRANSFORMER, "path": "0_Transformer"}, POOLING]), "it names the model in"),
         ("modules.json", "{", "cannot be read"),
         ("1_Pooling/config.json", "PRIVATE KEY", "cannot be read"),

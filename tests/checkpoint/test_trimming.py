@@ -345,7 +345,7 @@ def test_a_covered_text_is_cut_as_before(vocabulary: dict[str, float], data: st.
 
 def test_nothing_is_overwritten(toy_checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
-    with pytest.raises(CheckpointError, match="exists: nothing is overwritten"):
+    with pytest.raises(CheckpointError, match=r"exists\. Nothing is overwritten"):
         trim(toy_checkpoint, tmp_path / "small", corpus=[corpus])
     assert list((tmp_path / "small").iterdir()) == []
 

@@ -58,7 +58,7 @@ def test_an_existing_destination_is_one_line(source: Path) -> None:
     result = xlmr("convert", source, source, "--to", "hf")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ")
-    assert "exists already and is left as it is" in result.stderr
+    assert "Nothing is overwritten" in result.stderr
 
 
 def test_a_part_can_be_left_out(source: Path, tmp_path: Path) -> None:

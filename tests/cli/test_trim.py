@@ -48,7 +48,7 @@ def test_an_error_is_one_line(toy_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("the cat\n")
     result = xlmr_trim(toy_checkpoint, tmp_path, "--corpus", tmp_path / "corpus.txt")
     assert result.exit_code == 1
-    assert "nothing is overwritten" in result.stderr
+    assert "Nothing is overwritten" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--corpus", "--keep"])

@@ -100,7 +100,8 @@ def unpack(path: Path, names: Collection[str]) -> Path:
                 if isinstance(error, CheckpointError):
                     raise
                 raise CheckpointError(
-                    f"{path} cannot be unpacked: it is truncated, corrupt, or no tar ({type(error).__name__}: {error})"
+                    f"{path} cannot be unpacked: it is truncated, corrupt, or not a tar "
+                    f"({type(error).__name__}: {error})"
                 ) from error
             raise
         _unpacked[key] = folder

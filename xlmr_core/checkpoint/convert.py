@@ -1,4 +1,4 @@
-"""From one published form to another, tensor by tensor: no model is built, and nothing of the checkpoint is lost."""
+"""Converts a checkpoint from one key layout to another, tensor by tensor. No model is built, and nothing is lost."""
 
 import json
 import os
@@ -74,7 +74,7 @@ class ConversionReport:
     layouts: tuple[str, str]  # read, written
     source_keys: Mapping[str, KeyStatus]
     written_keys: Mapping[str, tuple[str, ...]]  # in our names; empty for a constant of the format
-    num_bytes: int  # of the tensors that were written; in a form that can share, a tied one counts once
+    num_bytes: int  # of the tensors that were written; in a format that shares memory, a tied one counts once
     files: tuple[str, ...]  # in the destination
     notes: tuple[str, ...]
 
@@ -110,21 +110,33 @@ def convert(
     progress: bool = False,
     **hub: Unpack[HubOptions],
 ) -> ConversionReport:
-    """Writes `source` (see `load_pretrained`) to the new folder `destination`, in the layout `to`, one of FAMILIES.
+    """Writes a checkpoint to a new folder in another key layout.
 
-    dtype None keeps that of each tensor; a narrower one rounds, and is refused where a finite number would become
-    infinite. drop: groups to leave out on purpose ("pooler", "lm_head", ...); any other tensor must have a place.
-    fold_token_types: adds the one token-type vector, which fairseq and torchtext have no place for, to every position
-    row instead, and leaves zeros: the same model up to rounding.
-    The folder appears whole or not at all, and the same source gives the same bytes. The configuration of a
-    sentence-transformers folder goes along unchanged to "hf" and "native", which makes another such folder; a note in
-    the report says what of it does not.
+    The folder appears complete or not at all, and the same source gives the same bytes. The configuration of a
+    sentence-transformers folder is copied unchanged for "hf" and "native"; a note in the report lists what is not
+    copied.
 
-    Raises CheckpointError if the source would not load, if something would be lost, or if `destination` exists.
+    Args:
+        source: As for `load_pretrained`.
+        destination: The folder to write. It must not exist.
+        to: The key layout to write, one of FAMILIES ("hf", "native", "fairseq", ...).
+        dtype: The dtype to write. A narrower one rounds. None keeps that of each tensor.
+        drop: Groups of tensors to leave out ("pooler", "lm_head", ...). Any other tensor must have a name in `to`.
+        fold_token_types: Add the one token-type vector, which fairseq and torchtext do not have, to every position
+            row, and zero it. The model is the same up to rounding.
+        progress: Show a progress bar on a terminal.
+        **hub: How to reach the hub. See `HubOptions`.
+
+    Returns:
+        What became of every key, and the files that were written.
+
+    Raises:
+        CheckpointError: The source would not load, something would be lost, a finite number would become infinite in
+            `dtype`, or `destination` exists.
     """
     destination = Path(destination)
     if os.path.lexists(destination):
-        raise CheckpointError(f"{destination} exists already and is left as it is: choose another name, or remove it")
+        raise CheckpointError(f"{destination} exists. Nothing is overwritten: give a new folder, or remove this one")
     if dtype is not None and dtype not in STORAGES:
         raise CheckpointError(f"{dtype} cannot be written: one of {', '.join(map(str, STORAGES))}")
     files = find_checkpoint(
@@ -192,7 +204,7 @@ def _plan(
     """What the file holds, for a class that has every group of it, and the fates of what is dropped on purpose."""
     unknown = sorted(set(drop) - known_groups().keys())
     if unknown:
-        raise CheckpointError(f"there is no group {unknown[0]!r} to drop: one of {', '.join(known_groups())}")
+        raise CheckpointError(f"there is no group {unknown[0]!r} to drop: expected one of {', '.join(known_groups())}")
     whole = _whole_plan(config, dict(weights), files)
     unwanted = {key for slot in whole.slots for key, group in slot.keys.items() if group in drop}
     dropped = {key: KeyStatus("dropped", "left out on purpose") for key in weights if key in unwanted}
@@ -242,7 +254,7 @@ def _reader(export: Export, weights: Mapping[str, Tensor]) -> Callable[[], Tenso
 
 
 def _write_beside(plan: Plan, entries: list[Entry], folder: Path, tick: Tick) -> list[Entry]:
-    """Writes the heads that the published form has in files of their own, and says which entries they were."""
+    """Writes the heads that published checkpoints have in files of their own. Returns the entries written."""
     apart: list[Entry] = []
     for group, file in files_beside().items():
         own = [entry for entry in entries if group in plan.groups and entry.key.startswith(f"{group}.")]
@@ -266,7 +278,7 @@ def _config(plan: Plan, files: Files, entries: list[Entry]) -> str:
 
 
 def _sentence(files: Files, to: str) -> Carried:
-    """The sentence-transformers configuration to write, if the form `to` is one that its library can hold."""
+    """The sentence-transformers configuration to write, if the key layout `to` is one that its library can load."""
     sentence = carried_from(files.root, files.weights.parent)
     if to in ("hf", "native") or not sentence.files:
         return sentence
@@ -300,9 +312,9 @@ def _rounding(weights: Mapping[str, Tensor], entries: list[Entry]) -> tuple[str,
 
 @contextmanager
 def _ticking(total: int, progress: bool) -> Generator[Tick, None, None]:
-    """What is told the bytes written: a progress bar where one is wanted and there is a terminal, else nobody.
+    """Calls a progress bar with the bytes written, if one is wanted and there is a terminal.
 
-    tqdm holds a lock that forked processes share, so it is left alone where no bar is wanted.
+    tqdm holds a lock that forked processes share, so it is imported only where a bar is wanted.
     """
     if not progress:
         yield no_tick

@@ -47,7 +47,7 @@ class Files:
     weights: Path
     root: Path  # the folder of the checkpoint; in a sentence-transformers folder it may be above that of the weights
     more: tuple[Path, ...] = ()  # what was fetched from the hub besides
-    unknown: tuple[str, ...] = ()  # names of files that the hub may have: offline, the cache does not tell
+    unknown: tuple[str, ...] = ()  # names of files that the hub may have: offline, the cache does not show
 
 
 def bundled() -> Path:
@@ -88,7 +88,7 @@ def files_in(path: Path) -> Files:
 
 
 def config_for(path: Path) -> Path:
-    """Where the config of a folder or a weights file is: config.json, or a fairseq file, which tells its own."""
+    """Where the config of a folder or a weights file is: config.json, or a fairseq file, which contains its own."""
     weights = path / FAIRSEQ if path.is_dir() else path
     if weights.suffix == ".pt" and weights.is_file() and not (weights.parent / CONFIG).is_file():
         return weights
@@ -103,7 +103,7 @@ def sibling(path: Path, name: str) -> Path:
     if path.is_dir():
         raise CheckpointError(f"{path} has no {name}")
     if not path.name.endswith((*SUFFIXES, TOKENIZER)):
-        raise CheckpointError(f"{path} is no weights file (one that ends in {', '.join(SUFFIXES)})")
+        raise CheckpointError(f"{path} is not a weights file (one that ends in {', '.join(SUFFIXES)})")
     raise CheckpointError(f"there is no {name} beside {path}")
 
 
@@ -191,7 +191,7 @@ def _reading(path: Path, read: Callable[[], Result]) -> Result:
         return read()
     except CheckpointError:
         raise
-    except Exception as error:  # each library has errors of its own, and a corrupt file finds them all
+    except Exception as error:  # a corrupt file can raise any error of these libraries
         raise CheckpointError(f"{path} cannot be read: {_cause(start)} ({type(error).__name__}: {error})") from error
 
 
@@ -216,7 +216,7 @@ def read_index(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index} is not an index of shards ({type(error).__name__}: {error})") from error
     for key, name in shard_of.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise CheckpointError(f"{index} says that {key!r} lies in {name!r}, which is no weights file beside it")
+            raise CheckpointError(f"{index} says that {key!r} lies in {name!r}, which is not a weights file beside it")
     return shard_of
 
 

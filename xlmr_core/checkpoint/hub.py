@@ -52,7 +52,7 @@ class Hub:
 
         beside: names of more files to fetch, those of them that the repository has.
         whole: fetch also the configuration of sentence-transformers; and where the network is switched off and the
-            cache does not tell whether there is such a file, list it in `Files.unknown` instead of raising.
+            cache does not show whether there is such a file, list it in `Files.unknown` instead of raising.
         """
         config, pinned = self._config()
         weights = pinned._weights()
@@ -91,7 +91,7 @@ class Hub:
         config = found or pinned._fetch(pinned.within + CONFIG)
         if config is None:
             raise CheckpointError(f"{self.repo} has no {CONFIG}: it is not a model in this format")
-        read_config(config)  # a wrong architecture is told before a gigabyte is fetched
+        read_config(config)  # a wrong architecture is an error before a gigabyte is fetched
         return config, pinned
 
     def _in_folder(self) -> "Hub":

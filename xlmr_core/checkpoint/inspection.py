@@ -1,4 +1,4 @@
-"""What is in a checkpoint, told from its headers: no tensor is loaded unless its values are asked about."""
+"""What a checkpoint contains, by its headers. No tensor is loaded unless its values are requested."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from xlmr_core.paths import StrPath
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.spec import files_beside, spec_of
 
-PART = 2**22  # elements looked at in one go
+PART = 2**22  # elements read at a time
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Inspection:
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """The keys that hold NaN or Inf. Empty, too, where nobody asked for the values."""
+        """The keys that hold NaN or Inf. Empty, too, where the values were not requested."""
         return tuple(info.key for info in self.keys if info.values is not None and info.values.nan + info.values.inf)
 
     def __str__(self) -> str:
@@ -106,10 +106,19 @@ def inspect_checkpoint(
     values: bool = False,
     **hub: Unpack[HubOptions],
 ) -> Inspection:
-    """What is in `source` (see `load_pretrained`), and why it would not load if it would not.
+    """Reports the config, the key layout and the status of every key of a checkpoint.
 
-    values: also count NaN and Inf, take norms, and compare tensors that should be equal; this reads the whole file,
-    one tensor at a time. Raises CheckpointError for what cannot be found, or is not a file of weights.
+    Args:
+        source: As for `load_pretrained`.
+        values: Also count NaN and Inf, compute norms, and compare tensors that should be equal. This reads the whole
+            file, one tensor at a time.
+        **hub: How to reach the hub. See `HubOptions`.
+
+    Returns:
+        The report. Its `problems` say why the checkpoint would not load.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found, or is not a weights file.
     """
     files = find_checkpoint(source, **hub)
     config = read_config(files.config)

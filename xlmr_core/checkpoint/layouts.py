@@ -48,7 +48,7 @@ HF_LM_HEAD: Rows = (
     ("lm_head.norm.*", "lm_head.layer_norm.*"),
 )
 # The decoder's bias has two names. Tied, they are one tensor, and so are the decoder's weight and the word table.
-# Untied, the reference answers with lm_head.decoder.bias, and lm_head.bias is a leftover.
+# Untied, transformers uses lm_head.decoder.bias, and lm_head.bias is a leftover.
 HF_DECODER: ByTie = {
     True: (("lm_head.decoder.bias", "lm_head.bias"),),
     False: (("lm_head.decoder.*", "lm_head.decoder.*"),),
@@ -58,7 +58,7 @@ HF_SECOND_NAMES: ByTie = {
     False: (("lm_head.decoder.bias", "lm_head.bias"),),
 }
 
-# ---- fairseq: models/roberta/model.py (upgrade_state_dict_named tells the older names), modules/multihead_attention.py
+# ---- fairseq: models/roberta/model.py (upgrade_state_dict_named lists the older names), modules/multihead_attention.py
 
 FAIRSEQ_LAYERS: Rows = (
     ("layers.{i}.attention.out_proj.*", "layers.{i}.self_attn.out_proj.*"),
@@ -121,7 +121,7 @@ class KeyLayout:
     """One way to name the tensors in a file."""
 
     name: str
-    family: str  # what the converter calls it; two layouts of one family differ in norm_first or with_prefix
+    family: str  # its name in `xlmr convert --to`; two key layouts of one family differ in norm_first or with_prefix
     norm_first: bool
     groups: Mapping[str, Rows]  # a group is in a file as a whole or not at all
     our_heads: bool = False  # whether every head that is not among the groups has our own names in it

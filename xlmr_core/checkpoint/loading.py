@@ -1,4 +1,4 @@
-"""From files to a model, and from a model to files."""
+"""Loads a model from files and saves it to files."""
 
 from __future__ import annotations
 
@@ -76,15 +76,28 @@ def load_pretrained(
     labels: Sequence[str] | None = None,
     **hub: Unpack[HubOptions],
 ) -> Model:
-    """A `cls` in eval mode with the weights of `source`, and its `load_report`.
+    """Loads a model. Every key of the file and of the model is accounted for in its `load_report`.
 
-    source: a folder, a weights file, "xlmr-tiny", a hub id, or its last part if the catalogue has it (`xlmr models`);
-    what exists on disk wins. dtype None keeps that of the
-    file. On the CPU and in the dtype of the file the weights are mapped, not copied, so a file in use must not be
-    changed in place (`save_pretrained` never does). new_head: initialise a head that the checkpoint does not have.
-    labels: the names of its classes, in the order of its logits; they become `config.labels`.
-    Raises CheckpointError unless every key of the file and of the model is accounted for, and ValueError for a device
-    that is not there and for labels without a new head to have them.
+    On the CPU and in the dtype of the file, the weights are mapped, not copied: do not change a file in place while it
+    is in use (`save_pretrained` never does).
+
+    Args:
+        cls: The class of the model.
+        source: A folder, a weights file, "xlmr-tiny", a hub id, or a name in the catalogue (`xlmr models`). What exists
+            on disk is taken first.
+        attention: The attention kernel: "eager" or one of the fused ones.
+        dtype: The dtype of the weights in memory. None keeps that of the file.
+        device: Where the weights are put.
+        new_head: Initialise a head that the checkpoint does not have, instead of raising an error.
+        labels: The names of the new head's classes, in the order of its logits. They become `config.labels`.
+        **hub: How to reach the hub. See `HubOptions`.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found or read, or a key is left over or missing.
+        ValueError: The device does not exist, or there are labels without a new head.
     """
     if labels is not None:
         check_labels(cls, labels, new_head)
@@ -148,11 +161,11 @@ def save_pretrained(model: PretrainedModel, folder: StrPath) -> None:
     which nothing loads: never the weights of one model with the config of another.
 
     Args:
-        model: the model to write.
-        folder: where to write; it is made if it does not exist. Files of the same names are replaced.
+        model: The model to write.
+        folder: Where to write. It is made if it does not exist. Files of the same names are replaced.
 
     Raises:
-        CheckpointError: the model has tensors that the layout has no name for. Nothing was written.
+        CheckpointError: The model has tensors that the key layout has no name for. Nothing was written.
     """
     folder = Path(folder)
     spec = spec_of(type(model))
@@ -190,9 +203,18 @@ def find_tokenizer(
     source: StrPath,
     **hub: Unpack[HubOptions],
 ) -> tuple[Path, int]:
-    """The sentencepiece.bpe.model of `source`, and how many tokens its model takes (512 for the published ones).
+    """Finds the SentencePiece model of a checkpoint.
 
-    Raises CheckpointError for RoBERTa and CamemBERT, which are the same model with a vocabulary numbered otherwise.
+    Args:
+        source: As for `load_pretrained`.
+        **hub: How to reach the hub. See `HubOptions`.
+
+    Returns:
+        The path of sentencepiece.bpe.model, and the length of the longest sequence in tokens (512 for most models).
+
+    Raises:
+        CheckpointError: There is no such file, or the checkpoint is a RoBERTa or CamemBERT, whose vocabularies are
+            numbered otherwise.
     """
     check_hub_options(hub)
     path = local_path(source)
@@ -209,7 +231,7 @@ def find_tokenizer(
 
 
 def check_vocabulary(config: Path, tokenizer: Path | None = None) -> None:
-    """Raises CheckpointError where config.json tells of another vocabulary than XLM-R's, whatever its file is called.
+    """Raises CheckpointError where config.json implies a vocabulary other than XLM-R's.
 
     CamemBERT's file has the same name and begins with the same pieces, but it numbers them from 4 on instead of 1.
     """
@@ -237,7 +259,7 @@ def find_model(
 ) -> Files:
     """The files of `source`, fetched from the hub if it is neither on disk nor bundled.
 
-    beside, whole: which more to fetch, see `Hub.model_files`. On disk there is no need to ask.
+    `beside` and `whole` select more files to fetch from the hub: see `Hub.model_files`.
     """
     check_hub_options(hub)
     path = local_path(source)
@@ -257,7 +279,7 @@ def notes_on_files(files: Files) -> tuple[str, ...]:
         return ()
     names = ", ".join(files.unknown)
     return (
-        f"note: the network is off, and the cache does not tell whether the repository has {names}: taken as absent",
+        f"note: the network is off, and the cache does not show whether the repository has {names}: taken as absent",
     )
 
 

@@ -180,7 +180,7 @@ def _no_group(plan: Plan, group: str) -> str:
         example += f"; published as {files_beside()[group]} beside the weights"
     return (
         f"{plan.class_name} needs the group {group} ({example}), which is not in this checkpoint; "
-        "`xlmr inspect` tells what is. It may fit XLMRobertaModel, the bare encoder; in Python, new_head=True makes "
+        "`xlmr inspect` lists what is. It may fit XLMRobertaModel, the bare encoder; in Python, new_head=True makes "
         "a fresh one to train"
     )
 
@@ -215,7 +215,7 @@ class ExportPlan:
 
 
 def export_plan(plan: Plan, family: str) -> ExportPlan:
-    """How the file that `plan` (see `make_plan`) accounts for is written in the layout `family`, one of FAMILIES.
+    """How the file that `plan` (see `make_plan`) accounts for is written in the key layout `family`, one of FAMILIES.
 
     Each `Export` is read from the opened file by `export.read(weights)`, so that one tensor at a time is in memory,
     and no model is built. Check `lossy(...)` before writing. `family` "fairseq" is the layout of 2019 for post-norm
@@ -236,11 +236,11 @@ def plan_export(
 ) -> ExportPlan:
     """As `export_plan`, from the places of our tensors instead of a file's plan."""
     if family not in FAMILIES:
-        raise CheckpointError(f"there is no layout {family!r} to write: one of {', '.join(FAMILIES)}")
+        raise CheckpointError(f"there is no key layout {family!r} to write: expected one of {', '.join(FAMILIES)}")
     kind = "pre-norm" if config.norm_first else "post-norm"
     layout = layout_for(family, spec, config.norm_first)
     if layout is None:
-        raise CheckpointError(f"the layout {family} has no {kind} model")
+        raise CheckpointError(f"the key layout {family} has no {kind} model")
     exports: list[Export] = []
     named: set[str] = set()
     for slot in expand(layout, config, spec):
@@ -326,7 +326,7 @@ def _detect(expansions: Mapping[str, list[Slot]], keys: Collection[str]) -> tupl
 
 def _leftovers(layout: KeyLayout, missing: list[str], unexpected: list[str], slots: list[Slot]) -> str:
     known = [key for slot in slots for key in slot.keys]
-    lines = [f"the keys are not those of any known layout. Nearest: {layout.name}"]
+    lines = [f"the keys are not those of any known key layout. Nearest: {layout.name}"]
     lines += _listing("missing", missing, unexpected)
     lines += _listing("unexpected", unexpected, missing or known)
     return "\n".join(lines)

@@ -75,7 +75,7 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
     limits = [transformer / name for name in LIMITS if (transformer / name).is_file()]
     max_tokens = _json(limits[0], dict).get("max_seq_length") if limits else None
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-        raise CheckpointError(f"{limits[0]} has max_seq_length {max_tokens!r}, which is no number of tokens")
+        raise CheckpointError(f"{limits[0]} has max_seq_length {max_tokens!r}, which is not a number of tokens")
     return SentenceConfig(transformer, pooling, normalize, max_tokens)
 
 
@@ -187,7 +187,7 @@ def _inside(folder: Path, path: str) -> Path:
 
 
 def _leads_elsewhere(folder: Path, path: str) -> CheckpointError:
-    return CheckpointError(f"{folder / MODULES} says that a module lies in {path!r}, which is no folder in it")
+    return CheckpointError(f"{folder / MODULES} says that a module lies in {path!r}, which is not a folder in it")
 
 
 def _pooling(path: Path) -> tuple[str, ...]:

@@ -130,21 +130,29 @@ def trim(
     max_pieces: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> TrimReport:
-    """Writes the model and tokenizer of `source` (see `load_pretrained`) to the new folder `destination`, trimmed.
+    """Writes a model and its tokenizer to a new folder with a smaller vocabulary.
 
-    Whatever layout it came in, it goes out in that of Hugging Face, as `save_pretrained` writes it. What makes it a
-    sentence-transformers folder goes along unchanged.
+    The key layout written is that of transformers, as `save_pretrained` writes it. The configuration of a
+    sentence-transformers folder is copied unchanged.
 
-    corpus: text files, one text a line. Pieces are kept that occur in them at least `min_count` times; of those, the
-        `max_pieces` most frequent.
-    keep: pieces to keep whatever the corpus says, as SentencePiece spells them ("▁Hello").
+    Always kept: special tokens, "▁", the piece with the worst score, and as pieces of their own the characters of every
+    kept piece and those of ASCII, so that a new word or a number does not become `<unk>`.
 
-    Kept on top of that: special tokens, "▁", the piece with the worst score, and as pieces of their own the characters
-    of every kept piece and those of ASCII, so that a new word or a number does not become `<unk>`.
+    Args:
+        source: As for `load_pretrained`.
+        destination: The folder to write. It must not exist.
+        corpus: Text files, one text a line. Pieces that occur in them are kept.
+        keep: Pieces to keep in any case, as SentencePiece spells them ("▁Hello").
+        min_count: Pieces of the corpus that occur less often are not kept.
+        max_pieces: Of the pieces of the corpus, only this many are kept, the most frequent ones. None: no limit.
+        **hub: How to reach the hub. See `HubOptions`.
 
-    The result is compared with the source before it takes its place; the report says on how much. Raises
-    CheckpointError for a `destination` that exists, ValueError for pieces that are not in the vocabulary, for a corpus
-    that is not UTF-8 and for nothing to keep.
+    Returns:
+        Sizes before and after, the coverage of the corpus, and how much of the two models was compared.
+
+    Raises:
+        CheckpointError: `destination` exists, or the trimmed model differs from the source.
+        ValueError: A piece is not in the vocabulary, a corpus is not UTF-8, or there is nothing to keep.
     """
     keep = list(keep)
     if not corpus and not keep:
@@ -153,7 +161,7 @@ def trim(
         raise ValueError(f"min_count and max_pieces must be at least 1, not {min_count} and {max_pieces}")
     destination = Path(destination)
     if os.path.lexists(destination):
-        raise CheckpointError(f"{destination} exists: nothing is overwritten. Give a new folder, or remove this one")
+        raise CheckpointError(f"{destination} exists. Nothing is overwritten: give a new folder, or remove this one")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with folder_written_as(destination) as whole:
         model_file, max_tokens = find_tokenizer(source, **hub)
@@ -219,7 +227,7 @@ def _kept_pieces(
         raise ValueError("no piece is left: the corpus is empty, or min_count is too high")
 
     special = {i for i in range(len(spm)) if spm.is_unknown(i) or spm.is_control(i) or spm.is_unused(i)}
-    kept.add(min(set(range(len(spm))) - special, key=spm.get_score))  # the score of <unk> hangs on it
+    kept.add(min(set(range(len(spm))) - special, key=spm.get_score))  # SentencePiece derives the score of <unk> from it
     characters = {SPACE, *ASCII}.union(*(spm.id_to_piece(i) for i in kept - special))
     kept |= {i for character in characters if (i := spm.piece_to_id(character)) != spm.unk_id()}
     return sorted(kept | special)
@@ -254,7 +262,7 @@ def _open(model_file: Path) -> "SentencePieceProcessor":
 
 
 def _with_pieces(proto: bytes, kept: Iterable[int]) -> bytes:
-    """The SentencePiece model with these pieces alone; normalisation and settings are copied byte for byte.
+    """The SentencePiece model with only these pieces. Normalisation and settings are copied byte for byte.
 
     It is a protobuf message, and a piece is one entry of its field 1, in the order of the ids: to leave some out, it
     is enough to know where each field begins and ends. Its self-test, if any, goes: it may need a dropped piece.
@@ -347,7 +355,7 @@ def _coverage(
             kept = [new_id[i] for i in before if i in new_id]
             covered = len(kept) == len(before)
             if covered and kept != after:
-                raise CheckpointError(f"the trimmed tokenizer cuts {line!r} otherwise than before: this is a bug")
+                raise CheckpointError(f"the trimmed tokenizer splits {line!r} differently than before: this is a bug")
             totals.update(
                 lines=1,
                 covered_lines=covered,

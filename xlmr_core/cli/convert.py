@@ -16,13 +16,22 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.command("convert")
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(FAMILIES), required=True, help="The form to write.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Cast to this; by default nothing is cast.")
+@click.option("--to", type=click.Choice(FAMILIES), required=True, help="Key layout to write.")
 @click.option(
-    "--drop", type=click.Choice(list(known_groups())), multiple=True, help="Leave this part out. May be repeated."
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    help="Cast the tensors to this dtype.  [default: keep the dtype of each tensor]",
 )
-@click.option("--fold-token-types", is_flag=True, help="Add the token type to the positions: fairseq has none.")
-@click.option("--verbose", is_flag=True, help="Tell the fate of every key.")
+@click.option(
+    "--drop",
+    type=click.Choice(list(known_groups())),
+    multiple=True,
+    help="Leave out this group of tensors. May be repeated.",
+)
+@click.option(
+    "--fold-token-types", is_flag=True, help="Add the token-type vector to the position rows, because fairseq has none."
+)
+@click.option("--verbose", is_flag=True, help="Show the status of every key.")
 @hub_options()
 def command(
     source: str,
@@ -36,7 +45,7 @@ def command(
     cache_dir: str | None,
     offline: bool,
 ) -> None:
-    """Write SOURCE to the new folder DESTINATION in another form, and account for every tensor.
+    """Write SOURCE to the new folder DESTINATION in another key layout, and account for every tensor.
 
     SOURCE is a hub id, a folder, a weights file, a fairseq model.pt or .tar.gz, or xlmr-tiny.
 

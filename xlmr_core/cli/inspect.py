@@ -8,12 +8,12 @@ from xlmr_core.cli.options import hub_arguments, hub_options
 
 @click.command("inspect")
 @click.argument("model", default="xlmr-tiny")
-@click.option("--values", is_flag=True, help="Read every tensor: its norm, and whether it holds NaN or Inf.")
+@click.option("--values", is_flag=True, help="Read every tensor, and show its norm and whether it contains NaN or Inf.")
 @hub_options()
 def command(model: str, values: bool, revision: str | None, cache_dir: str | None, offline: bool) -> None:
-    """Tell config, layout and the fate of every key of MODEL: a hub id, a folder, a weights file, or xlmr-tiny.
+    """Show the config, key layout and status of every key of MODEL: a hub id, a folder, a weights file, or xlmr-tiny.
 
-    Exit status 1 if it would not load, or, with --values, if it holds NaN or Inf.
+    Exit status 1 if MODEL would not load, or, with --values, if it contains NaN or Inf.
     """
     report = inspect_checkpoint(model, values=values, **hub_arguments(revision, cache_dir, offline))
     click.echo(str(report))
