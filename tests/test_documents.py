@@ -22,6 +22,7 @@ DOCS = [
         "index.md",
         "internals.md",
         "python.md",
+        "training.md",
         "served-vectors.md",
         "tasks.md",
     )
