@@ -46,3 +46,4 @@ lines:
 pages:
 	PYTHONPATH=.:tests python tools/divergence_guide.py
 	PYTHONPATH=.:tests python tools/what_catches_what.py
+	python tools/passes_elsewhere.py
