@@ -70,8 +70,8 @@ hold on many machines, in many precisions and for many models. This page measure
 Each fault is made in the pipeline of xlmr-tiny, mean-pooled and brought to length 1, on the texts of
 `xlmr parity probe`, in float32. A rule is applied to the vectors with the fault and those without, over all texts; a
 rule on the cosine holds for the text with the lowest one, unless it names the mean. Some projects use their rule on
-hidden states or logits, whose numbers are larger: here each is applied to the final vector. The counts leave out faults that
-only round, and hold for this model and these texts. `tools/passes_elsewhere.py` writes this page.
+hidden states or logits, whose numbers are larger: here each is applied to the final vector. The counts leave out
+faults that only round, and hold for this model and these texts. `tools/passes_elsewhere.py` writes this page.
 """
 
 
