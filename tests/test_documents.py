@@ -21,10 +21,12 @@ DOCS = [
         "command-line.md",
         "index.md",
         "internals.md",
+        "parity.md",
         "python.md",
         "training.md",
         "served-vectors.md",
         "tasks.md",
+        "trace-format.md",
     )
 ]
 PAGES = [ROOT / "README.md", *DOCS, ROOT / "weights" / "README.md"]
