@@ -30,7 +30,7 @@ def recorded(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("traces") / "toy.safetensors"
     result = xlmr("record", toy_checkpoint, "--text", "the cat sees the dog", "--text", "a bird", "-o", path)
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{path}: {len(Trace.load(path).tensors)} taps, {path.stat().st_size:,} bytes\n"
+    assert result.stdout == f"{path}: {len(Trace.load(path).tensors)} tensors, {path.stat().st_size:,} bytes\n"
     result = xlmr("floor", toy_checkpoint, path, "--dtype", "float32", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
     assert f"written to {path.with_suffix('.floors.json')}" in result.stdout
@@ -148,6 +148,7 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
         (["check", "{trace}", "{folder}/config.json"], "neither .npz nor .safetensors"),
         (["check", "{trace}", "{folder}/model.safetensors", "--names", "{folder}/config.json"], "not a map of names"),
         (["check", "{folder}/model.safetensors", "{folder}"], "is not a trace"),
+        (["diagnose", "{trace}", "{trace}", "--dtype", "int8"], "Diagnose a dump of the port before it was quantised"),
         (["record", "{folder}", "--text", "the cat", "-o", "a.bin"], "a trace is a .safetensors file"),
         (["record", "{folder}", "--text", "the cat", "--taps", "nothing", "-o", "a.safetensors"], "no tap matches"),
         (["record", "{folder}", "--text", "the cat", "--taps", "", "-o", "a.safetensors"], "pattern of taps is empty"),

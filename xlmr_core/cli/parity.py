@@ -1,6 +1,5 @@
-"""`xlmr parity`: record what a checkpoint computes, and hold something else against it."""
+"""`xlmr parity`: record what a checkpoint computes, and compare another implementation with it."""
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
+from xlmr_core.cli.parity_probe import command as probe
+from xlmr_core.cli.parity_vectors import command as diagnose_vectors
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.check import (
     check_trace,
@@ -25,54 +26,69 @@ from xlmr_core.parity.check import (
     read_floors,
 )
 from xlmr_core.parity.compare import Floors, name_of
+from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, run_configurations
 from xlmr_core.parity.foreign import narrower_dtype, read_names
 from xlmr_core.parity.int8 import INT8
 from xlmr_core.parity.naming import hints, shapes_in, template
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
-from xlmr_core.parity.trace import DTYPES, TOP_K, Checkpoint, Trace, TraceError, is_trace, record, rerun
+from xlmr_core.parity.trace import (
+    DTYPES,
+    TOP_K,
+    Checkpoint,
+    Trace,
+    TraceError,
+    check_same_weights,
+    is_trace,
+    record,
+    rerun,
+)
+from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
 DUMPS = (".npz", ".safetensors")
-OTHERS = {  # subcommands in modules of their own
-    "diagnose": "xlmr_core.cli.parity_diagnose",
-    "diagnose-vectors": "xlmr_core.cli.parity_vectors",
-    "probe": "xlmr_core.cli.parity_probe",
-}
 TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
-class ParityCommands(Commands):
-    """The subcommands below, and those of OTHERS, which are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *OTHERS]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in OTHERS:
-            return importlib.import_module(OTHERS[cmd_name]).command
-        return super().get_command(ctx, cmd_name)
-
-
-@click.group("parity", cls=ParityCommands)
+@click.group("parity", cls=Commands)
 def command() -> None:
-    """Is a port right, and if not, why? Record golden traces, compare with them, and have the fault named."""
+    """Is a port right, and if not, why? Record a trace, compare a dump with it, and find the fault."""
+
+
+command.add_command(diagnose_vectors)
+command.add_command(probe)
 
 
 @command.command("record")
 @click.argument("model")
-@click.option("--text", "texts", multiple=True, required=True, help="What to run on. More than one make a batch.")
-@click.option("--pair", "pairs", multiple=True, help="The second text of each, as rerankers take them.")
-@click.option("--taps", multiple=True, help="Pattern of taps: 'layers.*.output', '**.probs'.  [default: all]")
-@click.option("--top-k", type=click.IntRange(min=0), default=TOP_K, show_default=True, help="Logits a token; 0: all.")
-@click.option("--grad", is_flag=True, help="Also the gradient by every parameter.")
-@click.option("--steps", type=click.IntRange(min=0), default=0, help="Also the losses of so many training steps.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
-@click.option("--attention", type=click.Choice(["eager", "sdpa"]), default="eager", show_default=True)
+@click.option(
+    "--text", "texts", multiple=True, required=True, help="A text to run the model on. Several texts make a batch."
+)
+@click.option("--pair", "pairs", multiple=True, help="The second text of a pair, for rerankers; as many as texts.")
+@click.option("--taps", multiple=True, help="Pattern of taps to record: 'layers.*.output', '**.probs'.  [default: all]")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=TOP_K,
+    show_default=True,
+    help="Largest logits kept per token; 0 keeps all.",
+)
+@click.option("--grad", is_flag=True, help="Also record the gradient by every parameter.")
+@click.option(
+    "--steps", type=click.IntRange(min=0), default=0, help="Number of training steps whose losses are recorded."
+)
+@click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Precision of the run."
+)
+@click.option(
+    "--attention", type=click.Choice(["eager", "sdpa"]), default="eager", show_default=True, help="Attention kernel."
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @hub_options()
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The trace.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The trace to write."
+)
 def record_command(
     model: str,
     texts: tuple[str, ...],
@@ -89,7 +105,7 @@ def record_command(
     offline: bool,
     output: Path,
 ) -> None:
-    """Write what MODEL computes for the texts: inputs, taps, logits, and where they come from.
+    """Record a trace of MODEL: the input ids of the texts, the tensor at every tap, and where they come from.
 
     \b
     xlmr parity record xlmr-tiny --text "Hello <mask>!" -o trace.safetensors
@@ -111,22 +127,29 @@ def record_command(
         **hub_arguments(revision, cache_dir, offline),
     )
     trace.save(output)
-    click.echo(f"{output}: {len(trace.tensors)} taps, {output.stat().st_size:,} bytes")
+    click.echo(f"{output}: {len(trace.tensors)} tensors, {output.stat().st_size:,} bytes")
 
 
 @command.command("floor")
 @click.argument("model")
 @TRACE
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(PRECISIONS), help="[default: all]")
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(PRECISIONS), help="Precision to measure.  [default: all]"
+)
 @click.option(
     "--compiled/--no-compiled",
     default=False,
     show_default=True,
-    help="Also what torch.compile makes of it, which takes a C++ compiler and a minute or two.",
+    help="Also measure the model as torch.compile compiles it. Needs a C++ compiler and a minute or two.",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: beside TRACE]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The table to write.  [default: beside TRACE]",
+)
 def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compiled: bool, output: Path | None) -> None:
-    """Measure how far rounding alone takes MODEL from float64, at each tap and on the input of TRACE.
+    """Measure the noise floor of MODEL: its rounding error against float64 at each tap, on the input of TRACE.
 
     Runs it in float32, bfloat16, float16 and int8 (one scale for a weight matrix, or one for each channel), with eager
     and fused attention, padded and packed, with features in two orders, on the CPU and on a GPU if there is one. `xlmr
@@ -147,25 +170,32 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
 @command.command("check")
 @TRACE
 @click.argument("other", required=False)
-@click.option("--reference", type=click.Choice(["transformers"]), help="Let it run OTHER, or the trace's checkpoint.")
+@click.option(
+    "--reference", type=click.Choice(["transformers"]), help="Let transformers run OTHER, or the checkpoint of TRACE."
+)
 @click.option(
     "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
 )
-@click.option("--taps", multiple=True, help="Compare these alone: 'layers.*.output', '**.probs', 'lm_head.logits'.")
-@click.option("--partial", is_flag=True, help="Compare what OTHER has, and let the rest be missing.")
+@click.option("--taps", multiple=True, help="Compare only these taps: 'layers.*.output', '**.probs', 'lm_head.logits'.")
+@click.option("--partial", is_flag=True, help="Compare only the taps that OTHER has.")
 @click.option(
     "--dtype",
     type=click.Choice([*DTYPES, *INT8]),
-    help="What OTHER computes in.  [default: the narrowest type that holds its numbers; of a checkpoint, TRACE's]",
+    help="Precision of OTHER.  [default: the narrowest type that holds its numbers; of a checkpoint, TRACE's]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where a checkpoint is run.")
-@click.option("--floors", "floors_file", type=click.Path(path_type=Path), help="[default: TRACE's own, beside it]")
-@click.option("--exact", is_flag=True, help="Let only equal values pass.")
-@click.option("--json", "as_json", is_flag=True, help="The comparison as JSON.")
+@click.option("--device", default="cpu", show_default=True, help="Device that runs a checkpoint.")
+@click.option(
+    "--floors",
+    "floors_file",
+    type=click.Path(path_type=Path),
+    help="Table of noise floors.  [default: the one beside TRACE]",
+)
+@click.option("--exact", is_flag=True, help="Pass only equal values.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A picture of the error by depth: .svg, .png or .pdf.",
+    help="Write a picture of the error by depth: .svg, .png or .pdf.",
 )
 def check_command(
     trace_file: Path,
@@ -183,7 +213,7 @@ def check_command(
 ) -> None:
     """Compare OTHER with TRACE, tap by tap in reading order. Exit status 1 if they diverge.
 
-    OTHER is another trace, an .npz or .safetensors dump of a port, or a checkpoint for us to run.
+    OTHER is another trace, an .npz or .safetensors dump of a port, or a checkpoint to run here.
 
     \b
     xlmr parity check trace.safetensors port.npz --names names.toml
@@ -226,7 +256,7 @@ def check_command(
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: stdout]")
 def names_command(trace_file: Path, dump_file: Path | None, output: Path | None) -> None:
-    """Write a map of names to fill in: every tap of TRACE, and beside it the tensors of DUMP that it could be.
+    """Write a map of names to fill in: each tap of TRACE, with the tensors of DUMP that it could be.
 
     Tensors are matched by their shapes only. Every entry is commented out; the likeliest name comes first.
 
@@ -246,9 +276,65 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
         click.echo(f"{output}: {len(trace.taps)} taps")
 
 
+@command.command("diagnose")
+@TRACE
+@click.argument("dump_file", metavar="DUMP", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", help="Checkpoint that TRACE was recorded from.  [default: the one that TRACE names]")
+@click.option(
+    "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice([*DTYPES, *INT8]),
+    help="Precision of the port; int8 is not simulated.  [default: the narrowest type that holds its numbers]",
+)
+@click.option("--most", type=click.IntRange(min=1), default=3, show_default=True, help="Number of faults to look for.")
+@click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
+def diagnose_command(
+    trace_file: Path,
+    dump_file: Path,
+    model: str | None,
+    names: Path | None,
+    dtype: str | None,
+    most: int,
+    as_json: bool,
+) -> None:
+    """Find the faults that, made in our model, give the numbers of DUMP.
+
+    DUMP is an .npz or .safetensors file of a port, or another trace. Exit status 1 if anything differs from TRACE.
+
+    \b
+    xlmr parity diagnose trace.safetensors port.npz --names names.toml
+    """
+    if dtype in INT8:
+        raise click.UsageError(
+            f"diagnose does not simulate {dtype}. Diagnose a dump of the port before it was quantised, then judge the "
+            f"quantised port with `xlmr parity check --dtype {dtype}`"
+        )
+    trace = load_trace(trace_file, dump_file)
+    source = model or trace.provenance.checkpoint
+    checkpoint = Checkpoint.load(source)
+    check_same_weights(trace, checkpoint)
+    dump = dump_from_file(trace, dump_file, names, keep_inputs=True)
+    other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
+    with progress("trying faults") as tick:
+        found = diagnose(
+            checkpoint.model,
+            trace.inputs,
+            dump,
+            tokenizer=XLMRobertaTokenizer.from_pretrained(source) if other_ids else None,
+            dtype=DTYPES[dtype] if dtype else narrower_dtype(dump),
+            most=most,
+            tick=tick,
+        )
+    click.echo(found.to_json() if as_json else str(found))
+    if not found.ok:
+        raise SystemExit(1)
+
+
 @command.command("faults")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="All that is known of each, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print every field as JSON.")
 def faults_command(name: str | None, as_json: bool) -> None:
     """List the faults that `xlmr parity diagnose` can name, or describe the fault NAME."""
     faults = {
