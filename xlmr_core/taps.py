@@ -106,14 +106,23 @@ class Captured(dict[str, Tensor]):
 def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Generator[Captured, None, None]:
     """A mapping that fills with the tensors at the matching taps, each time the model runs while the context is open.
 
-    A pattern is a tap's name, in which `*` stands for any one part or piece of a part, `**` for any number of parts,
-    and a layer may be counted from the end (`layers.-1`); so "**" is every tap. Tensors are those of the run itself, in
-    its graph: gradients flow, and a second run replaces them. Only runs of this model in the thread that opened the
-    context are captured: other threads, and copies of the model, run as if it were closed.
+    Tensors are those of the run itself, in its graph: gradients flow, and a second run replaces them. Only runs of this
+    model in the thread that opened the context are captured: other threads, and copies of the model, run as if it were
+    closed.
 
-    partial: whether taps whose module the model lacks are skipped, and listed in `skipped`: a class of somebody's own
-    may stand in place of ours. Raises ValueError for such a tap without `partial`, for a pattern that matches nothing,
-    and for scores or probs of a model whose attention is fused.
+    Args:
+        model: the model to look into.
+        patterns: names of taps. `*` stands for any one part or piece of a part, `**` for any number of parts, and a
+            layer may be counted from the end (`layers.-1`); so "**" is every tap.
+        partial: whether taps whose module the model lacks are skipped and listed in `skipped`. A model lacks one if
+            some of its modules were replaced by other classes.
+
+    Yields:
+        The tensors by the names of their taps.
+
+    Raises:
+        ValueError: a pattern matches nothing, a tap's module is missing without `partial`, or scores or probs are asked
+            of a model whose attention is fused.
     """
     taps = list(_matching(model, *patterns))
     absent = [tap for tap in taps if partial and _module_of(model, tap) is None]
@@ -137,9 +146,15 @@ def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Ge
 def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generator[None, None, None]:
     """While the context is open, each tensor at a matching tap is replaced by what its function makes of it.
 
-    Patterns, threads and copies are as in `capture`, which sees what is put in. Raises ValueError for a pattern that
-    matches nothing, and when a function gives a tensor of another shape, dtype or device; TypeError for what is no
-    function.
+    Patterns, threads and copies are as in `capture`, which sees the new tensor.
+
+    Args:
+        model: the model to change.
+        changes: {pattern: function of the tensor at the tap that returns the new tensor}.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a function returns a tensor of another shape, dtype or device.
+        TypeError: a change is not a function.
     """
     for pattern, change in changes.items():
         if not callable(change):
