@@ -198,7 +198,7 @@ class TestFillMask:
         result = xlmr("fill-mask", "<mask>", "--model", tmp_path)
         assert result.exit_code == 1
         assert "needs the group lm_head" in result.stderr
-        assert "`xlmr inspect` tells what is" in result.stderr
+        assert "`xlmr inspect` lists what is" in result.stderr
         assert "in Python, new_head=True" in result.stderr
 
     def test_a_missing_model_is_one_line_and_debug_shows_the_traceback(self, tmp_path: Path) -> None:
