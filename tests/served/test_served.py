@@ -290,3 +290,12 @@ def test_files_that_hold_something_else_end_in_clear_errors(tmp_path: Path) -> N
 def test_every_rule_for_ids_is_in_the_catalogue(vectors_of: Pipeline) -> None:
     for fault in PIPELINE_FAULTS:
         assert vectors_of.row(("one", "two"), fault.made(vectors_of.right)), fault.name
+
+
+def test_one_wrong_score_is_not_taken_for_rounding(scores_of: Pipeline) -> None:
+    """A share of the numbers may round either way: of a few scores, that is none."""
+    values = scores_of.run(PAIRS[:6])
+    values[2] += 0.01
+    verdict = judge(scores_of, PAIRS[:6], values, budget=0)
+    assert not verdict.ok, verdict
+    assert not verdict.names

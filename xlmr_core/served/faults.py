@@ -242,6 +242,7 @@ VECTOR_FAULTS = (
             f"vectors_{to.replace(' ', '_')}",
             f"the numbers of the result were rounded to {to}",
             {"rounding": to},
+            kind="embedding" if to in ("int8", "4 bits") else None,  # a scale for each row: one number stays as it is
             rounding=True,
         )
         for to in ("float16", "bfloat16", "int8", "4 bits", "4 decimals", "6 decimals")

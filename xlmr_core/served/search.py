@@ -34,7 +34,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 # without it: noise of that size could hide another cause.
 EXPLAINS = 0.25
 FEW = 16  # numbers: with fewer, a fault could fit the noise of half precision by chance
-FLIPPED = 0.01  # the share of rounded numbers that may lie one step apart: rounding before it decides which step
+FLIPPED = 0.01  # the share of the rounded numbers of a text that may lie one step away from ours
 MOST_TIES = 6  # candidates for which a text that tells them apart is looked for
 
 
@@ -219,10 +219,8 @@ class _Search:
         """For each text the length of the difference, as a share of the length of a right vector."""
         difference = (found - self.values[list(indices)]).abs()
         if drop:  # a number that was rounded may have gone to either side
-            count = math.ceil(FLIPPED * difference.numel())
-            flat = difference.flatten().clone()
-            flat[flat.topk(count).indices] = 0
-            difference = flat.view_as(difference)
+            count = int(FLIPPED * difference.shape[1])  # of each text, so that no text is left out
+            difference = difference.scatter(1, difference.topk(count, dim=1).indices, 0.0)
         return torch.nan_to_num(difference.square().sum(dim=1).sqrt() / self.scale, nan=math.inf)
 
     def verdict(self, budget: float) -> Verdict:
