@@ -81,7 +81,7 @@ def config_from(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor
             pad_token_id=PAD,
         )
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} does not tell its architecture: {error}. {way_out}") from error
+        raise CheckpointError(f"{path} does not describe its architecture: {error}. {way_out}") from error
 
 
 def check_settings(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -21,9 +21,9 @@ from xlmr_core.checkpoint.cache import COMMIT, hash_kind
 from xlmr_core.errors import CheckpointError
 
 LONGEST_WAIT = 60  # seconds: the sum of the waits that a server may ask for during one file
-SILENCE = 60  # seconds without new data after which the user is told
+SILENCE = 60  # seconds without new data after which a message is shown
 QUICK = 3  # seconds to wait for an answer about a name that is probably mistyped
-LARGEST_UNPROMISED = 64 * 2**20  # bytes of a file whose size the server does not tell; a tokenizer.json has 17 MB
+LARGEST_UNPROMISED = 64 * 2**20  # bytes of a file whose size the server does not send; a tokenizer.json has 17 MB
 BUSY = (408, 429, 500, 502, 503, 504)  # the status codes after which huggingface_hub waits and asks again
 
 

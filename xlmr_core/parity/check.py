@@ -192,7 +192,7 @@ def read_floors(trace: Trace, path: Path) -> Floors:
     """The floors in `path`. Raises TraceError if they were measured for other weights or inputs, or are not there."""
     if not path.is_file():
         raise TraceError(
-            f"there is no {path}: `xlmr parity floor MODEL TRACE` measures what rounding alone does, and writes it. "
+            f"there is no {path}: `xlmr parity floor MODEL TRACE` measures the noise floors, and writes them. "
             "--exact demands equal values and needs no floors"
         )
     table = FloorTable.load(path)

@@ -296,7 +296,7 @@ def with_reduced_logits(dump: Dump, ids: Tensor | None, values: Tensor | None = 
 
     Whole logits (B, S, V) are looked up. Of logits that are themselves a top k, one that is not among them lies
     somewhere below the last: it counts as that one, or as the expected of `values` if that is lower still, so that no
-    difference is told larger than it is. `ids` None changes nothing.
+    difference is reported larger than it is. `ids` None changes nothing.
     """
     if ids is None:
         return dump

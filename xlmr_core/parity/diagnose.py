@@ -188,8 +188,8 @@ def diagnose(
     batch: the right input_ids and attention_mask, (B, S). dump: tap name -> foreign tensor, batch first, and the
     foreign "input_ids" and "attention_mask" where they are known; "sentence.mean" is the mean of the last hidden
     states, (B, H). tokenizer: where ids may be wrong. dtype: what the port computes in, by default the narrowest
-    in the dump; float64 counts as float32. most: how many faults to look for. tick: is told 1 for each run of the
-    model, of which there are about a hundred for a fault.
+    in the dump; float64 counts as float32. most: how many faults to look for. tick: is called with 1 for each run of
+    the model, of which there are about a hundred for a fault.
 
     Raises ValueError if the dump has no tap of the model, or a tensor of the wrong shape or type.
     """
@@ -240,7 +240,7 @@ class _Search:
         self.wrong = _first_wrong(self.comparison.rows)
 
     def advance(self, most: int) -> Stop | None:
-        """Finds one more fault and makes it in the model, or tells why the search ends."""
+        """Finds one more fault and makes it in the model, or says why the search ends."""
         if self.wrong is None:
             return "explained"
         if len(self.found) >= most:

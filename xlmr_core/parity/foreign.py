@@ -1,7 +1,7 @@
 """Dumps that another program wrote: its names, its axes, its number formats, brought to ours.
 
 A name map is a TOML or JSON file. On the left the tap, on the right what the other program calls it; `{i}` is the
-number of a layer. Axes are told by letters, in their order there, where they differ from ours:
+number of a layer. Axes are named by letters, in their order there, where they differ from ours:
 
     [names]
     "embeddings.output" = "embed"
@@ -36,9 +36,9 @@ from xlmr_core.parity.formats import (
     open_safetensors,
     parsed,
     read_limited,
+    reason_of,
     shortened,
     tap_shape,
-    told,
 )
 from xlmr_core.parity.gradients import GRADIENT, LOSSES
 from xlmr_core.parity.trace import TOP_K, Trace
@@ -227,7 +227,7 @@ def read_names(path: Path) -> dict[str, Any]:
     try:
         return dict(FILE.validate_python(parse_toml(content))["names"])
     except ValidationError as error:
-        raise TraceError(f"{path} is not {KIND}: {told(error)}") from error
+        raise TraceError(f"{path} is not {KIND}: {reason_of(error)}") from error
     except ValueError as error:
         raise TraceError(f"{path} is not {KIND}: {shortened(str(error))}") from error
 
@@ -237,7 +237,7 @@ def renamed(
 ) -> dict[str, Tensor]:
     """Tensors under our names and with our axes, where a map says so; others keep theirs.
 
-    A tensor that the dump lacks in some layers is left out, for the comparison to tell.
+    A tensor that the dump lacks in some layers is left out, for the comparison to report.
 
     Args:
         dump: Tensors by their names.
@@ -274,7 +274,7 @@ def _expanded(names: Mapping[str, Any], config: XLMRobertaConfig) -> Iterator[li
     try:
         entries = NAMES.validate_python(dict(names))
     except ValidationError as error:
-        raise TraceError(f"the map of names is wrong: {told(error)}") from error
+        raise TraceError(f"the map of names is wrong: {reason_of(error)}") from error
     for tap, entry in entries.items():
         theirs, axes = entry["name"], entry.get("axes")
         first = tap.replace("{i}", "0")

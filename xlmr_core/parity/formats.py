@@ -90,10 +90,10 @@ def parsed(path: Path, kind: str, adapter: TypeAdapter[Content], text: str) -> C
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        raise TraceError(f"{path} is not {kind}: {told(error)}") from error
+        raise TraceError(f"{path} is not {kind}: {reason_of(error)}") from error
 
 
-def told(error: ValidationError) -> str:
+def reason_of(error: ValidationError) -> str:
     """The first thing that is wrong: the field, what is expected, what was found."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = shortened(".".join(map(str, first["loc"])))[1:-1]

@@ -83,9 +83,7 @@ class Provenance:
     cpu: str
     threads: Annotated[int, Field(ge=1)]
     steps: Annotated[int, Field(ge=0, le=MOST_STEPS)]  # of training, for the losses
-    logits_sha256: (
-        Sha256 | None
-    )  # of all logits, little-endian, as computed: tells whether a run was the same bit for bit
+    logits_sha256: Sha256 | None  # of all logits, little-endian, as computed: equal if a run was the same bit for bit
     versions: Mapping[str, str]  # of what computed it; not ours, since each of our versions must give the same
 
     @property
@@ -261,7 +259,7 @@ def _stored_dtype(name: str, provenance: Provenance) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in float32 on the CPU, and what the provenance tells of it."""
+    """A model in float32 on the CPU, and what the provenance says about it."""
 
     model: PretrainedModel
     name: str
@@ -452,7 +450,7 @@ def one_thread() -> Generator[None, None, None]:
 
 
 def _cpu() -> str:
-    """The instructions that torch uses here, and the processor's name where the system tells it."""
+    """The instructions that torch uses here, and the processor's name where the system shows it."""
     names = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
     info = Path("/proc/cpuinfo")
     if info.is_file():

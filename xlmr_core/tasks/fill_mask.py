@@ -142,7 +142,7 @@ class FillMask(Task[XLMRobertaForMaskedLM]):
         """For each of K masks the scores and ids of the `top_k` likeliest tokens."""
         if not logits.isfinite().all():
             source = self.model.load_report.source if self.model.load_report else "SOURCE"
-            raise ValueError(f"the model's logits are not finite: `xlmr inspect --values {source}` tells where")
+            raise ValueError(f"the model's logits are not finite: `xlmr inspect --values {source}` shows where")
         scores = logits.softmax(dim=-1)
         if among is None:
             best = scores[:, : self.tokenizer.vocab_size].topk(top_k)  # a spare row of the table is no token
