@@ -23,7 +23,7 @@ slow:
 	pytest -m slow
 
 # The suite once for each choice of kernels that a setting can force, and once with the processor's own, then a table.
-# `make numerics PYTEST_ARGS="tests/parity -k floors"` runs a part of it.
+# `make numerics PYTEST_ARGS="tests/kit -k floors"` runs a part of it.
 NUMERICS = MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 	OMP_NUM_THREADS=1 KERNELS=own
 PYTEST_ARGS =

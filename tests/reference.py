@@ -1,7 +1,7 @@
 """Our model beside transformers' with the same random weights: how to build the two, and how to compare them.
 
 Every comparison is a function of a `Pair` that raises AssertionError. The parity tests call them on healthy models,
-tests/test_faults.py calls the same functions on broken ones. They look at real tokens only: padding holds junk.
+tests/kit/test_faults.py calls the same functions on broken ones. They look at real tokens only: padding holds junk.
 """
 
 import copy

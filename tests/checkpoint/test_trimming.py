@@ -102,7 +102,7 @@ def test_the_same_numbers_from_fewer_rows(
         choices = ids[:, None] if cls is heads.XLMRobertaForMultipleChoice else ids
         found, expected = vars(after(choices)), vars(before(rows[choices]))
         if cls is XLMRobertaForMaskedLM:
-            # How a matrix product sums depends on its number of rows: see tests/test_heads.py, on positions.
+            # How a matrix product sums depends on its number of rows: see tests/model/test_heads.py, on positions.
             logits, whole = found.pop("logits").double(), expected.pop("logits")[..., rows].double()
             exact = copy.deepcopy(before).double()(rows[ids]).logits[..., rows]
             assert reference.gap(logits, exact) <= 2 * reference.gap(whole, exact)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from parity.test_trace_heads import write
+from kit.test_trace_heads import write
 
 from xlmr_core import XLMRobertaForSequenceClassification
 from xlmr_core.cli import main

@@ -1,6 +1,6 @@
 """Valid traces, dumps, maps of names and floors, changed at random by a seeded generator: what a stranger may send.
 
-    python tests/parity/mutations.py FORMAT RUNS SEED   # prints how many were refused and how many read
+    python tests/kit/mutations.py FORMAT RUNS SEED   # prints how many were refused and how many read
 
 Each case must end in the documented error or in a comparison. What is compared is wrong at every tap, so that no
 comparison may pass.

@@ -20,7 +20,7 @@ import sys
 
 sys.path.insert(0, {tests!r})
 import pytest
-from parity import numpy_port
+from kit import numpy_port
 
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.int8 import quantise

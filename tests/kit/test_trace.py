@@ -423,10 +423,10 @@ def test_an_npz_of_objects_runs_nothing(one_text: Trace, tmp_path: Path) -> None
 
 
 def test_the_committed_trace_of_xlmr_tiny_is_what_we_compute() -> None:
-    """tests/parity/traces/xlmr-tiny.safetensors was made by
+    """tests/kit/traces/xlmr-tiny.safetensors was made by
 
         xlmr parity record xlmr-tiny --text "The cat is <mask>." --text "Guten Morgen!" --grad --steps 3 \
-            -o tests/parity/traces/xlmr-tiny.safetensors
+            -o tests/kit/traces/xlmr-tiny.safetensors
 
     Bit for bit the same on the same processor with the same torch and kernels of its own choice, else within what
     rounding explains. The floors are measured here, on the processor that runs the test.

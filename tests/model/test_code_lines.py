@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-TOOL = Path(__file__).parents[1] / "tools" / "lines.py"
+TOOL = Path(__file__).parents[2] / "tools" / "lines.py"
 FOUR_FILES = 640  # config, tokenizer, model, heads
 WITH_IMPORTS = 1010  # and the files of the package that they import at their top
 

@@ -2,7 +2,7 @@
 
 They download weights (0.4 to 2.3 GB each, XL 14 GB), where the hub answers:
 
-    pytest -m hub tests/test_published_heads.py -k "not of_xl"
+    pytest -m hub tests/model/test_published_heads.py -k "not of_xl"
 
 Each number carries its source. Rerankers and BGE-M3 were published as computed in float16 on a GPU. A number of size x
 has float16's spacing of x / 1024 there and was summed in that precision through 24 layers, so 1 % of the largest is

@@ -1,6 +1,6 @@
 """Faults seeded into foreign implementations are found: transformers' models patched, and the NumPy port.
 
-`pytest tests/parity/test_seeded_faults.py -k count -s` prints how many are localised and named right.
+`pytest tests/kit/test_seeded_faults.py -k count -s` prints how many are localised and named right.
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from parity import numpy_port, transformers_faults
+from kit import numpy_port, transformers_faults
 from torch import Tensor
 
 from xlmr_core.parity.adapters import dump_of

@@ -12,12 +12,12 @@ from unicodedata import normalize
 
 import pytest
 import sentencepiece
-from random_text import random_texts
+from tokenizer.random_text import random_texts
 from tokenizers import Tokenizer, normalizers
 
 from xlmr_core.tokenizer import DROPPED, XLMRobertaTokenizer
 
-PAGE = (Path(__file__).parent.parent / "docs" / "tokenizer-differences.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "tokenizer-differences.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([a-z ]+) \| `(.*)` \| `(.*)` \| `(.*)` \| `(.*)` \| .* \|$", PAGE, re.MULTILINE)
 COUNTS = re.findall(r"^\| ([a-z ]+) \| ([0-9,]+) \|$", PAGE, re.MULTILINE)
 WITHOUT_DROPPED = str.maketrans("", "", DROPPED)

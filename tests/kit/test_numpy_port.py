@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from parity import numpy_port
+from kit import numpy_port
 
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaModel
 from xlmr_core.parity.compare import compare

@@ -2,7 +2,7 @@
 
 These tests download weights (1.1 GB for base, 2.2 GB for large) and so run only when asked, where the hub answers:
 
-    pytest -m hub tests/test_published.py
+    pytest -m hub tests/model/test_published.py
 
 Each number carries its source. Where the hub cannot be reached they fail, and say so: a skip would look like success.
 """

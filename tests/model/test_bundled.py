@@ -12,7 +12,7 @@ from xlmr_core.checkpoint import bundled
 from xlmr_core.training.corpus import Corpus
 from xlmr_core.training.evaluation import evaluate, table
 
-README = Path(__file__).parent.parent / "weights" / "README.md"
+README = Path(__file__).parents[2] / "weights" / "README.md"
 LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fa", "fr", "hi", "it", "nl", "pl", "pt", "tr", "uk", "zh-Hans"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity import mutations
+from kit import mutations
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor

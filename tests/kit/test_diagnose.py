@@ -11,7 +11,7 @@ import pytest
 import reference
 import torch
 from click.testing import CliRunner
-from parity import numpy_port
+from kit import numpy_port
 from torch import Tensor
 
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
