@@ -95,11 +95,23 @@ def _at(tap: Tap, name: str, module: str) -> Tap:
 
 
 class Captured(dict[str, Tensor]):
-    """Tap name -> tensor. `skipped`: with `partial`, the matching taps whose module the model lacks."""
+    """Tap name -> tensor; a layer may be counted from the end, as in `acts["layers.-1.output"]`.
 
-    def __init__(self, skipped: Iterable[str] = ()) -> None:
+    Attributes:
+        skipped: With `partial`, the matching taps whose module the model lacks.
+    """
+
+    def __init__(self, num_layers: int, skipped: Iterable[str] = ()) -> None:
         super().__init__()
+        self.num_layers = num_layers
         self.skipped = tuple(skipped)
+
+    def __missing__(self, name: str) -> Tensor:
+        found = [key for key in self if matches(key, name, self.num_layers)]
+        if len(found) != 1:
+            near = ", ".join(get_close_matches(name, self, n=3)) or "nothing near"
+            raise KeyError(f"{name!r} was not captured; captured were {near}")
+        return self[found[0]]
 
 
 @contextmanager
@@ -126,7 +138,7 @@ def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Ge
     """
     taps = list(_matching(model, *patterns))
     absent = [tap for tap in taps if partial and _module_of(model, tap) is None]
-    seen = Captured(tap.name for tap in absent)
+    seen = Captured(model.config.num_hidden_layers, (tap.name for tap in absent))
 
     def keep(name: str) -> Change:
         def change(tensor: Tensor) -> Tensor:

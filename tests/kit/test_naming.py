@@ -67,6 +67,16 @@ def test_a_template_lists_every_tap_and_what_could_be_it(trace: Trace, saved: Pa
     assert "is there already" in again.stderr
 
 
+def test_a_dump_of_some_layers_is_offered_with_the_number_of_the_layer(
+    trace: Trace, saved: Path, tmp_path: Path
+) -> None:
+    some = {name: array for name, array in foreign(trace).items() if not name.startswith("blk.1.")}
+    np.savez(tmp_path / "port.npz", **some)
+    made = xlmr("names", saved, tmp_path / "port.npz", "-o", tmp_path / "names.toml")
+    assert made.exit_code == 0, made.output
+    assert '# "layers.{i}.mid" = "blk.{i}.mid"  # ' in (tmp_path / "names.toml").read_text()
+
+
 def test_a_template_without_a_dump_is_empty_entries(trace: Trace, saved: Path) -> None:
     text = xlmr("names", saved).stdout
     for tap in trace.taps:

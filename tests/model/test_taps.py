@@ -361,3 +361,14 @@ def test_a_copy_made_inside_a_context_is_an_ordinary_model() -> None:
             assert torch.equal(twin(**pair.batch).logits, expected)
         assert torch.equal(twin(**pair.batch).logits, expected)
     assert not acts
+
+
+def test_a_captured_layer_may_be_counted_from_the_end() -> None:
+    pair = reference.build_pair(reference.CONFIGS["post-norm"])
+    with pair.ours.capture("layers.*.output") as acts:
+        pair.ours(**pair.batch)
+    assert acts["layers.-1.output"] is acts["layers.2.output"]
+    with pytest.raises(KeyError, match=r"layers\.-1\.mid' was not captured; captured were"):
+        acts["layers.-1.mid"]
+    with pytest.raises(KeyError):
+        acts["layers.*.output"]

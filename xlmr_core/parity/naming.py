@@ -175,14 +175,23 @@ def _entry(tap: str, name: str, shape: Shape, trace: Trace) -> str | None:
 
 
 def _patterns(shapes: Mapping[str, Shape], layers: int, *, ours: bool = False) -> dict[str, Shape]:
-    """The names, with {i} for the number of a layer where each layer has such a tensor of one shape."""
+    """The names, with {i} for the number of a layer where layers have such a tensor, all of one shape.
+
+    A dump may hold some layers only: the first, or any two of them, are enough to see what the number is.
+    """
     found: dict[str, Shape] = {}
     for name, shape in shapes.items():
         numbers = list(re.finditer(r"(?<!\d)\d+(?!\d)", name))[: 1 if ours else None]
         candidates = [f"{name[: n.start()]}{{i}}{name[n.end() :]}" for n in numbers]
-        every = (c for c in candidates if all(shapes.get(c.replace("{i}", str(i))) == shape for i in range(layers)))
-        found[next(every, name)] = shape
+        found[next((c for c in candidates if _is_family(c, shape, shapes, layers, ours)), name)] = shape
     return found
+
+
+def _is_family(pattern: str, shape: Shape, shapes: Mapping[str, Shape], layers: int, every: bool) -> bool:
+    names = [pattern.replace("{i}", str(i)) for i in range(layers)]
+    there = [name for name in names if name in shapes]
+    enough = there == names if every else len(there) > 1 or there == names[:1]
+    return enough and all(shapes[name] == shape for name in there)
 
 
 def _likeness(tap: str, name: str) -> float:
