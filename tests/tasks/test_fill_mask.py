@@ -148,7 +148,7 @@ def test_logits_that_are_not_finite_are_an_error(number: float, fill: FillMask) 
     sick.initialize()
     with torch.no_grad():
         sick.lm_head.decoder.bias[5] = number
-    with pytest.raises(ValueError, match=r"logits are not finite: `xlmr inspect --values SOURCE` tells where"):
+    with pytest.raises(ValueError, match=r"logits are not finite: `xlmr inspect --values SOURCE` shows where"):
         FillMask(sick.eval(), fill.tokenizer)("the <mask>")
 
 

@@ -79,7 +79,9 @@ def run_in_order(
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, not {batch_tokens}")
-    for window in _ahead(_windows(inputs, encode, batch_tokens * WINDOW_BATCHES, on_error is not None)):
+    windows = _windows(inputs, encode, batch_tokens * WINDOW_BATCHES, on_error is not None)
+    is_one = isinstance(inputs, Sequence) and len(inputs) == 1  # a second thread would have nothing to do
+    for window in windows if is_one else _ahead(windows):
         rows = [row for encoded in window for row in encoded.rows]
         outputs = iter(_run_sorted(rows, run, batch_tokens))
         for encoded in window:
