@@ -1,5 +1,6 @@
 """The command `xlmr`. Each subcommand is a module, which is imported when it is called."""
 
+import gc
 import importlib
 import os
 import signal
@@ -56,7 +57,11 @@ class LazyCommands(Commands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"xlmr_core.cli.{cmd_name.replace('-', '_')}").command
+        command = importlib.import_module(f"xlmr_core.cli.{cmd_name.replace('-', '_')}").command
+        if not gc.isenabled():  # as __main__ leaves it during the imports
+            gc.freeze()
+            gc.enable()
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
