@@ -128,9 +128,18 @@ def check_trace(
 ) -> Comparison:
     """Compares a dump with the trace.
 
-    taps: patterns, as for `model.capture`, of the taps to compare; by default all of the trace. partial: whether the
-    dump may lack taps; only what it has is compared then. Raises ValueError for a pattern that matches no tap of the
-    trace, and for a partial dump that has none.
+    Args:
+        trace: What is expected.
+        actual: Tap -> tensor of the port.
+        floors: What differences are judged by; None: only equal values pass.
+        taps: Patterns, as for `model.capture`, of the taps to compare. By default all of the trace.
+        partial: Whether the dump may lack taps. Only what it has is compared then.
+
+    Returns:
+        The comparison, in reading order.
+
+    Raises:
+        ValueError: A pattern matches no tap of the trace, or a partial dump has none of them.
     """
     for pattern in taps:
         if not any(_chosen(tap, [pattern], trace) for tap in trace.tensors):
@@ -170,9 +179,18 @@ def floors_path(trace: Path) -> Path:
 
 
 def measure_trace(trace: Trace, checkpoint: Checkpoint, **options: Any) -> FloorTable:
-    """The floors of the taps of a trace, on its own input. options: dtypes, devices, compiled, tick.
+    """Measures the noise floors of the taps of a trace, on its own input.
 
-    Raises TraceError if the trace was recorded from other weights.
+    Args:
+        trace: The trace.
+        checkpoint: The checkpoint that it was recorded from.
+        options: dtypes, devices, compiled and tick, as for `floors.measure`.
+
+    Returns:
+        The largest error of each run at each tap.
+
+    Raises:
+        TraceError: The trace was recorded from other weights.
     """
     check_same_weights(trace, checkpoint)
     with one_thread():

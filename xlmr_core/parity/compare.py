@@ -138,10 +138,18 @@ class Comparison:
 def compare(expected: Dump, actual: Dump, *, real: Tensor, floors: Floors | None = None) -> Comparison:
     """Compares `actual` with `expected`, tap by tap.
 
-    real: boolean (B, S), True for real tokens. floors: what differences are judged by; without them only equal values
-    pass. What is missing, extra, misshapen, not finite or no floating-point tensor becomes a row that says so. Logits
-    that `expected` holds as their top k are looked up in `actual`, whole or top k. Raises ValueError if `real` is not
-    a boolean (B, S), is False everywhere or nothing is expected.
+    Args:
+        expected: Tap -> tensor, batch first. Logits may be there as their top k.
+        actual: The same of the other side. Whole logits, or their top k, are looked up at the ids that are expected.
+        real: Boolean (B, S), True for real tokens. Padding is not compared.
+        floors: What differences are judged by. Without them only equal values pass.
+
+    Returns:
+        A row for each tap in reading order. A tensor that is missing, extra, misshapen, not finite or not of a
+        floating-point type has a row that says so.
+
+    Raises:
+        ValueError: `real` is not a boolean (B, S) or is False everywhere, or nothing is expected.
     """
     if real.dtype != torch.bool or real.dim() != 2:
         raise ValueError(f"real must be boolean with shape (batch, sequence), not {real.dtype} {tuple(real.shape)}")

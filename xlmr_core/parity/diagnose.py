@@ -185,13 +185,21 @@ def diagnose(
 ) -> Diagnosis:
     """Finds the faults that, made in `model`, give the numbers in `dump`.
 
-    batch: the right input_ids and attention_mask, (B, S). dump: tap name -> foreign tensor, batch first, and the
-    foreign "input_ids" and "attention_mask" where they are known; "sentence.mean" is the mean of the last hidden
-    states, (B, H). tokenizer: where ids may be wrong. dtype: what the port computes in, by default the narrowest
-    in the dump; float64 counts as float32. most: how many faults to look for. tick: is called with 1 for each run of
-    the model, of which there are about a hundred for a fault.
+    Args:
+        model: The right model.
+        batch: The right input_ids and attention_mask, (B, S).
+        dump: Tap -> foreign tensor, batch first; also the foreign "input_ids" and "attention_mask" if they are known.
+            "sentence.mean" is the mean of the last hidden states, (B, H).
+        tokenizer: For dumps whose ids may be wrong.
+        dtype: What the port computes in. By default the narrowest type in the dump; float64 counts as float32.
+        most: How many faults to look for.
+        tick: Is called with 1 after each run of the model, of which there are about a hundred for a fault.
 
-    Raises ValueError if the dump has no tap of the model, or a tensor of the wrong shape or type.
+    Returns:
+        The faults that were found, each with its evidence, or a description of the difference.
+
+    Raises:
+        ValueError: The dump has no tap of the model, or a tensor of the wrong shape or type.
     """
     ids, mask, findings = _checked_ids(batch, dump, tokenizer)
     if findings and not findings[0].faults:

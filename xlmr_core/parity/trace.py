@@ -299,12 +299,27 @@ def record(
     attention: AttentionKind = "eager",
     **hub: Unpack[HubOptions],
 ) -> Trace:
-    """A trace of the checkpoint in `source` for `texts`.
+    """Records a trace of the checkpoint in `source` for `texts`.
 
-    pairs: the second text of each, as rerankers take them. taps: patterns, as for `model.capture`. top_k: how many
-    vocabulary logits of each token are kept; 0 keeps all of them. grad: also the gradients; steps: also the losses of
-    that many steps of training; both of a masked language model alone. hub: as for `from_pretrained`. Raises
-    ValueError for a pattern that matches nothing, or no text.
+    Args:
+        source: A hub id, a folder, a weights file, or "xlmr-tiny".
+        texts: What to run on. More than one make a padded batch.
+        pairs: The second text of each, as rerankers take them.
+        taps: Patterns, as for `model.capture`.
+        top_k: Vocabulary logits that are kept of each token; 0 keeps all of them.
+        grad: Also the gradients of every parameter; of a masked language model only.
+        steps: Also the losses of that many training steps; of a masked language model only.
+        dtype: The precision of the run.
+        device: Where to run.
+        attention: The attention kernel.
+        hub: How to ask the hub, as for `from_pretrained`.
+
+    Returns:
+        The inputs, the tensor at each tap, and where they come from.
+
+    Raises:
+        ValueError: A pattern matches nothing, or there is no text.
+        CheckpointError: The checkpoint cannot be loaded.
     """
     if not texts:
         raise ValueError("there is no text to record")
@@ -339,7 +354,12 @@ def record_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Trace:
-    """The same for a model that is loaded, and for ids."""
+    """Records a trace of a model that is loaded, for ids; other arguments and errors as those of `record`.
+
+    Args:
+        checkpoint: The model and what is known of where it comes from.
+        inputs: input_ids and attention_mask, int64 (B, S).
+    """
     model = checkpoint.model
     if not taps and not grad and not steps:
         raise ValueError("nothing is asked for: name taps, gradients or steps")
