@@ -25,8 +25,8 @@ def aligned(rows: Sequence[Sequence[str]], width_of: Callable[[str], int] = len)
     ]
 
 
-def dtype_name(dtype: "torch.dtype") -> str:
-    """The name of a dtype as config.json has it: "float32"."""
+def dtype_name(dtype: "torch.dtype | str") -> str:
+    """The name of a dtype as config.json has it: "float32". A name stays as it is."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -85,15 +85,15 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
         explain: bool = True,
     ) -> Comparison:
         __tracebackhide__ = True
+        from xlmr_core.formatting import dtype_name
         from xlmr_core.parity.check import check_trace
-        from xlmr_core.parity.compare import name_of
         from xlmr_core.parity.foreign import narrower_dtype
         from xlmr_core.parity.int8 import INT8
 
         trace = _trace(request)
         tensors = _tensors(trace, dump, names)
         narrower = narrower_dtype(tensors)
-        computed_in = dtype or (name_of(narrower) if narrower else None)
+        computed_in = dtype or (dtype_name(narrower) if narrower else None)
         floors = _floors(request, trace, tensors, computed_in)
         comparison = check_trace(trace, tensors, floors=floors, taps=taps, partial=partial)
         if not comparison.ok:
@@ -158,15 +158,15 @@ def _floors(
     """Those beside the trace, else measured now on its input, for the dtypes at hand and what the port computes in."""
     from dataclasses import replace
 
+    from xlmr_core.formatting import dtype_name
     from xlmr_core.parity.check import floors_path, measure_trace, read_floors
-    from xlmr_core.parity.compare import name_of
     from xlmr_core.parity.int8 import INT8
 
     file = _option(request, "trace")
     beside = floors_path(Path(_path(request, str(file)))) if file else None
     if beside is not None and beside.is_file():
         return replace(read_floors(trace, beside), computed_in=computed_in)
-    present = {name_of(tensor.dtype) for tensor in [*tensors.values(), *trace.tensors.values()]}
+    present = {dtype_name(tensor.dtype) for tensor in [*tensors.values(), *trace.tensors.values()]}
     present |= {computed_in or "float32", "float32"}
     wanted = tuple(name for name in ("float32", "bfloat16", "float16", *INT8) if name in present)
 

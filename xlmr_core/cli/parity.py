@@ -16,6 +16,7 @@ from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
 from xlmr_core.cli.parity_probe import command as probe
 from xlmr_core.cli.parity_vectors import command as diagnose_vectors
 from xlmr_core.cli.progress import progress
+from xlmr_core.formatting import dtype_name
 from xlmr_core.parity.check import (
     check_trace,
     dump_from_file,
@@ -25,7 +26,7 @@ from xlmr_core.parity.check import (
     measure_trace,
     read_floors,
 )
-from xlmr_core.parity.compare import Floors, name_of
+from xlmr_core.parity.compare import Floors
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, run_configurations
@@ -231,7 +232,7 @@ def check_command(
     actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
     found = narrower_dtype(actual) if dtype is None and not exact else None
     if floors is not None:
-        floors = replace(floors, computed_in=dtype or (name_of(found) if found else None))
+        floors = replace(floors, computed_in=dtype or (dtype_name(found) if found else None))
     comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial)
     if plot is not None:
         with written_as(plot) as temporary:
@@ -369,5 +370,5 @@ def _dump(
 
 
 def _stored_wider(dtype: torch.dtype) -> str:
-    name = name_of(dtype)
+    name = dtype_name(dtype)
     return f"every number is one of {name}, stored wider: judged by the floors of {name}; --dtype names another"

@@ -13,11 +13,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from xlmr_core.formatting import aligned, dtype_name, json_number
 from xlmr_core.heads import model_classes
 from xlmr_core.spec import Tap
 from xlmr_core.taps import EMBEDDINGS, FINAL_NORM, POOLER, POST_NORM_LAYER
@@ -52,7 +53,7 @@ class Floors:
 
     def precisions(self, expected: torch.dtype, actual: torch.dtype) -> tuple[str, str]:
         """What the two sides compute in."""
-        return name_of(expected), self.computed_in or name_of(actual)
+        return dtype_name(expected), self.computed_in or dtype_name(actual)
 
     def allowed(self, tap: str, expected: torch.dtype, actual: torch.dtype) -> float | None:
         """How far apart two right runs in these dtypes may be: each errs on its own. None: nothing was measured."""
@@ -100,12 +101,8 @@ class Comparison:
         first = self.first_divergence
         cells = [("tap", "shape", "max abs", "relative", "cosine", "allowed", "verdict")]
         cells += [_cells(row) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines: list[str] = []
-        for row, line in zip((None, *self.rows), cells, strict=True):
-            mark = "->" if row is not None and row is first else "  "
-            padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            lines.append(f"{mark} {padded}".rstrip())
+        marks = ["  ", *("->" if row is first else "  " for row in self.rows)]
+        lines = [f"{mark} {line}".rstrip() for mark, line in zip(marks, aligned(cells), strict=True)]
         skipped = [f"skipped, because the other model lacks their modules: {', '.join(self.skipped)}"]
         return "\n".join([*lines, *(skipped if self.skipped else []), self.summary])
 
@@ -128,7 +125,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """The same for programs: ok, first_divergence, rows, skipped. NaN and infinity, which JSON lacks, are null."""
-        rows = [{key: _json_number(value) for key, value in asdict(row).items()} for row in self.rows]
+        rows = [{key: json_number(value) for key, value in asdict(row).items()} for row in self.rows]
         first = self.first_divergence
         found = {"ok": self.ok, "first_divergence": first.tap if first else None, "rows": rows}
         found |= {"skipped": self.skipped}
@@ -176,7 +173,9 @@ def _row(tap: str, expected: Tensor, actual: Tensor, real: Tensor, floors: Floor
     if actual.shape != expected.shape:
         return Row(tap, "misshapen", shape, note=f"expected {shape}, got {tuple(actual.shape)}")
     if actual.dtype not in FLOATS:
-        return Row(tap, "wrong dtype", shape, note=f"expected {name_of(expected.dtype)}, got {name_of(actual.dtype)}")
+        return Row(
+            tap, "wrong dtype", shape, note=f"expected {dtype_name(expected.dtype)}, got {dtype_name(actual.dtype)}"
+        )
     theirs, ours = elements(tap, actual, real), elements(tap, expected, real)
     allowed = floors.allowed(tap, expected.dtype, actual.dtype) if floors else None
     difference = (theirs - ours).masked_fill(theirs == ours, 0)  # infinity equals itself
@@ -291,11 +290,6 @@ def _index(taps: tuple[Tap, ...], name: str) -> int:
     return [tap.name for tap in taps].index(name)
 
 
-def name_of(dtype: torch.dtype | str) -> str:
-    """ "float32" for torch.float32; a name stays as it is."""
-    return str(dtype).removeprefix("torch.")
-
-
 # ---- logits by their top k -------------------------------------------------------------------------------------------
 
 
@@ -350,10 +344,6 @@ def _largest(values: Tensor) -> float:
 def _cosine(a: Tensor, b: Tensor) -> float:
     norms = float(a.norm() * b.norm())
     return float((a * b).sum()) / norms if norms else math.nan
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cells(row: Row) -> tuple[str, ...]:

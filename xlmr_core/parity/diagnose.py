@@ -16,11 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from xlmr_core.formatting import dtype_name, json_number
 from xlmr_core.parity.compare import (
     FLOATS,
     LOGITS,
@@ -32,7 +33,6 @@ from xlmr_core.parity.compare import (
     Row,
     elements,
     in_reading_order,
-    name_of,
 )
 from xlmr_core.parity.faults import (
     FAULTS,
@@ -138,7 +138,10 @@ class Diagnosis:
             {
                 "tap": finding.tap,
                 "faults": [{"name": fault.name, "cause": fault.cause} for fault in finding.faults],
-                "evidence": [_finite(asdict(evidence)) for evidence in finding.evidence],
+                "evidence": [
+                    {name: json_number(value) for name, value in asdict(evidence).items()}
+                    for evidence in finding.evidence
+                ],
                 "told_apart_at": finding.told_apart_at,
             }
             for finding in self.findings
@@ -164,10 +167,6 @@ def _finding_lines(finding: Finding) -> list[str]:
         numbers = f"{evidence.without:<10.2e}  {evidence.with_fault:<8.2e}  {evidence.allowed:.2e}"
         lines.append(f"  {evidence.tap:{width}}  {numbers}")
     return lines
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in values.items()}
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------
@@ -453,7 +452,7 @@ def checked_dump(model: PretrainedModel, dump: Dump, dtype: torch.dtype | None) 
         )
     for name, tensor in shared.items():
         if tensor.dtype not in FLOATS:
-            raise ValueError(f"{name} holds {name_of(tensor.dtype)}: a tap holds floating-point numbers")
+            raise ValueError(f"{name} holds {dtype_name(tensor.dtype)}: a tap holds floating-point numbers")
     narrowest = max((tensor.dtype for tensor in shared.values()), key=lambda kind: torch.finfo(kind).eps)
     dtype = dtype or (torch.float32 if narrowest == torch.float64 else narrowest)
     return {name: one_mask(name, tensor.detach().cpu().to(dtype)) for name, tensor in shared.items()}, dtype

@@ -25,6 +25,7 @@ from pydantic import FailFast, Field, TypeAdapter, with_config
 from torch import Tensor, nn
 
 from xlmr_core.atomic import written_as
+from xlmr_core.formatting import aligned, dtype_name
 from xlmr_core.model import SelfAttention, position_ids_from
 from xlmr_core.parity.adapters import NEEDS_EAGER, Batch, dump_of, is_fused
 from xlmr_core.parity.compare import (
@@ -34,7 +35,6 @@ from xlmr_core.parity.compare import (
     Dump,
     Floors,
     elements,
-    name_of,
     shape_of,
     unpacked,
     with_reduced_logits,
@@ -142,13 +142,8 @@ class FloorTable:
         names = list(dict.fromkeys(measurement.name for measurement in self.measurements))
         taps = list(dict.fromkeys(tap for measurement in self.measurements for tap in measurement.errors))
         rows = [("tap", *dtypes), *((tap, *(self._range(tap, dtype) for dtype in dtypes)) for tap in taps)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            [
-                f"smallest and largest error in {len(names)} run configurations: {', '.join(names)}",
-                *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
-            ]
-        )
+        about = f"smallest and largest error in {len(names)} run configurations: {', '.join(names)}"
+        return "\n".join([about, *aligned(rows)])
 
     def _range(self, tap: str, dtype: str) -> str:
         errors = [m.errors[tap] for m in self.measurements if m.dtype == dtype and tap in m.errors]
@@ -257,7 +252,7 @@ def run_configurations(
 ) -> list[RunConfiguration]:
     """The configurations in which `measure` runs a model."""
     found: list[RunConfiguration] = []
-    for dtype, device, attention in product(map(name_of, dtypes), devices, ("eager", "sdpa")):
+    for dtype, device, attention in product(map(dtype_name, dtypes), devices, ("eager", "sdpa")):
         for layout in ("padded", "packed") if packed else ("padded",):
             found += [
                 RunConfiguration(dtype, attention, device, layout, order, False) for order in ("given", "reversed")

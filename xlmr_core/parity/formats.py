@@ -17,8 +17,9 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.files import HEADER_LIMIT
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.formatting import dtype_name
 from xlmr_core.json_files import read_text
-from xlmr_core.parity.compare import FLOATS, TOP_IDS, name_of, shape_of
+from xlmr_core.parity.compare import FLOATS, TOP_IDS, shape_of
 from xlmr_core.parity.gradients import GRADIENT, LOSSES
 
 STRICT = ConfigDict(strict=True, extra="forbid")  # no text for a number, no unknown key
@@ -33,7 +34,7 @@ NEAR, NEAR_LENGTH = 1_000, 100  # names that a message looks for a near one amon
 
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-FloatName = Annotated[str, Field(pattern=f"^({'|'.join(map(name_of, FLOATS))})$")]
+FloatName = Annotated[str, Field(pattern=f"^({'|'.join(map(dtype_name, FLOATS))})$")]
 Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=1, le=MOST_FACTOR)]
 
@@ -172,7 +173,7 @@ def checked_inputs(path: Path, inputs: Mapping[str, Tensor], config: XLMRobertaC
     checked: dict[str, Tensor] = {}
     for name, tensor in inputs.items():
         if tensor.is_floating_point():
-            raise TraceError(f"{path}: {name} holds {name_of(tensor.dtype)}; expected whole numbers")
+            raise TraceError(f"{path}: {name} holds {dtype_name(tensor.dtype)}; expected whole numbers")
         if tensor.dim() == 0 or tensor.numel() == 0:
             raise TraceError(f"{path}: {name} has shape {tuple(tensor.shape)}; expected (batch, sequence)")
         numbers = tensor.long()

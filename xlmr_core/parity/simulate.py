@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlmr_core.formatting import dtype_name
 from xlmr_core.kernels import batch_of
 from xlmr_core.model import XLMRobertaModel, position_ids_from
 from xlmr_core.parity.compare import (
@@ -30,7 +31,6 @@ from xlmr_core.parity.compare import (
     compare,
     elements,
     in_reading_order,
-    name_of,
     with_reduced_logits,
 )
 from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
@@ -174,7 +174,7 @@ class Simulator:
         """
         ratio = FLOAT32_EPS / torch.finfo(self.dtype).eps
         of_trace = {tap: error * ratio for tap, error in noise.items()}
-        return Floors({"float64": of_trace, name_of(self.dtype): noise})
+        return Floors({"float64": of_trace, dtype_name(self.dtype): noise})
 
     @contextmanager
     def made(self, faults: tuple[SimulatedFault, ...]) -> Generator[None, None, None]:

@@ -32,12 +32,13 @@ from xlmr_core.checkpoint.files import local_path
 from xlmr_core.checkpoint.writing import write_safetensors_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
+from xlmr_core.formatting import dtype_name
 from xlmr_core.heads import model_classes
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.kernels import AttentionKind
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity.adapters import is_fused
-from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, name_of, shape_of
+from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp, shape_of
 from xlmr_core.parity.floors import run_taps
 from xlmr_core.parity.formats import (
     INPUTS,
@@ -62,7 +63,7 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, their order would be random
 VERSION: Literal[2] = 2
 TOP_K = 32
-DTYPES = {name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 @with_config(STRICT)
@@ -384,7 +385,7 @@ def record_model(
         config=model.config.to_dict(),
         texts=tuple(texts),
         pairs=tuple(pairs),
-        dtype=name_of(dtype),
+        dtype=dtype_name(dtype),
         attention="sdpa" if is_fused(model) else "eager",
         device=device,
         cpu=_cpu(),
