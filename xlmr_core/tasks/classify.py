@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForSequenceClassification
 from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
-from xlmr_core.tasks.task import Pair, Task, check_finite
+from xlmr_core.tasks.task import OneOrMany, Pair, Task, check_finite
 
 Activation = Literal["softmax", "sigmoid", "none"]
 ACTIVATION_OF: Mapping[str | None, Activation] = {  # by `config.problem_type`; others go by the number of labels
@@ -54,16 +54,8 @@ class SequenceTask(Task[XLMRobertaForSequenceClassification]):
         return list(logits)
 
 
-class Classify(SequenceTask):
+class Classify(SequenceTask, OneOrMany[str | tuple[str, str], list[LabelScore]]):
     """Texts to labels: sentiment, topics, language, entailment; regression with one label."""
-
-    def __call__(self, text: str | tuple[str, str], **options: Any) -> list[LabelScore]:
-        """The labels of one text, or of one pair of texts; options as for `stream`."""
-        return self.batch([text], **options)[0]
-
-    def batch(self, texts: Sequence[str | tuple[str, str]], **options: Any) -> list[list[LabelScore]]:
-        """The labels of several texts; options as for `stream`."""
-        return list(self.stream(texts, **options))
 
     def stream(
         self,

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
-from xlmr_core.tasks.task import Task
+from xlmr_core.tasks.task import OneOrMany, Task
 from xlmr_core.tokenizer import MASK
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 134 masks with the published vocabulary
@@ -35,18 +34,10 @@ class RowOfMasks(Row):
     places: Sequence[int]  # of the masks in the row
 
 
-class FillMask(Task[XLMRobertaForMaskedLM]):
+class FillMask(Task[XLMRobertaForMaskedLM], OneOrMany[str, list[list[Filling]]]):
     """Answers "what could stand here?" with a tokenizer and a masked language model."""
 
     model_class = XLMRobertaForMaskedLM
-
-    def __call__(self, text: str, **options: Any) -> list[list[Filling]]:
-        """The likeliest fillings of each mask in a text; options as for `stream`."""
-        return self.batch([text], **options)[0]
-
-    def batch(self, texts: Sequence[str], **options: Any) -> list[list[list[Filling]]]:
-        """The fillings of several texts; options as for `stream`."""
-        return list(self.stream(texts, **options))
 
     def stream(
         self,

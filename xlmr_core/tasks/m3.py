@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForM3
 from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
-from xlmr_core.tasks.task import Task
+from xlmr_core.tasks.task import OneOrMany, Task
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,10 @@ class M3Scores:
     combined: float  # weighted mean of the three
 
 
-class M3(Task[XLMRobertaForM3]):
+class M3(Task[XLMRobertaForM3], OneOrMany[str, M3Vectors]):
     """Texts to the three representations of BGE-M3."""
 
     model_class = XLMRobertaForM3
-
-    def __call__(self, text: str, **options: Any) -> M3Vectors:
-        """The representations of one text; options as for `stream`."""
-        return self.batch([text], **options)[0]
-
-    def batch(self, texts: Sequence[str], **options: Any) -> list[M3Vectors]:
-        """The representations of several texts; options as for `stream`."""
-        return list(self.stream(texts, **options))
 
     def stream(
         self,

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tasks.fill_mask import logits_at
 from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, run_in_order
-from xlmr_core.tasks.task import Task
+from xlmr_core.tasks.task import OneOrMany, Task
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,10 @@ class MaskedRow(Row):
     token: int  # the id that was there
 
 
-class Score(Task[XLMRobertaForMaskedLM]):
+class Score(Task[XLMRobertaForMaskedLM], OneOrMany[str, TextScore]):
     """Pseudo-log-likelihoods: each token is masked once, and the model says how likely it is in its place."""
 
     model_class = XLMRobertaForMaskedLM
-
-    def __call__(self, text: str, **options: Any) -> TextScore:
-        """The score of one text; options as for `stream`."""
-        return self.batch([text], **options)[0]
-
-    def batch(self, texts: Sequence[str], **options: Any) -> list[TextScore]:
-        """The scores of several texts; options as for `stream`."""
-        return list(self.stream(texts, **options))
 
     def stream(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xlmr_core.heads import XLMRobertaForTokenClassification
 from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
-from xlmr_core.tasks.task import Task, begins_word, check_finite
+from xlmr_core.tasks.task import OneOrMany, Task, begins_word, check_finite
 from xlmr_core.tokenizer import Token
 
 Aggregation = Literal["none", "simple", "first", "average", "max"]
@@ -42,18 +42,10 @@ class WindowRow(Row):
     tokens: Sequence[Token]  # all of the text's
 
 
-class Tag(Task[XLMRobertaForTokenClassification]):
+class Tag(Task[XLMRobertaForTokenClassification], OneOrMany[str, list[Entity]]):
     """Finds labelled stretches in texts of any length. Longer texts than the model takes are read in windows."""
 
     model_class = XLMRobertaForTokenClassification
-
-    def __call__(self, text: str, **options: Any) -> list[Entity]:
-        """The entities of one text; options as for `stream`."""
-        return self.batch([text], **options)[0]
-
-    def batch(self, texts: Sequence[str], **options: Any) -> list[list[Entity]]:
-        """The entities of several texts; options as for `stream`."""
-        return list(self.stream(texts, **options))
 
     def stream(
         self,

@@ -1,6 +1,6 @@
 """What all tasks share: a model with its tokenizer, loaded from one checkpoint."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -19,6 +19,8 @@ from xlmr_core.tokenizer import SPACE, Token, XLMRobertaTokenizer
 SPARE_ROWS = 1024  # the 250,002 tokens of XL and XXL have a table of 250,880 rows, a multiple of this
 
 Model = TypeVar("Model", bound=PretrainedModel)
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 class Pair(NamedTuple):
@@ -108,6 +110,20 @@ class Task(Generic[Model]):
             raise ValueError(f"overlap must lie between 0 and the {room} tokens of a window, not be {overlap}")
         starts = range(0, max(1, len(tokens) - overlap), room - overlap)
         return [range(start, min(start + room, len(tokens))) for start in starts]
+
+
+class OneOrMany(Generic[Input, Output]):
+    """A call for one input and `batch` for a list, of a task whose `stream` takes any iterable."""
+
+    stream: Callable[..., Iterator[Output]]
+
+    def __call__(self, one: Input, **options: Any) -> Output:
+        """The result of one input; options as for `stream`."""
+        return self.batch([one], **options)[0]
+
+    def batch(self, inputs: Sequence[Input], **options: Any) -> list[Output]:
+        """The results of several inputs; options as for `stream`."""
+        return list(self.stream(inputs, **options))
 
 
 def begins_word(text: str, token: Token) -> bool:
