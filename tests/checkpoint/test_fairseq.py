@@ -113,7 +113,7 @@ def test_the_version_of_a_file_that_was_trained_on(version: float, states: dict,
 # ---- settings that change the numbers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "with config.json"])
+@pytest.mark.parametrize("beside", [False, True], ids=["no config.json", "with config.json"])
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

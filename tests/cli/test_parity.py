@@ -139,7 +139,7 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["check", "{trace}"], "name what to compare"),
         (["check", "{trace}", "{folder}", "--plot", "a.bmp"], "--plot writes .svg, .png, .pdf, not a.bmp"),
@@ -155,10 +155,10 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
         (["record", "{folder}", "-o", "a.safetensors"], "Missing option '--text'"),
     ],
 )
-def test_errors_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: list[str], told: str) -> None:
+def test_errors_are_one_line(recorded: Path, toy_checkpoint: Path, arguments: list[str], message: str) -> None:
     result = xlmr(*(argument.format(trace=recorded, folder=toy_checkpoint) for argument in arguments))
     assert result.exit_code in (1, 2)
-    assert told in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
 
@@ -227,7 +227,7 @@ def own_folder(recorded: Path, toy_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("command", "output", "told"),
+    ("command", "output", "message"),
     [
         ("record", "model/model.safetensors", "lies in"),
         ("record", "model/new.safetensors", "lies in"),
@@ -245,7 +245,7 @@ def own_folder(recorded: Path, toy_checkpoint: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_nothing_that_is_read_and_nothing_of_another_kind_is_overwritten(
-    own_folder: Path, command: str, output: str, told: str
+    own_folder: Path, command: str, output: str, message: str
 ) -> None:
     arguments = {
         "record": [own_folder / "model", "--text", "a cat", "-o"],
@@ -255,7 +255,7 @@ def test_nothing_that_is_read_and_nothing_of_another_kind_is_overwritten(
     before = {path: path.read_bytes() for path in own_folder.rglob("*") if path.is_file()}
     result = xlmr(command, *arguments[command], own_folder / output)
     assert result.exit_code == 2, result.output
-    assert told in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert {path: path.read_bytes() for path in own_folder.rglob("*") if path.is_file()} == before
 
 

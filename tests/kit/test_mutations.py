@@ -73,7 +73,7 @@ def test_metadata_that_is_not_a_table_is_refused(setting: Setting, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("checkpoint", 5, "provenance.checkpoint: Input should be a valid string, found 5"),
         ("checkpoint", "x" * 10_000, r"provenance.checkpoint: String should have at most 300 .*found 'xxx.*\.\.\.xxx"),
@@ -93,16 +93,16 @@ def test_metadata_that_is_not_a_table_is_refused(setting: Setting, tmp_path: Pat
     ],
 )
 def test_a_field_that_is_not_what_it_must_be_is_named(
-    setting: Setting, tmp_path: Path, field: str, value: object, told: str
+    setting: Setting, tmp_path: Path, field: str, value: object, message: str
 ) -> None:
     content = metadata_of(setting.trace)
     content["provenance"][field] = value
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         Trace.load(with_metadata(setting, tmp_path / "t.safetensors", json.dumps(content)))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("num_hidden_layers", 10**12, "num_hidden_layers is 1000000000000; expected at most 1000"),
         ("architectures", ["X"], "has the unknown key 'architectures'"),
@@ -111,11 +111,11 @@ def test_a_field_that_is_not_what_it_must_be_is_named(
     ],
 )
 def test_a_config_that_does_not_fit_the_tensors_is_refused(
-    setting: Setting, tmp_path: Path, key: str, value: object, told: str
+    setting: Setting, tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     content = metadata_of(setting.trace)
     content["provenance"]["config"][key] = value
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         Trace.load(with_metadata(setting, tmp_path / "t.safetensors", json.dumps(content)))
 
 
@@ -144,11 +144,11 @@ CHANGES: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_tensor_that_is_not_what_it_must_be_is_named(setting: Setting, tmp_path: Path, case: str) -> None:
-    name, change, told = CHANGES[case]
+    name, change, message = CHANGES[case]
     tensors = load_file(setting.trace)
     tensors[name] = change(tensors[name]).contiguous()
     save_file(tensors, tmp_path / "t.safetensors", {KEY: json.dumps(metadata_of(setting.trace))})
-    with pytest.raises(TraceError, match=rf"t\.safetensors.*{told}"):
+    with pytest.raises(TraceError, match=rf"t\.safetensors.*{message}"):
         Trace.load(tmp_path / "t.safetensors")
 
 
@@ -190,7 +190,7 @@ def test_a_site_without_a_real_value_does_not_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda c: c.update(factor=float("inf")), "factor: Input should be less than or equal to 10"),
         (lambda c: c.update(factor=0.5), "factor: Input should be greater than or equal to 1"),
@@ -206,12 +206,12 @@ def test_a_site_without_a_real_value_does_not_agree() -> None:
     ],
 )
 def test_floors_that_would_pass_anything_are_refused(
-    setting: Setting, tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
+    setting: Setting, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     content = json.loads(floors_path(setting.trace).read_text())
     change(content)
     (tmp_path / "floors.json").write_text(json.dumps(content))
-    with pytest.raises(TraceError, match=rf"floors\.json is not a table of floors, version 2: .*{told}"):
+    with pytest.raises(TraceError, match=rf"floors\.json is not a table of floors, version 2: .*{message}"):
         read_floors(Trace.load(setting.trace), tmp_path / "floors.json")
 
 
@@ -230,7 +230,7 @@ def test_deep_and_large_json_is_refused(setting: Setting, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("suffix", "text", "told"),
+    ("suffix", "text", "message"),
     [
         ("json", '{"names": {"a": {"name": "b", "axes": 5}}}', "names.a.axes: Input should be a valid string, found 5"),
         ("json", '{"names": {"a": {"name": "b", "axis": "S"}}}', "names.a.axis: .*found 'S'"),
@@ -241,10 +241,10 @@ def test_deep_and_large_json_is_refused(setting: Setting, tmp_path: Path) -> Non
         ("toml", "names = 5", "names: Input should be a valid dictionary, found 5"),
     ],
 )
-def test_a_map_that_is_not_one_is_refused(tmp_path: Path, suffix: str, text: str, told: str) -> None:
+def test_a_map_that_is_not_one_is_refused(tmp_path: Path, suffix: str, text: str, message: str) -> None:
     path = tmp_path / f"names.{suffix}"
     path.write_text(text)
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         read_names(path)
 
 
@@ -281,22 +281,22 @@ def test_a_tensor_far_larger_than_the_traces_is_refused(setting: Setting, tmp_pa
         np.savez_compressed(path, **{"layers.0.mid": np.zeros((1000, 1000))})
     else:
         save_file({"layers.0.mid": torch.zeros(1000, 1000)}, path)
-    told = r"'layers.0.mid' has shape \(1000, 1000\); expected at most \d\d,\d\d\d numbers, which is 8 times"
-    with pytest.raises(TraceError, match=told):
+    message = r"'layers.0.mid' has shape \(1000, 1000\); expected at most \d\d,\d\d\d numbers, which is 8 times"
+    with pytest.raises(TraceError, match=message):
         dump_from_file(Trace.load(setting.trace), path)
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "message"),
     [
         (np.zeros((2, 3), "c8"), "holds complex64; expected one of F64"),
         (np.zeros((2, 3), "M8[s]"), r"holds datetime64\[s\]"),
         (np.array([["a"]]), "holds <U1"),
     ],
 )
-def test_what_is_not_a_number_is_refused(setting: Setting, tmp_path: Path, array: Any, told: str) -> None:
+def test_what_is_not_a_number_is_refused(setting: Setting, tmp_path: Path, array: Any, message: str) -> None:
     np.savez(tmp_path / "dump.npz", **{"layers.0.mid": array})
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         dump_from_file(Trace.load(setting.trace), tmp_path / "dump.npz")
 
 
@@ -308,7 +308,7 @@ def test_an_array_without_axes_is_misshapen(setting: Setting, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "array", "told"),
+    ("name", "array", "message"),
     [
         ("attention_mask", np.zeros((2, 3), int), "attention_mask is 0 everywhere"),
         ("attention_mask", np.full((2, 3), 7), "attention_mask holds numbers from 7 to 7; expected 0 to 1"),
@@ -319,26 +319,26 @@ def test_an_array_without_axes_is_misshapen(setting: Setting, tmp_path: Path) ->
     ],
 )
 def test_ids_and_masks_of_a_dump_are_checked(
-    setting: Setting, tmp_path: Path, name: str, array: Any, told: str
+    setting: Setting, tmp_path: Path, name: str, array: Any, message: str
 ) -> None:
     trace = Trace.load(setting.trace)
     np.savez(tmp_path / "dump.npz", **{name: array, "layers.0.mid": trace.tensors["layers.0.mid"].numpy()})
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         dump_from_file(trace, tmp_path / "dump.npz", keep_inputs=True)
 
 
 @pytest.mark.parametrize(
-    ("member", "way", "told"),
+    ("member", "way", "message"),
     [
         (bytes(100), zipfile.ZIP_LZMA, "compressed in a way that numpy does not use"),
         (b"\x93NUMPY\x01\x00" + b"\xff\xff{", zipfile.ZIP_STORED, "not an .npz file of plain arrays"),
         (b"\x80\x04\x95", zipfile.ZIP_STORED, "not an .npz file of plain arrays"),
     ],
 )
-def test_an_odd_member_is_refused(setting: Setting, tmp_path: Path, member: bytes, way: int, told: str) -> None:
+def test_an_odd_member_is_refused(setting: Setting, tmp_path: Path, member: bytes, way: int, message: str) -> None:
     with zipfile.ZipFile(tmp_path / "dump.npz", "w", way) as archive:
         archive.writestr("layers.0.mid.npy", member)
-    with pytest.raises(TraceError, match=rf"dump\.npz.*{told}"):
+    with pytest.raises(TraceError, match=rf"dump\.npz.*{message}"):
         dump_from_file(Trace.load(setting.trace), tmp_path / "dump.npz")
 
 

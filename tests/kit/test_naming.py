@@ -118,22 +118,22 @@ def test_axes_that_have_two_readings_are_hinted_at(toy_checkpoint: Path, tmp_pat
     assert "in the file, which B N S D and N B S D fit: say in the map of names which" in result.stdout
 
 
-def test_wrong_axes_are_told_with_the_shape_in_the_file(trace: Trace, saved: Path, tmp_path: Path) -> None:
+def test_wrong_axes_are_reported_with_the_shape_in_the_file(trace: Trace, saved: Path, tmp_path: Path) -> None:
     heads_first = foreign(trace)["blk.0.attn.q"]
     np.savez(tmp_path / "port.npz", q=heads_first, one=heads_first[:, 0])
     names = tmp_path / "names.json"
     heads, _, tokens, _ = heads_first.shape
-    for name, axes, told in (
+    for name, axes, message in (
         ("q", "B S N D", f"{heads_first.shape}: N has {tokens} entries, the config says {heads}"),
         ("one", "S D", f"{heads_first[:, 0].shape}; ours are B S N D"),
     ):
         names.write_text(f'{{"names": {{"{Q}": {{"name": "{name}", "axes": "{axes}"}}}}}}')
         result = xlmr("check", saved, tmp_path / "port.npz", "--exact", "--partial", "--names", names)
-        assert f"do not fit a tensor of shape {told}" in " ".join(result.stderr.split())
+        assert f"do not fit a tensor of shape {message}" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("command", ["check", "diagnose", "names"])
-def test_swapped_arguments_are_told(trace: Trace, saved: Path, tmp_path: Path, command: str) -> None:
+def test_swapped_arguments_are_reported(trace: Trace, saved: Path, tmp_path: Path, command: str) -> None:
     np.savez(tmp_path / "port.npz", **foreign(trace))
     result = xlmr(command, tmp_path / "port.npz", saved)
     assert result.exit_code == 1
@@ -153,14 +153,14 @@ def test_axes_that_fit(trace: Trace) -> None:
     assert "B Q N K" in axes_that_fit("layers.0.attention.probs", (texts, tokens, heads, tokens), trace)
 
 
-def test_a_dump_without_any_name_of_ours_is_told_what_to_do(trace: Trace, saved: Path, tmp_path: Path) -> None:
+def test_a_dump_without_any_name_of_ours_is_reported_what_to_do(trace: Trace, saved: Path, tmp_path: Path) -> None:
     arrays = foreign(trace)
     np.savez(tmp_path / "port.npz", **arrays)
     result = xlmr("check", saved, tmp_path / "port.npz", "--exact")
-    told = " ".join(result.stderr.split())
-    assert "has no tensor of the trace, but 'emb_word', 'emb_token_type', " in told
-    assert "(--names)" in told
-    assert "xlmr parity names TRACE DUMP -o names.toml" in told
+    message = " ".join(result.stderr.split())
+    assert "has no tensor of the trace, but 'emb_word', 'emb_token_type', " in message
+    assert "(--names)" in message
+    assert "xlmr parity names TRACE DUMP -o names.toml" in message
 
 
 def test_shapes_are_read_from_both_kinds_of_files(saved: Path, trace: Trace, tmp_path: Path) -> None:

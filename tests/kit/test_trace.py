@@ -138,7 +138,7 @@ def test_an_encoder_without_head_is_recorded(toy_checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"taps": [""]}, "a pattern of taps is empty"),
         ({"taps": []}, "nothing is asked for"),
@@ -146,8 +146,8 @@ def test_an_encoder_without_head_is_recorded(toy_checkpoint: Path, tmp_path: Pat
         ({"texts": []}, "there is no text"),
     ],
 )
-def test_nothing_to_record_is_an_error(toy_checkpoint: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_nothing_to_record_is_an_error(toy_checkpoint: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         record(toy_checkpoint, **{"texts": TEXTS, **options})
 
 
@@ -173,11 +173,11 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_file_that_is_no_trace_is_refused(saved: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.safetensors"
     save_file({"a": torch.ones(1)}, plain)
-    for path, told in [
+    for path, message in [
         (tmp_path / "none.safetensors", "there is no file"),
         (plain, "is not a trace: its metadata has no 'xlmr_trace'"),
     ]:
-        with pytest.raises(TraceError, match=told):
+        with pytest.raises(TraceError, match=message):
             Trace.load(path)
     saved.write_bytes(saved.read_bytes()[:-100])
     with pytest.raises(TraceError, match="or it is damaged"):
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_trace_is_refused(saved: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda content: content.update(version=1), "that this program reads: version: Input should be 2, found 1"),
         (lambda content: content["provenance"].pop("dtype"), "dtype: Field required"),
@@ -194,9 +194,9 @@ def test_a_file_that_is_no_trace_is_refused(saved: Path, tmp_path: Path) -> None
         (lambda content: content.clear(), "Field required"),
     ],
 )
-def test_a_damaged_trace_is_refused(saved: Path, change: Callable[[dict[str, Any]], object], told: str) -> None:
+def test_a_damaged_trace_is_refused(saved: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     rewritten(saved, change)
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         Trace.load(saved)
 
 
@@ -388,7 +388,7 @@ def test_a_dump_in_half_precision_is_judged_by_that_precision(trace: Trace, tabl
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         ('{"names": {"embeddings.output": "gone"}}', "no such tensor"),
         ('{"names": {"embeddings.nothing": {"name": "emb", "axes": "S H"}}}', "is no tap"),
@@ -398,10 +398,10 @@ def test_a_dump_in_half_precision_is_judged_by_that_precision(trace: Trace, tabl
         ("not json", "is not a map of names"),
     ],
 )
-def test_a_wrong_map_is_refused(one_text: Trace, tmp_path: Path, names: str, told: str) -> None:
+def test_a_wrong_map_is_refused(one_text: Trace, tmp_path: Path, names: str, message: str) -> None:
     np.savez(tmp_path / "dump.npz", **foreign_arrays(one_text))
     (tmp_path / "names.json").write_text(names)
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=message):
         dump_from_file(one_text, tmp_path / "dump.npz", tmp_path / "names.json")
 
 
