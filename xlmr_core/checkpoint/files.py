@@ -136,10 +136,15 @@ def check_dictionary_beside(tokenizer: Path) -> None:
 def notes_on_config(path: Path) -> tuple[str, ...]:
     """What a report should say about a config: unknown fields of config.json, or settings of fairseq."""
     if path.name == CONFIG:
-        unknown = unknown_fields(read_json_object(path), HONOURED)
-        listed = ", ".join(unknown[:LISTED]) + ", ..." * (len(unknown) > LISTED)
-        return (f"note: config.json has fields that are not known here and were not used: {listed}",) * bool(unknown)
+        return notes_on_fields(path)
     return note_on(_reading(path, lambda: read_pickle(path, headers_only=True)).settings)
+
+
+def notes_on_fields(path: Path) -> tuple[str, ...]:
+    """The note on unknown fields of config.json; nothing for another file, which is not read."""
+    unknown = unknown_fields(read_json_object(path), HONOURED) if path.name == CONFIG else []
+    listed = ", ".join(unknown[:LISTED]) + ", ..." * (len(unknown) > LISTED)
+    return (f"note: config.json has fields that are not known here and were not used: {listed}",) * bool(unknown)
 
 
 def open_weights(path: Path, *, headers_only: bool = False) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from xlmr_core.checkpoint.files import (
     config_for,
     files_in,
     local_path,
-    notes_on_config,
+    notes_on_fields,
     open_beside,
     open_weights,
     read_config,
@@ -138,7 +138,7 @@ def load_pretrained(
         model_keys={ours: KeyStatus("loaded", str(source)) for ours, source in plan.sources.items()}
         | {ours: KeyStatus("filled", why) for ours, why in (plan.zeros | fresh).items()}
         | {copy: KeyStatus("tied", first) for copy, first in tied.items()},
-        notes=(*notes_on(plan, config), *notes_on_config(files.config)),
+        notes=(*notes_on(plan, config), *notes_on_fields(files.config)),
     )
     return model.eval()
 
