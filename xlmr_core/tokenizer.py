@@ -245,7 +245,7 @@ class XLMRobertaTokenizer:
             TypeError, ValueError: as a call of the tokenizer.
         """
         texts = checked_list(texts, "texts")
-        plain: list[list[int]] = self._spm.encode(texts, out_type=int)
+        plain: list[list[int]] = [self._spm.encode(text) for text in texts]  # a list would start threads each time
         return [
             [token.id for token in self.tokenize(text, specials_in_text=specials_in_text)]
             if any(_find_specials(text, specials_in_text))

@@ -12,6 +12,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -258,6 +259,21 @@ def test_a_batch(both: Setup) -> None:
     assert batch.attention_mask.tolist() == [[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows]
     assert batch.offsets == [row.offsets for row in rows]
     assert batch.sequence_ids == [row.sequence_ids for row in rows]
+
+
+def test_encoding_one_text_at_a_time_takes_no_longer_than_a_list(small: Setup) -> None:
+    """SentencePiece starts threads for a list, also for a list of one text."""
+    texts = ["the cat sees a dog"] * 300
+
+    def seconds(lists: list[list[str]]) -> float:
+        start = time.perf_counter()
+        for some in lists:
+            small.tokenizer.encode(some)
+        return time.perf_counter() - start
+
+    one_by_one = min(seconds([[text] for text in texts]) for _ in range(5))
+    together = min(seconds([texts]) for _ in range(5))
+    assert one_by_one < 8 * together
 
 
 def test_a_batch_of_pairs(both: Setup) -> None:
