@@ -78,6 +78,27 @@ class TestResults:
         assert (second["row"], second["text"]) == (2, "a bird")
         assert best.label in xlmr("classify", "the cat", "--model", models["classify"]).stdout.splitlines()[1]
 
+    def test_classify_by_labels_of_your_own(self, models: dict[str, Path], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        labels = ["entailment", "contradiction"]
+        model = XLMRobertaForSequenceClassification.from_pretrained(models["embed"], new_head=True, labels=labels)
+        tokenizer = XLMRobertaTokenizer.from_pretrained(models["embed"])
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        ours = ["--candidate", "a bird", "--candidate", "dog"]
+        result = xlmr("classify", "the cat", "a dog", *ours, "--template", "a {}", "--json", "--model", tmp_path)
+        classify = Classify(model, tokenizer)
+        for text, record in zip(["the cat", "a dog"], records(result.stdout), strict=True):
+            expected = classify.zero_shot(text, ["a bird", "dog"], template="a {}")
+            assert [label["label"] for label in record["labels"]] == list(expected.labels)
+            assert [label["score"] for label in record["labels"]] == pytest.approx(expected.scores, abs=1e-6)
+        assert (
+            "a bird" in xlmr("classify", "the", *ours, "--template", "{}.", "--multi-label", "--model", tmp_path).stdout
+        )
+        assert "needs a checkpoint trained" in xlmr("classify", "x", *ours, "--model", models["classify"]).stderr
+        assert "--candidate, which is missing" in xlmr("classify", "x", "--multi-label").stderr
+        assert "--top-k does not go with" in xlmr("classify", "x", *ours, "--top-k", 1).stderr
+
     def test_tag(self, models: dict[str, Path]) -> None:
         result = xlmr("tag", "the cat", "--json", "--aggregation", "none", "--model", models["tag"])
         expected = Tag.from_pretrained(models["tag"])("the cat", aggregation="none")

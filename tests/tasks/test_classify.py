@@ -70,6 +70,22 @@ def test_zero_shot_is_that_of_transformers(
         assert ours.scores == pytest.approx(wanted["scores"], abs=TOLERANCE)
 
 
+def test_zero_shot_streams_and_passes_over_what_the_model_cannot_take(classify: Classify, texts: list[str]) -> None:
+    labels = ["politics", "спорт"]
+    short = [text for text in texts[1:40] if text.strip()]
+    refused: list[str] = []
+    found = list(
+        classify.zero_shot_stream(
+            [*short, "word " * 600], labels, batch_tokens=200, on_error=lambda text, error: refused.append(str(error))
+        )
+    )
+    assert len(refused) == 1
+    for text, result in zip(short, found, strict=True):
+        expected = classify.zero_shot(text, labels)
+        assert (result.sequence, result.labels) == (text, expected.labels)
+        assert result.scores == pytest.approx(expected.scores, abs=1e-6)
+
+
 def test_a_reranker_orders_passages_by_its_logit(
     make_checkpoint: Callable[..., Path], make_pipeline: Callable[..., Any], texts: list[str]
 ) -> None:

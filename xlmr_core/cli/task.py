@@ -94,6 +94,7 @@ class Command:
     results: Sequence[str]  # columns of a csv file beside those of the input
     items: str | None = None  # the key of `record` whose list gives a csv file several lines for a row
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of `stream`
+    stream: str = "stream"  # the method of the task
 
 
 def run(command: Command, texts: tuple[str, ...], common: Mapping[str, Any]) -> None:
@@ -152,7 +153,7 @@ def _run_chunks(
     with progress(command.name, unit="row") if shows_progress else nullcontext(_silent) as tick:
         chunk: list[Row] | None = first
         while chunk is not None:
-            for row, result in answers(partial(task.stream, **options), chunk):
+            for row, result in answers(partial(getattr(task, command.stream), **options), chunk):
                 record: dict[str, Any] = {"row": row.number}
                 if isinstance(result, ValueError):
                     if common["errors"] == "fail":

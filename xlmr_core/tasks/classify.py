@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -94,30 +94,60 @@ class Classify(SequenceTask, OneOrMany[str | tuple[str, str], list[LabelScore]])
             ranked = sorted(map(LabelScore, self.model.config.labels, scores), key=lambda x: x.score, reverse=True)
             yield ranked[:top_k]
 
-    def zero_shot(
+    def zero_shot(self, text: str, labels: Sequence[str], **options: Any) -> ZeroShot:
+        """Which of your own labels fit a text; options as for `zero_shot_stream`."""
+        [result] = self.zero_shot_stream([text], labels, **options)
+        return result
+
+    def zero_shot_stream(
         self,
-        text: str,
+        texts: Iterable[str],
         labels: Sequence[str],
         *,
         template: str = "This example is {}.",
         multi_label: bool = False,
         truncation: bool = False,
-    ) -> ZeroShot:
-        """Which of your own labels fit a text, by a checkpoint trained on natural language inference (Yin et al. 2019).
+        batch_tokens: int = BATCH_TOKENS,
+        on_error: OnError | None = None,
+    ) -> Iterator[ZeroShot]:
+        """Which of your own labels fit each text, the best first, in the order of the texts, lazily.
 
+        It needs a checkpoint that was trained on natural language inference (Yin et al. 2019).
         Each label, put into the template, is a hypothesis about the text; its score is how far the text entails it.
 
         Args:
-            text: The premise.
+            texts: The premises, any iterable.
             labels: The candidates.
             template: Contains {} where the label goes.
             multi_label: Whether each label is judged on its own, against contradiction. Otherwise the scores add up
                 to 1.
-            truncation: Whether a pair that is too long is cut.
+            truncation: Whether a pair that is too long is cut. Otherwise it is an error.
+            batch_tokens: Tokens that run together.
+            on_error: Called with a text that the model cannot take and with the error, in the order of the texts; the
+                text then has no result. None raises the error.
 
         Raises:
             ValueError: No labels, a template without {}, or a checkpoint without a label that begins with "entail".
         """
+        entailment = self._check_zero_shot(labels, template)
+        one_by_one = multi_label or len(labels) == 1
+
+        def encode(text: str) -> list[Row]:
+            return [self._pair_row(Pair(text, template.format(label)), truncation=truncation) for label in labels]
+
+        results = run_in_order(texts, encode, self._logits, batch_tokens=batch_tokens, on_error=on_error)
+        for encoded, rows in results:
+            logits = torch.stack(list(rows))  # (labels, C)
+            if one_by_one:
+                contradiction = -1 if entailment == 0 else 0  # as transformers has it
+                scores = logits[:, [contradiction, entailment]].softmax(dim=1)[:, 1]
+            else:
+                scores = logits[:, entailment].softmax(dim=0)
+            order = scores.argsort(descending=True, stable=True).tolist()
+            yield ZeroShot(encoded.input, tuple(str(labels[i]) for i in order), tuple(scores[order].tolist()))
+
+    def _check_zero_shot(self, labels: Sequence[str], template: str) -> int:
+        """The index of the label for entailment."""
         if not labels:
             raise ValueError("there are no candidate labels: name at least one")
         if template.format("x") == template:
@@ -129,16 +159,7 @@ class Classify(SequenceTask, OneOrMany[str | tuple[str, str], list[LabelScore]])
                 f"the model's labels are {', '.join(self.model.config.labels)}: zero-shot classification needs a "
                 "checkpoint trained on natural language inference, with a label that begins with 'entail'"
             )
-        pairs = [Pair(text, template.format(label)) for label in labels]
-        results = run_in_order(pairs, lambda pair: self._encode(pair, truncation), self._logits)
-        logits = torch.stack([row for _, [row] in results])  # (labels, C)
-        if multi_label or len(labels) == 1:
-            contradiction = -1 if entailment == 0 else 0  # as transformers has it
-            scores = logits[:, [contradiction, entailment]].softmax(dim=1)[:, 1]
-        else:
-            scores = logits[:, entailment].softmax(dim=0)
-        order = scores.argsort(descending=True, stable=True).tolist()
-        return ZeroShot(text, tuple(str(labels[i]) for i in order), tuple(scores[order].tolist()))
+        return entailment
 
 
 def activate(logits: Tensor, activation: Activation | None) -> Tensor:  # (C) -> (C)
