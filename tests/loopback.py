@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from xlmr_core.served import Pipeline, Steps
@@ -24,6 +25,9 @@ def serving(pipeline: Pipeline, steps: Steps) -> Answer:
                 return 200, json.dumps([{"index": i, "score": score} for i, score in ranked]).encode()
             results = [{"index": i, "relevance_score": score} for i, score in ranked]
             return 200, json.dumps({"results": results}).encode()
+        if path == "/tokenize":  # cuts nothing
+            row = pipeline.row((body.get("inputs") or body["content"],), replace(steps, max_tokens=2**30))
+            return 200, json.dumps([[{"id": id} for id in row]] if "inputs" in body else {"tokens": row}).encode()
         texts = [(text,) for text in body.get("input") or body.get("inputs") or body["content"]]
         rows = numbers(texts)
         forms: dict[str, Any] = {

@@ -1,7 +1,11 @@
 """Each fault, switched on in a server on this machine, is named; right servers raise no alarm."""
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from safetensors.torch import save_file
 from xlmr_core.cli import main
 from xlmr_core.cli.parity_probe import ask_scores, ask_vectors
 from xlmr_core.parity.floors import variant
+from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.served import Pipeline, Steps, Verdict, judge, probe_pairs, probe_texts
 from xlmr_core.served.client import APIS, Client, ServerError
 from xlmr_core.served.faults import PIPELINE_FAULTS, PipelineFault, faults_for
@@ -65,6 +70,21 @@ def test_a_fault_of_a_server_is_named(serve: Serve, vectors_of: Pipeline, name: 
 def test_a_fault_of_a_reranker_is_named(serve: Serve, scores_of: Pipeline, name: str, api: str) -> None:
     steps = fault_named(scores_of, name).made(scores_of.right)
     assert name in probed(serve, scores_of, steps, api).names
+
+
+@pytest.mark.parametrize("kind", ["embedding", "score"])
+def test_every_protocol_carries_the_same_numbers(
+    serve: Serve, vectors_of: Pipeline, scores_of: Pipeline, kind: str
+) -> None:
+    """So a fault that is named through one protocol is named through each."""
+    pipeline = vectors_of if kind == "embedding" else scores_of
+    apis = EMBED_APIS if kind == "embedding" else RERANK_APIS
+    for name in ("lower_cased", "pooled_first" if kind == "embedding" else "sigmoid_twice"):
+        url = serve(serving(pipeline, fault_named(pipeline, name).made(pipeline.right)))
+        clients = [Client(url, api, "small") for api in apis]
+        asked = [ask_vectors(client) if kind == "embedding" else ask_scores(client, raw=False) for client in clients]
+        first, *others = [values for _, values, _ in asked]
+        assert all(torch.equal(values, first) for values in others), name
 
 
 @pytest.mark.slow
@@ -136,6 +156,33 @@ def test_faults_that_give_the_same_numbers_come_with_a_text_that_tells_them_apar
     assert "tells it from" in str(verdict)
 
 
+def test_faults_that_only_left_padding_tells_apart_say_so(vectors_of: Pipeline) -> None:
+    inputs = [("The cat sees the dog.",), ("Two cats sleep, and lengths differ.",)]
+    fault = fault_named(vectors_of, "positions_from_zero")
+    verdict = judge(vectors_of, inputs, vectors_of.run(inputs, fault.made(vectors_of.right)))
+    assert {"positions_from_zero", "position_rows_shifted"} <= set(verdict.names)
+    assert [candidate.padding for candidate in verdict.candidates[1:]] == ["left"]
+    assert "only a batch that is padded on the left tells it from" in str(verdict)
+
+
+def test_int8_is_a_verdict_before_pairs_are_tried(vectors_of: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xlmr_core.served.search.FACTOR", 1.0)  # three times bfloat16 is as coarse as int8 here
+    inputs = INPUTS[:6]
+    model = variant(vectors_of.model, torch.float32, "eager", "cpu")
+    quantise(model, "int8")
+    values = vectors_of.run(inputs) + 0.9 * (vectors_of.run(inputs, model=model) - vectors_of.run(inputs))
+    tried: list[int] = []
+    verdict = judge(vectors_of, inputs, values, tick=tried.append)
+    assert verdict.precision in INT8
+    assert len(tried) <= len(faults_for(vectors_of)), "pairs were tried"
+    assert "right, quantised about as int8" in str(verdict)
+    assert "pairs of faults were not tried" in str(verdict)
+    monkeypatch.setattr("xlmr_core.served.search.INT8_LEAST", 10.0)  # as if the errors were far smaller
+    verdict = judge(vectors_of, inputs, values, budget=0)
+    assert verdict.precision in INT8
+    assert "not tried" not in str(verdict)
+
+
 def test_the_same_text_with_two_vectors_is_reported(vectors_of: Pipeline) -> None:
     inputs = [INPUTS[0], INPUTS[1], INPUTS[0]]
     values = vectors_of.run(inputs)
@@ -199,14 +246,38 @@ def test_vectors_of_two_sizes_end_in_a_clear_error(serve: Serve) -> None:
 
 
 def test_a_slow_server_ends_in_a_clear_error(serve: Serve) -> None:
-    import time
-
     def slow(_path: str, _body: Any) -> tuple[int, bytes]:
         time.sleep(0.3)
         return 200, b"[]"
 
     with pytest.raises(ServerError, match=r"did not answer within 0.1 s"):
         Client(serve(slow), "tei", timeout=0.1).vectors(["a"])
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n["])
+def test_a_server_that_sends_a_byte_now_and_then_ends_in_a_clear_error(start: bytes) -> None:
+    """Every byte that comes starts the time-out of a socket again."""
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connected, _ = listening.accept()
+            with connected, suppress(OSError):
+                connected.sendall(start)
+                while not ended.wait(0.02):
+                    connected.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            with pytest.raises(ServerError, match=r"did not answer within 0.2 s"):
+                Client(url, "tei", timeout=0.2).vectors(["a"])
+            assert time.monotonic() - began < 5
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_a_large_answer_ends_in_a_clear_error(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

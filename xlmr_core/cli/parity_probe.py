@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Ask the server at URL for the vectors of texts at which faults show, and judge them as diagnose-vectors does.
 
-    Some ten requests are made, to URL only. URL is the address in front of the route: https://host/path, without
+    Some ten requests are made, to URL only; of TEI and llama.cpp, also one for the ids of each text, which are then
+    judged first. URL is the address in front of the route: https://host/path, without
     /v1/embeddings, /embed, /embedding or /api/embed. Exit status 1 if the values are not right.
 
     \b
@@ -51,7 +52,9 @@ def command(
             raise click.UsageError(f"the environment variable {key_from} is not set")
     client = Client(url, api, served_name or model, key, timeout)
     inputs, values, batches = ask_scores(client, raw=raw) if scores else ask_vectors(client)
-    report(load_pipeline(model, prompt, dimensions, raw, scores=scores), inputs, values, batches, budget, as_json)
+    ids = None if scores else client.ids([text for [text] in inputs])
+    pipeline = load_pipeline(model, prompt, dimensions, raw, scores=scores)
+    report(pipeline, inputs, values, batches, budget, as_json, ids)
 
 
 def ask_vectors(client: Client) -> tuple[list[Input], Tensor, list[range]]:

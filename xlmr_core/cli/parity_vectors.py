@@ -1,5 +1,6 @@
 """`xlmr parity diagnose-vectors` and what it shares with `xlmr parity probe`"""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +9,9 @@ import click
 from torch import Tensor
 
 from xlmr_core.cli.progress import progress
+from xlmr_core.served.faults import with_faults
 from xlmr_core.served.files import read_inputs, read_values
+from xlmr_core.served.ids import judge_ids
 from xlmr_core.served.pipeline import Input, Pipeline
 from xlmr_core.served.search import judge
 
@@ -52,12 +55,33 @@ def report(
     batches: Sequence[Sequence[int]],
     budget: float,
     as_json: bool,
+    ids: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Prints the verdict. Exit status 1 where the numbers are not right."""
+    """Prints the verdict. Exit status 1 where the numbers are not right.
+
+    ids: what the server's tokenizer gives, where it was asked. They are judged first. Where a fault explains them, the
+    values are judged as those of a pipeline with that fault, so that a second cause shows.
+    """
+    found = None if ids is None else judge_ids(pipeline, inputs, ids)
+    if found is not None and not as_json:
+        click.echo(str(found))
+    if found is not None and not found.ok:
+        if not found.candidates:
+            if as_json:
+                click.echo(json.dumps({"ok": False, "ids": found.as_dict()}, indent=1))
+            else:
+                click.echo("the values were not judged, because their ids are not known")
+            raise SystemExit(1)
+        pipeline = with_faults(pipeline, found.candidates[0])
     with progress("trying faults") as tick:
         verdict = judge(pipeline, inputs, values, batches=batches, budget=budget, tick=tick)
-    click.echo(verdict.to_json() if as_json else str(verdict))
-    if not verdict.ok:
+    if as_json:
+        content = verdict.as_dict() | ({} if found is None else {"ids": found.as_dict()})
+        content["ok"] = verdict.ok and (found is None or found.ok)
+        click.echo(json.dumps(content, indent=1))
+    else:
+        click.echo(f"{'' if found is None else 'with these ids: '}{verdict}")
+    if not verdict.ok or (found is not None and not found.ok):
         raise SystemExit(1)
 
 

@@ -1,8 +1,8 @@
 """Is a served vector or score right, and if not, why: the pipeline from text to vector, its faults, and the search.
 
 pipeline.py computes a vector or a score as the checkpoint's files define it, faults.py lists what pipelines do
-otherwise, search.py finds the fault that gives the numbers of a server, probe.py has texts at which every fault
-shows, client.py asks a server for its numbers.
+otherwise, ids.py finds the fault that gives the ids of a server, search.py the one that gives its numbers, verdict.py
+reports it, probe.py has texts at which every fault shows, client.py asks a server.
 """
 
 from xlmr_core.served.faults import PIPELINE_FAULTS, PipelineFault

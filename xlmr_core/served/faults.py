@@ -7,7 +7,7 @@ only where the checkpoint does not pool so. The faults of the encoder are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -314,3 +314,11 @@ def faults_for(pipeline: Pipeline) -> tuple[PipelineFault, ...]:
     ]
     faults = [fault for fault in (*PIPELINE_FAULTS, *prompts) if fault.kind in (None, pipeline.kind)]
     return tuple(fault for fault in (*faults, *encoder) if fault.made(pipeline.right) != pipeline.right)
+
+
+def with_faults(pipeline: Pipeline, faults: Sequence[PipelineFault]) -> Pipeline:
+    """The pipeline with the faults in what it takes for right, so that only other faults show."""
+    right = pipeline.right
+    for fault in faults:
+        right = fault.made(right)
+    return replace(pipeline, right=right)

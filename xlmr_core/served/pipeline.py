@@ -29,6 +29,7 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 Input = tuple[str, ...]  # a text, or the two texts of a pair
 Kind = Literal["embedding", "score"]
+Padding = Literal["right", "left", "full"]
 Rounding = Literal["float16", "bfloat16", "int8", "4 bits", "4 decimals", "6 decimals"]
 GROUP = 32  # weights that share a scale, as in llama.cpp's Q8_0 and Q4_0
 FULL_WIDTH = 512  # tokens that a pipeline pads to which has one width for all batches
@@ -51,7 +52,7 @@ class Steps:
     start: bool = True  # <s>
     separator: Literal["</s></s>", "</s><s>"] = "</s></s>"
     id_rules: tuple[str, ...] = ()  # names in TOKENIZER_FAULTS
-    padding: Literal["right", "left", "full"] = "right"
+    padding: Padding = "right"
     weights: Rounding | None = None
     encoder: tuple[str, ...] = ()  # names in FAULTS
     tokens: Literal["real", "all", "text", "sum over width"] = "real"  # what is pooled

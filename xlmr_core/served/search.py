@@ -7,7 +7,6 @@ nothing gives the numbers, the verdict is "unexplained".
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,9 @@ from xlmr_core.parity.floors import perturbed, threads_by_size, variant
 from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.served.faults import PipelineFault, faults_for
-from xlmr_core.served.pipeline import Input, Pipeline, Steps
+from xlmr_core.served.pipeline import Input, Padding, Pipeline, Steps
 from xlmr_core.served.probe import probe_pairs, probe_texts
+from xlmr_core.served.verdict import MOST_TIES, Candidate, Verdict
 from xlmr_core.tokenizer import SPECIALS
 
 BATCH = 32  # texts that are taken to have run together, where nobody says which did
@@ -34,98 +34,9 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 # without it: noise of that size could hide another cause.
 EXPLAINS = 0.25
 FEW = 16  # numbers: with fewer, a fault could fit the noise of half precision by chance
+# Errors from this share of simulated int8 on are taken for int8 before pairs of faults are tried, smaller ones after.
+INT8_LEAST = 0.25
 FLIPPED = 0.01  # the share of the rounded numbers of a text that may lie one step away from ours
-MOST_TIES = 6  # candidates for which a text that tells them apart is looked for
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Faults that, made together, give the numbers."""
-
-    faults: tuple[PipelineFault, ...]
-    error: float  # the largest of a text, as a share of the length of a vector
-    precision: str  # whose noise explains it
-    specials_in_text: bool
-    told_apart_by: str | None = None  # a text whose vector differs from that of the first candidate
-
-    @property
-    def name(self) -> str:
-        """The names of the faults, joined by +."""
-        return " + ".join(fault.name for fault in self.faults)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What `judge` found. Prints as a report."""
-
-    precision: str | None  # of a right pipeline: whose noise explains the numbers; None: it is not right
-    error: float  # of the right pipeline: the largest of a text
-    allowed: dict[str, float]  # by precision: how far rounding takes a right pipeline
-    candidates: tuple[Candidate, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether the pipeline is right, or its numbers or weights were only rounded."""
-        return self.precision is not None or any(
-            all(fault.rounding for fault in candidate.faults) for candidate in self.candidates
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the candidates, the simplest first."""
-        return tuple(candidate.name for candidate in self.candidates)
-
-    def __str__(self) -> str:
-        lines: list[str] = []
-        if self.precision in INT8:
-            lines.append(
-                f"right, quantised about as int8: the error is {self.error:.1e}, simulated int8 gives "
-                f"{self.allowed[self.precision]:.1e}. A fault that changes less than that would not show"
-            )
-        elif self.precision is not None:
-            lines.append(
-                f"right, to the noise of {self.precision}: the error is {self.error:.1e}, "
-                f"allowed is {self.allowed[self.precision]:.1e}"
-            )
-        elif not self.candidates:
-            lines.append(f"unexplained: the error is {self.error:.1e}, and no fault gives these numbers")
-        for index, candidate in enumerate(self.candidates):
-            first, *more = candidate.faults
-            lines.append(f"{'or ' if index else ''}{candidate.name}: {first.cause}")
-            lines += [f"  and {fault.cause}" for fault in more]
-            lines += [f"  see {fault.thread}" for fault in candidate.faults if fault.thread]
-            lines.append(
-                f"  the error is {self.error:.1e} without, {candidate.error:.1e} with this; "
-                f"{candidate.precision} explains {self.allowed[candidate.precision]:.1e}"
-            )
-            if index and index < MOST_TIES:
-                lines.append(f"  {_apart(candidate, self.candidates[0])}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def to_json(self) -> str:
-        """The same for programs."""
-        candidates = [
-            {
-                "name": candidate.name,
-                "causes": [fault.cause for fault in candidate.faults],
-                "threads": [fault.thread for fault in candidate.faults if fault.thread],
-                "error": candidate.error,
-                "precision": candidate.precision,
-                "told_apart_by": candidate.told_apart_by,
-            }
-            for candidate in self.candidates
-        ]
-        error = self.error if math.isfinite(self.error) else None
-        found = {"ok": self.ok, "precision": self.precision, "error": error, "allowed": self.allowed}
-        return json.dumps(found | {"candidates": candidates, "notes": self.notes}, indent=1)
-
-
-def _apart(candidate: Candidate, first: Candidate) -> str:
-    if candidate.told_apart_by is None:
-        return f"no text of the probe tells it from {first.name}"
-    shown = candidate.told_apart_by if len(candidate.told_apart_by) <= 60 else candidate.told_apart_by[:57] + "..."
-    return f"this text tells it from {first.name}: {shown!r} ({len(candidate.told_apart_by)} characters)"
 
 
 def judge(
@@ -224,11 +135,13 @@ class _Search:
         return torch.nan_to_num(difference.square().sum(dim=1).sqrt() / self.scale, nan=math.inf)
 
     def verdict(self, budget: float) -> Verdict:
-        self.measure()
+        self.measure("float32")
         error = float(self.right_errors.max())
         notes = self.notes()
         if self.explained(self.right_errors) == "float32":
             return Verdict("float32", error, self.allowed, notes=notes)
+        self.measure("float16")  # half precision is slow on some processors, and seldom needed
+        self.measure("bfloat16")
         singles = [(fault,) for fault in faults_for(self.pipeline)]
         found = list(self.search(singles, None))
         exact = [candidate for candidate in found if candidate.precision == "float32"]
@@ -239,6 +152,10 @@ class _Search:
             return Verdict(precision, error, self.allowed, notes=notes)
         if found:
             return self.named(found, notes)
+        scheme = self.int8_scheme()
+        if scheme is not None and error >= INT8_LEAST * min(self.allowed[name] for name in INT8):
+            untried = "pairs of faults were not tried: the errors are those of int8"
+            return Verdict(scheme, error, self.allowed, notes=(*notes, untried))
         pairs = list(combinations((fault for [fault] in singles), 2))
         deadline = time.monotonic() + budget
         found = list(self.search(pairs, deadline))
@@ -246,17 +163,17 @@ class _Search:
             notes = (*notes, f"the search for pairs of faults ended after {budget:.0f} s; a larger budget goes on")
         if found:
             return self.named(found, notes)
-        for scheme in self.measure_int8():
-            if error <= self.allowed[scheme] and float(self.right_errors.median()) > self.allowed["float32"]:
-                return Verdict(scheme, error, self.allowed, notes=notes)
-        return Verdict(None, error, self.allowed, notes=notes)
+        return Verdict(scheme, error, self.allowed, notes=notes)
 
     def named(self, found: Sequence[Candidate], notes: tuple[str, ...]) -> Verdict:
         best = min(PRECISIONS.index(candidate.precision) for candidate in found)
         found = [candidate for candidate in found if candidate.precision == PRECISIONS[best]]
         first, *others = sorted(found, key=lambda candidate: candidate.error > 3 * found[0].error)
         apart = [self.told_apart(first, other) for other in others[: MOST_TIES - 1]]
-        ties = [replace(other, told_apart_by=text) for other, text in zip(others, apart, strict=False)]
+        ties = [
+            replace(other, told_apart_by=text, padding=padding)
+            for other, (text, padding) in zip(others, apart, strict=False)
+        ]
         candidates = (first, *ties, *others[MOST_TIES - 1 :])
         return Verdict(None, float(self.right_errors.max()), self.allowed, candidates, notes)
 
@@ -323,28 +240,33 @@ class _Search:
 
     # ---- rounding ----------------------------------------------------------------------------------------------------
 
-    def measure(self) -> None:
-        """How far rounding takes the right pipeline on these texts, in each precision."""
+    def measure(self, precision: str) -> None:
+        """How far rounding takes the right pipeline on these texts, in a precision."""
         truth = self.all(self.pipeline.right)
-        for precision in PRECISIONS:
-            dtype = getattr(torch, precision)
-            model = variant(self.pipeline.model, dtype, "eager", "cpu")
-            runs = [self.rounded(model, dtype)]
-            for seed in SEEDS if precision == "float32" else SEEDS[:1]:  # half precision is slow on some processors
-                with perturbed(model, seed=seed):
-                    runs.append(self.rounded(model, dtype))
-            worst = max(self.distance(run, truth) for run in runs)
-            if math.isfinite(worst):  # float16 may overflow
-                self.allowed[precision] = FACTOR * worst
+        dtype = getattr(torch, precision)
+        model = variant(self.pipeline.model, dtype, "eager", "cpu")
+        runs = [self.rounded(model, dtype)]
+        for seed in SEEDS if precision == "float32" else SEEDS[:1]:
+            with perturbed(model, seed=seed):
+                runs.append(self.rounded(model, dtype))
+        worst = max(self.distance(run, truth) for run in runs)
+        if math.isfinite(worst):  # float16 may overflow
+            self.allowed[precision] = FACTOR * worst
 
-    def measure_int8(self) -> tuple[str, ...]:
-        """The schemes of int8; the allowance is what the simulation gives, without a factor."""
+    def int8_scheme(self) -> str | None:
+        """The most exact scheme of int8 that is as far from the right numbers as these are, at every text.
+
+        The allowance is what the simulation gives, without a factor.
+        """
         truth = self.all(self.pipeline.right)
         for scheme in INT8:
             model = variant(self.pipeline.model, torch.float32, "eager", "cpu")
             quantise(model, scheme)
             self.allowed[scheme] = self.distance(self.rounded(model, torch.float32), truth)
-        return tuple(sorted(INT8, key=lambda scheme: self.allowed[scheme]))
+        if float(self.right_errors.median()) <= self.allowed["float32"]:  # rounding is everywhere
+            return None
+        error = float(self.right_errors.max())
+        return next((name for name in sorted(INT8, key=self.allowed.__getitem__) if error <= self.allowed[name]), None)
 
     def rounded(self, model: PretrainedModel, dtype: torch.dtype) -> Tensor:
         """The values of a copy in another precision, which pools and normalises in that precision, too."""
@@ -375,19 +297,31 @@ class _Search:
                 )
         return tuple(found)
 
-    def told_apart(self, first: Candidate, other: Candidate) -> str | None:
-        """The text of the probe at which the two differ most; None where they differ nowhere beyond rounding."""
+    def told_apart(self, first: Candidate, other: Candidate) -> tuple[str | None, Padding]:
+        """The text of the probe at which the two differ most, and how its batch is padded.
+
+        Rows that are padded on the left are tried where no text tells them apart otherwise. None where they differ
+        nowhere beyond rounding.
+        """
         pipeline = self.pipeline
-        left, right = self.made(first.faults), self.made(other.faults)
-        assert left is not None
-        assert right is not None
+        made = [self.made(candidate.faults) for candidate in (first, other)]
+        steps = [one for one in made if one is not None]
         if pipeline.kind == "embedding":
             groups = [[(text,) for text in batch] for batch in probe_texts()]
         else:
             groups = [[(query, passage) for passage in passages] for query, passages in probe_pairs()]
+        text = self.differing(groups, steps)
+        if text is not None:
+            return text, "right"
+        # A few short texts of several lengths are enough: what padding on the left shows, it shows in all of them.
+        return self.differing(groups[:2], [replace(one, padding="left") for one in steps]), "left"
+
+    def differing(self, groups: Sequence[Sequence[Input]], steps: Sequence[Steps]) -> str | None:
+        """The text at which two pipelines differ most, None where they do not."""
         best, found = self.allowed["float32"], None
         for group in groups:
-            apart = (pipeline.run(group, left) - pipeline.run(group, right)).norm(dim=1) / self.scale
+            one, other = (self.pipeline.run(group, its) for its in steps)
+            apart = (one - other).norm(dim=1) / self.scale
             if float(apart.max()) > best:
                 best, found = float(apart.max()), " | ".join(group[int(apart.argmax())])
         return found
