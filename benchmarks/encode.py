@@ -6,7 +6,10 @@
 The lengths of the texts are log-normal (median 28 tokens), cut from the lines of the files. Weights are random, in the
 geometry of xlm-roberta-base; the vectors are means over the tokens. A peer is timed only if its float32 vectors agree
 with ours. transformers runs as its users write it: batches of 32 texts in the order in which they come, and sorted by
-length first. sentence-transformers and onnxruntime take part where they are installed.
+length first. sentence-transformers, onnxruntime, OpenVINO and CTranslate2 take part where they are installed, the last
+three in batches that are sorted by length, in float32.
+
+    python benchmarks/encode.py --fill-mask              # `FillMask` beside transformers' pipeline instead
 """
 
 import argparse
@@ -26,13 +29,14 @@ from typing import Any
 
 import torch
 from forward import GEOMETRY
-from torch import Tensor
+from torch import Tensor, nn
 
-from xlmr_core import Embed, XLMRobertaTokenizer
+from xlmr_core import Embed, FillMask, XLMRobertaTokenizer
 
 MEDIAN_TOKENS, SIGMA = 28, 0.8  # of the log-normal lengths
 LONGEST = 510  # tokens, without <s> and </s>
 BATCH = 32  # texts, of the peers
+INPUTS = ["input_ids", "attention_mask"]
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # largest difference from our float32 vectors, in their largest entry
 
 Encode = Callable[[list[str]], Tensor]
@@ -84,25 +88,16 @@ def sentence_transformers_encoder(folder: str, dtype: torch.dtype) -> Encode:
     return lambda texts: model.encode(texts, batch_size=BATCH, convert_to_tensor=True).float()
 
 
-def onnxruntime_encoder(folder: str) -> Encode:
-    """transformers' model, exported; sorted by length."""
-    import onnxruntime
+def sorted_encoder(folder: str, hidden_of: Callable[[Any], Tensor]) -> Encode:
+    """Means over the real tokens, in batches that are sorted by length.
+
+    Args:
+        folder: Of the tokenizer.
+        hidden_of: NumPy arrays of input_ids and attention_mask, (B, S) -> hidden states, (B, S, H).
+    """
     import transformers
 
-    model = transformers.XLMRobertaModel.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    names, axes = ["input_ids", "attention_mask"], {0: "batch", 1: "sequence"}
-    example = tokenizer(["a", "a b c"], padding=True, return_tensors="pt")
-    torch.onnx.export(
-        model,
-        tuple(example[name] for name in names),
-        f"{folder}/model.onnx",
-        input_names=names,
-        output_names=["hidden"],
-        dynamic_axes=dict.fromkeys([*names, "hidden"], axes),
-        dynamo=False,
-    )
-    session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
 
     def encode(texts: list[str]) -> Tensor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -110,12 +105,87 @@ def onnxruntime_encoder(folder: str) -> Encode:
         for start in range(0, len(order), BATCH):
             numbers = order[start : start + BATCH]
             batch = tokenizer([texts[i] for i in numbers], padding=True, return_tensors="np")
-            hidden = torch.from_numpy(session.run(["hidden"], {name: batch[name] for name in names})[0])
+            hidden = hidden_of(batch)
             real = torch.from_numpy(batch["attention_mask"])[..., None]
             vectors.update(zip(numbers, (hidden * real).sum(dim=1) / real.sum(dim=1), strict=True))
         return torch.stack([vectors[i] for i in range(len(texts))])
 
     return encode
+
+
+class HiddenStates(nn.Module):
+    """transformers' model with two arguments and one output, as an exporter wants it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def exported(folder: str) -> Path:
+    """transformers' model as an ONNX file."""
+    import transformers
+
+    path = Path(folder, "onnx", "model.onnx")
+    if not path.exists():
+        path.parent.mkdir()
+        model = transformers.XLMRobertaModel.from_pretrained(folder, attn_implementation="eager").eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        axes = {0: "batch", 1: "sequence"}
+        example = tokenizer(["a", "a b c"], padding=True, return_tensors="pt")
+        torch.onnx.export(
+            HiddenStates(model),
+            tuple(example[name] for name in INPUTS),
+            str(path),
+            input_names=INPUTS,
+            output_names=["hidden"],
+            dynamic_axes=dict.fromkeys([*INPUTS, "hidden"], axes),
+            dynamo=False,
+        )
+    return path
+
+
+def onnxruntime_encoder(folder: str) -> Encode:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(exported(folder)), options, providers=["CPUExecutionProvider"])
+
+    def hidden_of(batch: Any) -> Tensor:
+        return torch.from_numpy(session.run(["hidden"], {name: batch[name] for name in INPUTS})[0])
+
+    return sorted_encoder(folder, hidden_of)
+
+
+def openvino_encoder(folder: str) -> Encode:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(exported(folder)), "CPU", settings)
+
+    def hidden_of(batch: Any) -> Tensor:
+        return torch.from_numpy(compiled({name: batch[name] for name in INPUTS})["hidden"])
+
+    return sorted_encoder(folder, hidden_of)
+
+
+def ctranslate2_encoder(folder: str) -> Encode:
+    import ctranslate2
+    import numpy as np
+
+    converted = Path(folder, "ctranslate2")
+    if not converted.exists():
+        ctranslate2.converters.TransformersConverter(folder).convert(str(converted))
+    encoder = ctranslate2.Encoder(str(converted), "cpu", intra_threads=torch.get_num_threads())
+
+    def hidden_of(batch: Any) -> Tensor:
+        rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], batch["attention_mask"] == 1, strict=True)]
+        return torch.from_numpy(np.array(encoder.forward_batch(rows).last_hidden_state))
+
+    return sorted_encoder(folder, hidden_of)
 
 
 def encoders(folder: str, dtype_name: str) -> dict[str, Encode]:
@@ -128,9 +198,41 @@ def encoders(folder: str, dtype_name: str) -> dict[str, Encode]:
     }
     if importlib.util.find_spec("sentence_transformers"):
         found["sentence-transformers"] = sentence_transformers_encoder(folder, dtype)
-    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx") and dtype_name == "float32":
-        found["onnxruntime, sorted"] = onnxruntime_encoder(folder)
+    if dtype_name == "float32":
+        if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
+            found["onnxruntime, sorted"] = onnxruntime_encoder(folder)
+        if importlib.util.find_spec("openvino") and importlib.util.find_spec("onnx"):
+            found["OpenVINO, sorted"] = openvino_encoder(folder)
+        if importlib.util.find_spec("ctranslate2"):
+            found["CTranslate2, sorted"] = ctranslate2_encoder(folder)
     return found
+
+
+def fillers(folder: str, dtype_name: str) -> dict[str, Encode]:
+    """The same for `--fill-mask`: of each text the logarithm of the best score."""
+    import transformers
+
+    dtype = getattr(torch, dtype_name)
+    fill = FillMask.from_pretrained(folder, dtype=dtype)
+    pipeline = transformers.pipeline("fill-mask", folder, dtype=dtype, top_k=5)
+
+    def ours(texts: list[str]) -> Tensor:
+        return torch.tensor([mask[0].score for [mask] in fill.batch(texts, top_k=5)]).log()
+
+    def theirs(texts: list[str]) -> Tensor:
+        return torch.tensor([mask[0]["score"] for mask in pipeline(texts, batch_size=BATCH)]).log()
+
+    return {"xlmr-core": ours, "transformers' pipeline": theirs}
+
+
+def with_a_mask(texts: list[str]) -> list[str]:
+    """Each text with a mask in the place of its middle word."""
+    masked: list[str] = []
+    for text in texts:
+        words = text.split() or [""]
+        words[len(words) // 2] = "<mask>"
+        masked.append(" ".join(words))
+    return masked
 
 
 def measure(found: dict[str, Encode], texts: list[str], exact: Tensor, dtype: str, runs: int) -> list[dict[str, Any]]:
@@ -172,7 +274,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "encode-base-cpu.json")
+    parser.add_argument("--fill-mask", action="store_true", help="one mask a text, and its best pieces")
+    parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
 
     import transformers
@@ -184,20 +287,24 @@ def main() -> None:
     vocabulary = arguments.vocabulary or Path(shared or "", "tokenizer", "xlm-roberta-base")
     tokenizer = XLMRobertaTokenizer.from_pretrained(vocabulary)
     texts = make_texts(paths, tokenizer, arguments.texts)
+    if arguments.fill_mask:
+        texts = with_a_mask(texts)
     lengths = [len(ids) + 2 for ids in tokenizer.encode(texts)]
 
     sizes = {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    for_ctranslate2 = {"position_embedding_type": "absolute"}  # its converter reads it; transformers 5 leaves it out
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        config = transformers.XLMRobertaConfig(**sizes, **GEOMETRY[arguments.size])
-        transformers.XLMRobertaModel(config).save_pretrained(folder)
+        config = transformers.XLMRobertaConfig(**sizes, **GEOMETRY[arguments.size], **for_ctranslate2)
+        transformers.XLMRobertaForMaskedLM(config).save_pretrained(folder)
         for file in vocabulary.iterdir():
             if file.name in ("sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json"):
                 Path(folder, file.name).write_bytes(file.read_bytes())
-        exact = Embed.from_pretrained(folder).batch(texts)
+        make = fillers if arguments.fill_mask else encoders
+        exact = make(folder, "float32")["xlmr-core"](texts)
         for dtype in arguments.dtypes:
-            for row in measure(encoders(folder, dtype), texts, exact, dtype, arguments.runs):
+            for row in measure(make(folder, dtype), texts, exact, dtype, arguments.runs):
                 rows.append(row)
                 rate = sum(lengths) / row["seconds"]
                 print(
@@ -205,7 +312,7 @@ def main() -> None:
                     f"{row['times_ours']:.2f} times our time",
                     flush=True,
                 )
-    peers = ["torch", "transformers", "sentence-transformers", "onnxruntime"]
+    peers = ["torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "ctranslate2"]
     report = {
         "date": date.today().isoformat(),
         "machine": platform.machine(),
@@ -216,7 +323,9 @@ def main() -> None:
         "runs": arguments.runs,
         "rows": rows,
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    name = "fill-mask-pipeline" if arguments.fill_mask else "encode"
+    output = arguments.output or Path(__file__).parent / "results" / f"{name}-{arguments.size}-cpu.json"
+    output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
