@@ -20,6 +20,7 @@ DOCS = [
         "checkpoints.md",
         "command-line.md",
         "index.md",
+        "explore.md",
         "internals.md",
         "parity.md",
         "python.md",

@@ -27,7 +27,7 @@ LAYERS = (
     {"heads"},
     {"checkpoint.inspection"},  # looks for the class that fits a file
     {"checkpoint.convert", "checkpoint.trimming"},
-    {"parity", "tasks", "training"},
+    {"explore", "parity", "tasks", "training"},
     {"served"},
     {""},  # the package itself: its public names
     {"cli", "pytest_plugin"},

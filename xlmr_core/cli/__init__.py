@@ -25,6 +25,7 @@ COMMANDS = {
     "rerank": "Order passages by their relevance to a query.",
     "score": "Score how likely a model finds texts.",
     "tokenize": "Show how a text becomes token ids.",
+    "explore": "Show a model at work on a text, as a page for a browser.",
     "inspect": "Inspect a checkpoint: its config, its key layout and the status of every key.",
     "convert": "Convert a checkpoint to another key layout: Hugging Face, fairseq, torchtext, native.",
     "models": "List the published checkpoints, or show the entry of one.",
