@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xlmr_core.parity.compare import Comparison, Floors
+    from xlmr_core.parity.matching import Matching
     from xlmr_core.parity.trace import Checkpoint, Trace
     from xlmr_core.pretrained import PretrainedModel
 
@@ -69,7 +70,8 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     """`assert_parity(dump, names=None, taps=(), partial=False, dtype=None, explain=True)`: fails with the table.
 
     dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file.
-    names: a name map as in docs/trace-format.md, or the file that holds it. taps: patterns of the taps to compare
+    names: a name map as in docs/trace-format.md, or the file that holds it; without one, and without a name of ours
+    in the dump, the taps are recognised by their numbers. taps: patterns of the taps to compare
     ("layers.*.output", "**.probs"), by default all of the trace. partial: whether the dump may lack taps. dtype: what
     the port computes in ("bfloat16", "int8", "int8-per-channel"), by default the narrowest type that holds its numbers.
     explain: whether a failure is diagnosed, which runs the model a hundred times; int8 is not diagnosed.
@@ -89,15 +91,18 @@ def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
         from xlmr_core.parity.check import check_trace
         from xlmr_core.parity.foreign import narrower_dtype
         from xlmr_core.parity.int8 import INT8
+        from xlmr_core.parity.name_map import summary
 
         trace = _trace(request)
-        tensors = _tensors(trace, dump, names)
+        tensors, matching = _tensors(trace, dump, names)
         narrower = narrower_dtype(tensors)
         computed_in = dtype or (dtype_name(narrower) if narrower else None)
         floors = _floors(request, trace, tensors, computed_in)
-        comparison = check_trace(trace, tensors, floors=floors, taps=taps, partial=partial)
+        absent = matching.absent if matching else ()
+        comparison = check_trace(trace, tensors, floors=floors, taps=taps, partial=partial, absent=absent)
         if not comparison.ok:
             report = [str(comparison), f"judged by the floors of {computed_in}" if computed_in else ""]
+            report += [summary(matching)] if matching else []
             if explain and comparison.first_divergence is not None and computed_in not in INT8:
                 report += ["", _explained(_checkpoint(request).model, trace.inputs, tensors, computed_in)]
             pytest.fail("\n".join(report), pytrace=False)
@@ -176,16 +181,22 @@ def _floors(
     return replace(_kept(request, ("floors", id(trace), wanted), measured), computed_in=computed_in)
 
 
-def _tensors(trace: Trace, dump: Any, names: Any) -> dict[str, Tensor]:
-    """The dump under our names and in our shapes."""
-    from xlmr_core.parity.check import dump_from_file
+def _tensors(trace: Trace, dump: Any, names: Any) -> tuple[dict[str, Tensor], Matching | None]:
+    """The dump under our names and in our shapes; without a map and a name of ours, as far as it is recognised."""
+    from xlmr_core.parity.check import dump_from_file, has_our_names, match_if_foreign
     from xlmr_core.parity.foreign import fitted, read_names, renamed
+    from xlmr_core.parity.matching import match_tensors
+    from xlmr_core.parity.name_map import as_names
 
     names = read_names(Path(names)) if isinstance(names, str | PathLike) else names
     if isinstance(dump, str | PathLike):
-        return dump_from_file(trace, Path(dump), names)
+        matching = None if names else match_if_foreign(trace, Path(dump))
+        return dump_from_file(trace, Path(dump), as_names(matching) if matching else names), matching
     tensors = {name: _array(value) for name, value in dump.items()}
-    return fitted(renamed(tensors, names or {}, trace.config), trace.tensors, trace.config, trace.real)
+    matching = None if names or has_our_names(trace, tensors) else match_tensors(trace, tensors)
+    names = as_names(matching) if matching else names or {}
+    ours = renamed(tensors, names, trace.config, tokens=trace.real.shape)
+    return fitted(ours, trace.tensors, trace.config, trace.real), matching
 
 
 def _array(value: Any) -> Tensor:

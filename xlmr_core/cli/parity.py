@@ -1,9 +1,10 @@
 """`xlmr parity`: record what a checkpoint computes, and compare another implementation with it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import torch
@@ -13,6 +14,7 @@ from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
+from xlmr_core.cli.parity_match import command as match
 from xlmr_core.cli.parity_probe import command as probe
 from xlmr_core.cli.parity_vectors import command as diagnose_vectors
 from xlmr_core.cli.progress import progress
@@ -23,16 +25,19 @@ from xlmr_core.parity.check import (
     dump_from_transformers,
     floors_path,
     load_trace,
+    match_if_foreign,
     measure_trace,
     read_floors,
 )
 from xlmr_core.parity.compare import Floors
 from xlmr_core.parity.diagnose import diagnose
+from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, run_configurations
 from xlmr_core.parity.foreign import narrower_dtype, read_names
 from xlmr_core.parity.int8 import INT8
-from xlmr_core.parity.naming import hints, shapes_in, template
+from xlmr_core.parity.name_map import as_names, summary
+from xlmr_core.parity.naming import hints, template
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
 from xlmr_core.parity.trace import (
     DTYPES,
@@ -48,7 +53,6 @@ from xlmr_core.parity.trace import (
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
-DUMPS = (".npz", ".safetensors")
 TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
@@ -58,6 +62,7 @@ def command() -> None:
 
 
 command.add_command(diagnose_vectors)
+command.add_command(match)
 command.add_command(probe)
 
 
@@ -229,17 +234,22 @@ def check_command(
         check_output(plot, [trace_file, other, names, floors_file], is_picture, "a picture of that type")
     trace = load_trace(trace_file, other)
     floors: Floors | None = None if exact else read_floors(trace, floors_file)
-    actual = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
+    matching = match_if_foreign(trace, Path(other)) if other and not reference and not names else None
+    table = as_names(matching) if matching else names
+    actual = _dump(trace, other or trace.provenance.checkpoint, reference, table, dtype, device)
     found = narrower_dtype(actual) if dtype is None and not exact else None
     if floors is not None:
         floors = replace(floors, computed_in=dtype or (dtype_name(found) if found else None))
-    comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial)
+    absent = matching.absent if matching else ()
+    comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial, absent=absent)
     if plot is not None:
         with written_as(plot) as temporary:
             plot_error_by_depth(comparison, temporary, format=plot.suffix[1:])
     click.echo(comparison.to_json() if as_json else str(comparison))
     notes = [_stored_wider(found)] if found else []
-    if other is not None and Path(other).suffix in DUMPS:
+    if matching is not None:
+        notes.append(summary(matching))
+    elif other is not None and Path(other).suffix in SUFFIXES:
         notes += hints(trace, comparison, shapes_in(Path(other)), read_names(names) if names else {})
     for note in notes:
         click.echo(note, err=as_json)
@@ -316,7 +326,8 @@ def diagnose_command(
     source = model or trace.provenance.checkpoint
     checkpoint = Checkpoint.load(source)
     check_same_weights(trace, checkpoint)
-    dump = dump_from_file(trace, dump_file, names, keep_inputs=True)
+    matching = None if names else match_if_foreign(trace, dump_file)
+    dump = dump_from_file(trace, dump_file, as_names(matching) if matching else names, keep_inputs=True)
     other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
     with progress("trying faults") as tick:
         found = diagnose(
@@ -329,6 +340,8 @@ def diagnose_command(
             tick=tick,
         )
     click.echo(found.to_json() if as_json else str(found))
+    if matching is not None:
+        click.echo(summary(matching), err=as_json)
     if not found.ok:
         raise SystemExit(1)
 
@@ -355,9 +368,14 @@ def faults_command(name: str | None, as_json: bool) -> None:
 
 
 def _dump(
-    trace: Trace, other: str, reference: str | None, names: Path | None, dtype: str | None, device: str
+    trace: Trace,
+    other: str,
+    reference: str | None,
+    names: Path | Mapping[str, Any] | None,
+    dtype: str | None,
+    device: str,
 ) -> dict[str, Tensor]:
-    if reference is None and Path(other).suffix in DUMPS:
+    if reference is None and Path(other).suffix in SUFFIXES:
         return dump_from_file(trace, Path(other), names)
     if dtype in INT8:
         raise click.UsageError(f"--dtype {dtype} is for the dump of a port: {other} is a checkpoint")

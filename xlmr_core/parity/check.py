@@ -1,6 +1,6 @@
 """A trace against something else, whatever it is: another trace, a foreign dump, a checkpoint, transformers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Comparison, Floors, compare
+from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.floors import FloorTable, measure
 from xlmr_core.parity.foreign import fitted, read_dump, read_names
 from xlmr_core.parity.gradients import LOSSES, gradients, training_losses
+from xlmr_core.parity.matching import Matching, match_file
+from xlmr_core.parity.simulate import SENTENCE
 from xlmr_core.parity.trace import (
     INPUTS,
     Checkpoint,
@@ -85,6 +88,32 @@ def dump_from_file(
     return fitted(dump, trace.tensors, trace.config, trace.real) | kept
 
 
+def match_if_foreign(trace: Trace, path: Path) -> Matching | None:
+    """Looks for the taps of a trace in a dump that has none of our names.
+
+    Args:
+        trace: What the dump is to be compared with.
+        path: The dump.
+
+    Returns:
+        What was recognised. None for another trace, for a dump with names of ours, and if nothing was recognised.
+
+    Raises:
+        TraceError: The file cannot be read.
+    """
+    if path.suffix not in SUFFIXES or (path.suffix == ".safetensors" and is_trace(path)):
+        return None
+    if has_our_names(trace, shapes_in(path)):
+        return None
+    matching = match_file(trace, path)
+    return matching if matching.matches else None
+
+
+def has_our_names(trace: Trace, names: Iterable[str]) -> bool:
+    """Whether some names of a dump are names of taps, so that it is not to be matched."""
+    return not {*names}.isdisjoint({*trace.taps, *trace.tensors, SENTENCE})
+
+
 def _from_trace(trace: Trace, other: Trace) -> dict[str, Tensor]:
     ours, theirs = trace.provenance, other.provenance
     if ours.weights_sha256 != theirs.weights_sha256:
@@ -125,6 +154,7 @@ def check_trace(
     floors: Floors | None,
     taps: Sequence[str] = (),
     partial: bool = False,
+    absent: Collection[str] = (),
 ) -> Comparison:
     """Compares a dump with the trace.
 
@@ -134,6 +164,7 @@ def check_trace(
         floors: What differences are judged by; None: only equal values pass.
         taps: Patterns, as for `model.capture`, of the taps to compare. By default all of the trace.
         partial: Whether the dump may lack taps. Only what it has is compared then.
+        absent: Taps that the dump may lack, as a matching found.
 
     Returns:
         The comparison, in reading order.
@@ -146,7 +177,7 @@ def check_trace(
             raise ValueError(
                 f"no tap of the trace matches {pattern!r}; it has {', '.join(list(trace.tensors)[:5])}, ..."
             )
-    expected = dict(trace.tensors)
+    expected = {tap: tensor for tap, tensor in trace.tensors.items() if _whole(tap) not in absent}
     if taps:
         expected = {tap: tensor for tap, tensor in expected.items() if _chosen(tap, taps, trace)}
         # Whole logits are what the trace's largest are looked up in.
@@ -165,9 +196,12 @@ def check_trace(
 
 def _chosen(tap: str, patterns: Sequence[str], trace: Trace) -> bool:
     """Whether a pattern fits the tap, or the logits that it was made of."""
-    whole = LOGITS if tap in (TOP_IDS, TOP, LOGSUMEXP) else tap
     layers = trace.config.num_hidden_layers
-    return any(matches(name, pattern, layers) for pattern in patterns for name in (tap, whole))
+    return any(matches(name, pattern, layers) for pattern in patterns for name in (tap, _whole(tap)))
+
+
+def _whole(tap: str) -> str:
+    return LOGITS if tap in (TOP_IDS, TOP, LOGSUMEXP) else tap
 
 
 # ---- floors of a trace -----------------------------------------------------------------------------------------------

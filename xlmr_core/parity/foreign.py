@@ -8,13 +8,15 @@ number of a layer. Axes are named by letters, in their order there, where they d
     "layers.{i}.attention.q" = { name = "blk.{i}.q", axes = "N S D" }   # no batch, heads first
     "layers.{i}.attention.probs" = { name = "blk.{i}.p", axes = "B Q N K" }  # query, heads, key
     "layers.{i}.attention.k" = { name = "blk.{i}.k", axes = "T N D" }   # packed: the tokens of all texts, no padding
+    "layers.{i}.attention.v" = { name = "blk.{i}.qkv", axes = "B S (P H)", part = 2 }   # queries, keys, values
+    "layers.{i}.output" = { name = "states", axes = "L B S H", first = 1 }   # all layers, after the embeddings
 """
 
 import math
-import zipfile
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, with_config
@@ -23,17 +25,19 @@ from typing_extensions import NotRequired, TypedDict
 
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.parity.axes import LAYERS, PART, arranged
 from xlmr_core.parity.compare import LAYER_TAPS, TOP_IDS, shape_of, tap_shapes, unpacked
 from xlmr_core.parity.diagnose import SENTENCE
+from xlmr_core.parity.dump_files import names_in, tensors_in
 from xlmr_core.parity.formats import (
     INPUTS,
+    MOST_LAYERS,
     MOST_NAMES,
     STRICT,
     Name,
     TraceError,
     checked_inputs,
     near_names,
-    open_safetensors,
     parsed,
     read_limited,
     reason_of,
@@ -43,19 +47,19 @@ from xlmr_core.parity.formats import (
 from xlmr_core.parity.gradients import GRADIENT, LOSSES
 from xlmr_core.parity.trace import TOP_K, Trace
 
-# Our axes by their finest letters: H is all D of all N side by side; Q and K are both S, query and key.
-AXES = {"(B, S, H)": "B S N D", "(B, N, S, S)": "B N Q K", "(B, H)": "B N D", "(*, H)": "B S N D"}
-# A tensor of a dump may have this many times the numbers of the trace's (it may be padded), and some more.
-MOST_TIMES, ALWAYS = 8, 65_536
-READABLE = ("F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+MOST_PARTS = 8  # tensors that one may hold side by side; queries, keys and values are three
+
+Index = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
 
 @with_config(STRICT)
 class Entry(TypedDict):
-    """What another program calls a tap, and the letters of its axes where they differ from ours."""
+    """What another program calls a tap, and the letters of its axes where they differ from ours (see axes.py)."""
 
     name: Name
     axes: NotRequired[Name]
+    part: NotRequired[Index]
+    first: NotRequired[Index]
 
 
 def _as_entry(value: object) -> object:
@@ -99,21 +103,24 @@ def read_dump(path: Path, trace: Trace, names: Mapping[str, Any] | None = None) 
     """
     wanted = _sizes(trace)
     for rows in _expanded(names or {}, trace.config):
-        wanted |= {theirs: wanted.get(tap, 0) for tap, theirs, _ in rows}
-    if path.suffix == ".safetensors":
-        found, listed = _read_safetensors(path, wanted)
-    elif path.suffix == ".npz":
-        found, listed = _read_npz(path, wanted)
-    else:
-        raise TraceError(f"{path} is neither .npz nor .safetensors: these are the dumps that can be read")
-    ours = renamed(found, names or {}, trace.config, listed)
+        for tap, theirs, entry in rows:
+            wanted[theirs] = max(wanted.get(theirs, 0), wanted.get(tap, 0) * _tensors_in(entry, trace.config))
+    found = dict(tensors_in(path, wanted))
+    listed = names_in(path)
+    ours = renamed(found, names or {}, trace.config, listed, tuple(trace.real.shape))
     if not ours:
         has = ", ".join(map(shortened, listed[:5])) or "nothing"
         raise TraceError(
             f"{path} has no tensor of the trace, but {has}. A map of names (--names) says what is what; "
-            "`xlmr parity names TRACE DUMP -o names.toml` writes one to fill in"
+            "`xlmr parity match TRACE DUMP -o names.toml` looks for one"
         )
     return ours | checked_inputs(path, {name: ours[name] for name in INPUTS if name in ours}, trace.config)
+
+
+def _tensors_in(entry: Mapping[str, Any], config: XLMRobertaConfig) -> int:
+    """How many tensors of a tap's size a foreign one may hold: parts and layers."""
+    letters = re.findall(r"\w", entry.get("axes", ""))
+    return (MOST_PARTS if PART in letters else 1) * (config.num_hidden_layers + 1 if LAYERS in letters else 1)
 
 
 def _sizes(trace: Trace) -> dict[str, int]:
@@ -125,88 +132,6 @@ def _sizes(trace: Trace) -> dict[str, int]:
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if shape is not None}
     sizes |= {SENTENCE: ids[0] * config.hidden_size, **dict.fromkeys(INPUTS, ids.numel())}
     return sizes | {tap: tensor.numel() for tap, tensor in trace.tensors.items()}
-
-
-def _check_header(path: Path, name: str, shape: tuple[int, ...], dtype: str, expected: int) -> None:
-    """Raises TraceError for a tensor that does not hold numbers, or too many; expected: how many the trace has."""
-    if dtype not in READABLE:
-        raise TraceError(f"{path}: {shortened(name)} holds {dtype}; expected one of {', '.join(READABLE)}")
-    most = MOST_TIMES * expected + ALWAYS
-    if math.prod(shape) > most:
-        raise TraceError(
-            f"{path}: {shortened(name)} has shape {shortened(shape)}; expected at most {most:,} numbers, which is "
-            f"{MOST_TIMES} times what the trace has there, and {ALWAYS:,}"
-        )
-
-
-def _read_safetensors(path: Path, wanted: Mapping[str, int]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors in `wanted`, which has how many numbers are expected, and the names of all."""
-    found: dict[str, Tensor] = {}
-    with open_safetensors(path) as file:
-        listed: list[str] = list(file.keys())
-        for name in filter(wanted.__contains__, listed):
-            header = file.get_slice(name)
-            _check_header(path, name, tuple(header.get_shape()), header.get_dtype(), wanted[name])
-            found[name] = file.get_tensor(name)
-    return found, listed
-
-
-def _read_npz(path: Path, wanted: Mapping[str, int]) -> tuple[dict[str, Tensor], list[str]]:
-    """The same of an .npz. Of an array that is not wanted, not even the header is read."""
-    import numpy as np  # here: only an .npz needs it
-
-    if not path.is_file():
-        raise TraceError(f"there is no file {path}")
-    found: dict[str, Tensor] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if len(members) != len(archive.infolist()):
-                raise TraceError(f"{path} has two arrays of one name")
-            for name in filter(wanted.__contains__, members):
-                # Only deflate gives no more bytes than are asked for. numpy uses nothing else.
-                if members[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise TraceError(f"{path}: {shortened(name)} is compressed in a way that numpy does not use")
-                with archive.open(members[name]) as file:
-                    shape, is_fortran, dtype = _npy_header(file)
-                    _check_header(path, name, shape, _dtype_name(dtype), wanted[name])
-                    content = file.read(math.prod(shape) * dtype.itemsize)
-                    if file.read(1):
-                        raise TraceError(f"{path}: {shortened(name)} has more bytes than its header says")
-                found[name] = _as_tensor(np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C"))
-            return found, list(members)
-    except TraceError:
-        raise
-    except Exception as error:  # zip, zlib and numpy have errors of their own, and a corrupt file finds them all
-        cause = shortened(str(error))
-        raise TraceError(f"{path} is not an .npz file of plain arrays, or it is damaged ({cause})") from error
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
-    """Shape, order and dtype of an array. Raises ValueError for what `np.save` does not write."""
-    from numpy.lib import format as npy
-
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of its header")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, is_fortran, dtype = read(file)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"shape {shape}")
-    return shape, is_fortran, dtype
-
-
-def _dtype_name(dtype: Any) -> str:
-    """The dtype as safetensors calls it, for those that both have; else as numpy calls it."""
-    if dtype.kind == "b":
-        return "BOOL"
-    kind = {"f": "F", "i": "I", "u": "U"}.get(dtype.kind, "")
-    return f"{kind}{8 * dtype.itemsize}" if kind else str(dtype)
-
-
-def _as_tensor(array: Any) -> Tensor:
-    native = array.astype(array.dtype.newbyteorder("="))  # torch has no foreign byte order; this copies, too
-    return torch.from_numpy(native)
 
 
 def read_names(path: Path) -> dict[str, Any]:
@@ -233,7 +158,11 @@ def read_names(path: Path) -> dict[str, Any]:
 
 
 def renamed(
-    dump: Mapping[str, Tensor], names: Mapping[str, Any], config: XLMRobertaConfig, listed: Sequence[str] = ()
+    dump: Mapping[str, Tensor],
+    names: Mapping[str, Any],
+    config: XLMRobertaConfig,
+    listed: Sequence[str] = (),
+    tokens: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Tensors under our names and with our axes, where a map says so; others keep theirs.
 
@@ -244,6 +173,7 @@ def renamed(
         names: The map, as `read_names` gives it.
         config: Of the model.
         listed: The names in the file of the dump, for the message, where not all of it was read.
+        tokens: (B, S), which an axis that merges the two is split by.
 
     Returns:
         The tensors by our names.
@@ -263,20 +193,24 @@ def renamed(
                 f"the map says that {tap} is called {shortened(theirs)}, but the dump has no such tensor. "
                 f"It has {', '.join(map(shortened, near_names(theirs, has) or has[:5]))}"
             )
-        for tap, theirs, axes in present:
+        for tap, theirs, entry in present:
             used.add(theirs)
-            found[tap] = dump[theirs] if axes is None else _with_our_axes(tap, dump[theirs], axes, config)
+            tensor = dump[theirs]
+            found[tap] = arranged(tap, tensor, entry, config, tokens) if "axes" in entry else tensor
     return found | {name: tensor for name, tensor in dump.items() if name not in used and name not in found}
 
 
-def _expanded(names: Mapping[str, Any], config: XLMRobertaConfig) -> Iterator[list[tuple[str, str, str | None]]]:
-    """For each entry of the map, in every layer: our name, theirs, the axes. Raises TraceError for an unknown tap."""
+def _expanded(names: Mapping[str, Any], config: XLMRobertaConfig) -> Iterator[list[tuple[str, str, Entry]]]:
+    """For each entry of the map, in every layer: our name, theirs, the entry. Raises TraceError for an unknown tap."""
     try:
         entries = NAMES.validate_python(dict(names))
     except ValidationError as error:
         raise TraceError(f"the map of names is wrong: {reason_of(error)}") from error
     for tap, entry in entries.items():
-        theirs, axes = entry["name"], entry.get("axes")
+        theirs = entry["name"]
+        for key in ("part", "first"):
+            if key in entry and "axes" not in entry:
+                raise TraceError(f"the map of names gives {tap} {key}, which means nothing without axes")
         first = tap.replace("{i}", "0")
         known = first.startswith(GRADIENT) or first in (*INPUTS, LOSSES, SENTENCE)
         if not known and tap_shape(first, config, (1, 1), 1) is None:
@@ -285,45 +219,7 @@ def _expanded(names: Mapping[str, Any], config: XLMRobertaConfig) -> Iterator[li
                 f"the map names {shortened(tap)}, which is no tap" + (f"; near: {', '.join(near)}" if near else "")
             )
         layers = range(config.num_hidden_layers) if "{i}" in tap else (0,)
-        yield [(tap.replace("{i}", str(i)), theirs.replace("{i}", str(i)), axes) for i in layers]
-
-
-def _with_our_axes(tap: str, tensor: Tensor, axes: str, config: XLMRobertaConfig) -> Tensor:
-    letters = axes.split()
-    ours = _our_letters(tap)
-    if "T" in letters and ours[:2] == ["B", "S"]:
-        ours = ["T", *ours[2:]]  # packed: `fitted` puts it in its places
-    stored = tuple(tensor.shape)
-    fine = [part for letter in letters for part in ("N D" if letter == "H" and "N" in ours else letter).split()]
-    if "B" not in fine and "T" not in fine:
-        tensor, fine = tensor[None], ["B", *fine]
-        letters = ["B", *letters]
-    if tensor.dim() != len(letters) or sorted(fine) != sorted(ours):
-        raise TraceError(f"{tap}: axes {axes!r} do not fit a tensor of shape {stored}; ours are {' '.join(ours)}")
-    sizes = {"N": config.num_attention_heads, "D": config.head_dim, "F": config.intermediate_size}
-    for letter, size in zip(letters, tensor.shape, strict=True):
-        if size != sizes.get(letter, size):
-            raise TraceError(
-                f"{tap}: axes {axes!r} do not fit a tensor of shape {stored}: {letter} has {size} entries, "
-                f"the config says {sizes[letter]}"
-            )
-    split = tensor
-    for axis in reversed(range(len(letters))):
-        if letters[axis] == "H" and "N" in ours:
-            if tensor.shape[axis] != config.hidden_size:
-                raise TraceError(
-                    f"{tap}: axis H has {tensor.shape[axis]} entries, the config says {config.hidden_size}"
-                )
-            split = split.unflatten(axis, (config.num_attention_heads, config.head_dim))
-    ordered = split.permute([fine.index(letter) for letter in ours])
-    return ordered.flatten(-2) if ours[-2:] == ["N", "D"] else ordered
-
-
-def _our_letters(tap: str) -> list[str]:
-    shape = shape_of(tap)
-    if shape is None:
-        raise TraceError(f"{tap} is no tap: `model.taps()` lists them")
-    return AXES.get(shape, shape.strip("()").replace(",", "").replace("*", "B S")).split()
+        yield [(tap.replace("{i}", str(i)), theirs.replace("{i}", str(i)), entry) for i in layers]
 
 
 def narrower_dtype(dump: Mapping[str, Tensor]) -> torch.dtype | None:

@@ -6,56 +6,22 @@ Only the names and the shapes in a file are read, not the numbers.
 import json
 import math
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from xlmr_core.parity.axes import AXES
 from xlmr_core.parity.compare import LOGITS, TOP_IDS, Comparison, shape_of
-from xlmr_core.parity.foreign import AXES, fitted
-from xlmr_core.parity.formats import MOST_NAMES, NEAR_LENGTH, open_safetensors, shortened
-from xlmr_core.parity.trace import INPUTS, Trace, TraceError
+from xlmr_core.parity.dump_files import Shape
+from xlmr_core.parity.foreign import fitted
+from xlmr_core.parity.formats import NEAR_LENGTH, shortened
+from xlmr_core.parity.trace import INPUTS, Trace
 
-Shape = tuple[int, ...]
 MOST_CANDIDATES = 8
 SHOWN = 3  # names in a hint
-
-
-def shapes_in(path: Path) -> dict[str, Shape]:
-    """The name and the shape of every tensor of an .npz or .safetensors file.
-
-    Raises:
-        TraceError: The file is neither, it is damaged, or it has more than MOST_NAMES tensors.
-    """
-    if path.suffix == ".npz":
-        shapes = _shapes_in_npz(path)
-    else:
-        with open_safetensors(path) as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if len(shapes) > MOST_NAMES:
-        raise TraceError(f"{path} has {len(shapes):,} tensors; expected at most {MOST_NAMES:,}")
-    return shapes
-
-
-def _shapes_in_npz(path: Path) -> dict[str, Shape]:
-    from numpy.lib import format as npy
-
-    shapes: dict[str, Shape] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist()[: MOST_NAMES + 1]:
-                with archive.open(member) as file:
-                    is_first = npy.read_magic(file) == (1, 0)
-                    header = npy.read_array_header_1_0(file) if is_first else npy.read_array_header_2_0(file)
-                shapes[member.removesuffix(".npy")] = header[0]
-    except Exception as error:  # zip and numpy have errors of their own, and a corrupt file finds them all
-        cause = shortened(str(error))
-        raise TraceError(f"{path} is not an .npz file of plain arrays, or it is damaged ({cause})") from error
-    return shapes
 
 
 # ---- axes ------------------------------------------------------------------------------------------------------------
