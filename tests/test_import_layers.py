@@ -31,6 +31,7 @@ LAYERS = (
     {"served"},
     {""},  # the package itself: its public names
     {"cli", "pytest_plugin"},
+    {"engines"},
     {"__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

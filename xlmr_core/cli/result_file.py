@@ -261,6 +261,11 @@ def format_of(path: Path, columns: Sequence[str], items: str | None, *, vectors:
     raise ValueError(f"{path} does not end with {known}: name the output by one of these")
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a result file was finished: a parquet file gets its name before what it was made from is removed."""
+    return path.exists() and not path.with_name(f"{path.name}.partial").exists()
+
+
 def _records(path: Path) -> Iterator[list[Record]]:
     with path.open(encoding="utf-8") as lines:
         while some := list(islice(lines, PARQUET_ROWS)):
