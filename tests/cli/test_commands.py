@@ -321,6 +321,16 @@ class TestPretrain:
         result = xlmr(*run, *small, "--vocabulary-size", 12, "--steps", 8)  # fewer than the warm-up of a long run
         assert result.exit_code == 0, result.output
 
+    def test_a_model_is_trained_further_with_its_own_sizes(self, tmp_path: Path) -> None:
+        (tmp_path / "en.txt").write_text("a cat and a dog\n" * 20)
+        run = ("pretrain", tmp_path / "en.txt", "-o", tmp_path / "model", "--model", "xlmr-tiny", "--device", "cpu")
+        wrong = xlmr(*run, "--layers", 6)
+        assert wrong.exit_code == 2
+        assert "--layers does not go with --model: the sizes are those of xlmr-tiny" in wrong.stderr
+        result = xlmr(*run, "--steps", 2, "--batch-size", 1, "--short-tokens", 16, "--max-tokens", 16)
+        assert result.exit_code == 0, result.output
+        assert xlmr("fill-mask", "a <mask> and a dog", "--model", tmp_path / "model").exit_code == 0
+
     @pytest.mark.parametrize("bad", ["text", "unseen"])
     def test_a_file_that_is_not_utf_8_is_named_before_anything_is_trained(self, bad: str, tmp_path: Path) -> None:
         for folder in ("text", "unseen"):

@@ -20,36 +20,32 @@ def test_small_languages_are_seen_more_often_than_their_share(corpus: Corpus) ->
     assert torch.allclose(corpus.probabilities, expected / expected.sum())
 
 
-def test_rows_are_whole_consecutive_sentences_of_one_language(corpus: Corpus, tokenizer: XLMRobertaTokenizer) -> None:
+def test_rows_are_full_and_consecutive_sentences_of_one_language(
+    corpus: Corpus, tokenizer: XLMRobertaTokenizer
+) -> None:
     batch = corpus.batch(torch.Generator().manual_seed(0), batch_size=50, max_tokens=24)
-    assert batch.shape[1] <= 24
-    text = {name: corpus.sentences[i] for i, name in enumerate(corpus.languages)}
-    for row in batch.tolist():
-        ids = [token for token in row if token != tokenizer.pad_token_id]
-        assert ids[0] == tokenizer.bos_token_id
-        assert ids[-1] == tokenizer.eos_token_id
-        parts: list[list[int]] = [[]]
-        for token in ids[1:]:
-            parts[-1].append(token)
-            if token == tokenizer.eos_token_id:
-                parts.append([])
-        assert any(all(part in sentences for part in parts[:-1]) for sentences in text.values()), (
-            "a row mixes languages or cuts a sentence"
-        )
+    assert batch.shape == (50, 24)
+    streams = [[token for sentence in sentences * 2 for token in sentence] for sentences in corpus.sentences]
+    texts = ["".join(f" {token}" for token in stream) + " " for stream in streams]
+    for first, *rest in batch.tolist():
+        assert first == tokenizer.bos_token_id
+        row = "".join(f" {token}" for token in rest) + " "
+        assert any(row in text for text in texts), "a row mixes languages, or leaves a sentence out"
 
 
-def test_a_row_holds_as_many_sentences_as_fit(corpus: Corpus, tokenizer: XLMRobertaTokenizer) -> None:
+def test_a_row_begins_with_a_sentence(corpus: Corpus) -> None:
     batch = corpus.batch(torch.Generator().manual_seed(0), batch_size=50, max_tokens=24)
-    longest = max(len(sentence) for sentences in corpus.sentences for sentence in sentences)
-    used = (batch != tokenizer.pad_token_id).sum(dim=1)
-    assert (used > 24 - longest).all()
+    sentences = {tuple(sentence) for language in corpus.sentences for sentence in language}
+    lengths = {len(sentence) for sentence in sentences}
+    assert all(any(tuple(row[1 : 1 + n]) in sentences for n in lengths) for row in batch.tolist())
 
 
-def test_a_sentence_longer_than_a_row_is_cut_and_still_ends(tmp_path: Path, tokenizer: XLMRobertaTokenizer) -> None:
-    (tmp_path / "en.txt").write_text("cat sees dog " * 30 + "\n", encoding="utf-8")
-    batch = Corpus([tmp_path / "en.txt"], tokenizer).batch(torch.Generator().manual_seed(0), 2, max_tokens=10)
-    assert batch.shape == (2, 10)
-    assert (batch[:, -1] == tokenizer.eos_token_id).all()
+def test_a_short_text_fills_a_row_by_repetition(tmp_path: Path, tokenizer: XLMRobertaTokenizer) -> None:
+    (tmp_path / "en.txt").write_text("cat\n", encoding="utf-8")
+    corpus = Corpus([tmp_path / "en.txt"], tokenizer)
+    [row] = corpus.batch(torch.Generator().manual_seed(0), 1, max_tokens=10).tolist()
+    [[sentence]] = corpus.sentences
+    assert row == [tokenizer.bos_token_id, *(sentence * 10)[:9]]
 
 
 def test_a_batch_depends_only_on_its_generator(corpus: Corpus) -> None:

@@ -78,6 +78,36 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_a_model_is_trained_further(corpus_files: list[Path], held_out_files: list[Path], tmp_path: Path) -> None:
+    pretrain(corpus_files, tmp_path / "first", replace(SMALL, steps=60, learning_rate=5e-3))
+    before = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "first")
+
+    unchanged = replace(
+        SMALL, hidden_size=8, heads=1, layers=1, steps=1, warmup_steps=0, learning_rate=0.0
+    )  # sizes are the model's
+    same = pretrain(corpus_files, tmp_path / "same", unchanged, model=tmp_path / "first", held_out_files=held_out_files)
+    pieces = [(tmp_path / name / "sentencepiece.bpe.model").read_bytes() for name in ("first", "same")]
+    assert pieces[0] == pieces[1]
+    after = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "same")
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in after.state_dict().items())
+
+    settings = replace(SMALL, steps=60, learning_rate=5e-3, dropout=0.2)
+    better = pretrain(
+        corpus_files, tmp_path / "second", settings, model=tmp_path / "first", held_out_files=held_out_files
+    )
+    assert all(better[language].loss < same[language].loss for language in same)
+    assert XLMRobertaForMaskedLM.from_pretrained(tmp_path / "second").config.hidden_dropout_prob == 0.2
+    with pytest.raises(ValueError, match="holds a run with other model"):
+        pretrain(corpus_files, tmp_path / "second", settings, model=tmp_path / "same")
+
+
+def test_a_row_longer_than_the_model_is_refused(corpus_files: list[Path], tmp_path: Path) -> None:
+    settings = replace(SMALL, max_tokens=129)
+    with pytest.raises(ValueError, match="max_tokens must be at most 128, the positions of the model, not 129"):
+        pretrain(corpus_files, tmp_path / "new", settings, model="xlmr-tiny")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_a_run_killed_by_the_system_at_any_moment_ends_with_the_same_bits(
     corpus_files: list[Path], tmp_path: Path

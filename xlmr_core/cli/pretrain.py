@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from xlmr_core.training import PretrainSettings, pretrain
 from xlmr_core.training.evaluation import table
 
 DEFAULTS = PretrainSettings()
+SIZES = ("vocabulary_size", "hidden_size", "layers", "heads", "intermediate_size")
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -26,6 +28,11 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--held-out",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with text to evaluate on: a file of the same name for each corpus file.",
+)
+@click.option(
+    "--model",
+    help="Checkpoint to train further: a hub id, a name in `xlmr models`, a folder or a weights file. It gives the "
+    "vocabulary and the sizes.  [default: fresh weights]",
 )
 @click.option("--vocabulary-size", default=DEFAULTS.vocabulary_size, help="Number of SentencePiece pieces.")
 @click.option("--hidden-size", default=DEFAULTS.hidden_size, help="Features of a hidden state.")
@@ -80,6 +87,7 @@ def command(
     corpus: tuple[Path, ...],
     output: Path,
     held_out: Path | None,
+    model: str | None,
     device: str | None,
     save_every: int,
     save_dtype: str,
@@ -90,6 +98,13 @@ def command(
     Each CORPUS file is one language, UTF-8, one sentence a line. To continue a run that was stopped, give the same
     command again: it continues from the last saved step.
     """
+    given = [
+        name for name in SIZES if click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if model and given:
+        raise click.UsageError(
+            f"--{given[0].replace('_', '-')} does not go with --model: the sizes are those of {model}"
+        )
     held_out_files = [held_out / path.name for path in corpus] if held_out else []
     missing = [str(path) for path in held_out_files if not path.is_file()]
     if missing:
@@ -98,6 +113,7 @@ def command(
         corpus,
         output,
         PretrainSettings(**settings),
+        model=model,
         held_out_files=held_out_files,
         device=device,
         save_every=save_every,

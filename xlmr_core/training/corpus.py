@@ -70,27 +70,26 @@ class Corpus:
         return torch.bincount(ids, minlength=self.tokenizer.vocab_size)
 
     def batch(self, generator: torch.Generator, batch_size: int, max_tokens: int) -> Tensor:  # -> (B, S)
-        """Draws rows of whole consecutive sentences of one language, `<s> a </s> b </s> ...`, as many as fit.
+        """Draws rows of consecutive sentences of one language, `<s> a </s> b </s> ...`, cut where the row is full.
+
+        So there is no padding (Conneau and Lample 2019, section 3.2).
 
         Args:
             generator: Draws the language and the first sentence of each row.
             batch_size: B, the number of rows.
-            max_tokens: The most tokens in a row, `<s>` and `</s>` included. A first sentence that is longer is cut.
+            max_tokens: S, the number of tokens in a row, `<s>` and `</s>` included.
 
         Returns:
-            The ids, padded to the longest row: shape (B, S).
+            The ids: shape (B, S).
         """
         languages = torch.multinomial(self.probabilities, batch_size, replacement=True, generator=generator).tolist()
         rows: list[list[int]] = []
         for language in languages:
             sentences = self.sentences[language]
             index = int(torch.randint(len(sentences), (), generator=generator))
-            row = [self.tokenizer.bos_token_id, *sentences[index][: max_tokens - 1]]
-            row[-1] = self.tokenizer.eos_token_id  # the first sentence can be too long for the row
-            while len(row) + len(following := sentences[(index + 1) % len(sentences)]) <= max_tokens:
-                row += following
+            row = [self.tokenizer.bos_token_id]
+            while len(row) < max_tokens:
+                row += sentences[index % len(sentences)]
                 index += 1
-            rows.append(row)
-        longest = max(len(row) for row in rows)
-        pad = self.tokenizer.pad_token_id
-        return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+            rows.append(row[:max_tokens])
+        return torch.tensor(rows)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from xlmr_core.atomic import SUFFIX, written_as
+from xlmr_core.checkpoint.loading import find_tokenizer
 from xlmr_core.checkpoint.writing import cast_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
@@ -120,6 +121,30 @@ class PretrainSettings:
             max_position_embeddings=self.max_tokens + 2,  # rows 0 and 1 are never used
         )
 
+    def for_model(self, config: XLMRobertaConfig) -> "PretrainSettings":
+        """These settings with the sizes of a model that exists.
+
+        Args:
+            config: The config of the model.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: The model has no positions for `max_tokens`.
+        """
+        longest = config.max_position_embeddings - 2
+        if self.max_tokens > longest:
+            raise ValueError(f"max_tokens must be at most {longest}, the positions of the model, not {self.max_tokens}")
+        return replace(
+            self,
+            vocabulary_size=config.vocab_size - 2,
+            hidden_size=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+        )
+
     def batch_shape_at(self, step: int) -> tuple[int, int]:
         """The shape of the batch at a step: short sequences first, which cost less.
 
@@ -155,6 +180,7 @@ def pretrain(
     output: Path,
     settings: PretrainSettings,
     *,
+    model: str | Path | None = None,
     held_out_files: Sequence[Path] = (),
     device: str | None = None,
     save_every: int = 500,
@@ -171,6 +197,8 @@ def pretrain(
             a pipe is an error.
         output: The folder to write. It is made if it does not exist, and must not hold the files of another model.
         settings: The settings of the run.
+        model: A checkpoint to train further: its weights, its vocabulary and its sizes instead of those of `settings`.
+            None: a new vocabulary and fresh weights.
         held_out_files: Text to evaluate on. Each file has the name of the corpus file of its language.
         device: The device to train on. None: a GPU if there is one.
         save_every: The number of steps between two saved states.
@@ -182,7 +210,9 @@ def pretrain(
     Raises:
         ValueError: `output` holds files of another model, a run with other settings or other text, or a damaged state;
             another process uses it; the device does not exist; two files are one language, a file cannot be read, or
-            there is too little text; a weight would be infinite in `save_dtype`.
+            there is too little text; `model` has no positions for `max_tokens`; a weight would be infinite in
+            `save_dtype`.
+        CheckpointError: `model` cannot be found or read, or has no masked-LM head.
         FloatingPointError: The loss or a weight became NaN or infinite. What was saved before stays.
         OSError: A file cannot be written.
     """
@@ -191,18 +221,26 @@ def pretrain(
         _check_names(files)
         for path in files:
             sentences_in(path)  # raises now what would else be raised after hours of work
+    first = None if model is None else XLMRobertaForMaskedLM.from_pretrained(model, dtype=torch.float32)
+    if first:
+        settings = settings.for_model(first.config)
     run = {
-        "settings": {**asdict(settings), "warmup_steps": settings.warmup},
+        "settings": {**asdict(settings), "warmup_steps": settings.warmup, "model": str(model) if model else None},
         "corpus": [{"name": path.name, "sha256": _sha256(path)} for path in corpus_files],
     }
     _check_folder(output, run)
     with locked(output):
-        return _run(output, run, corpus_files, settings, held_out_files, chosen, save_every, save_dtype)
+        if not _is_begun(output, run):
+            pieces = _pieces_of(model) if model else train_vocabulary(corpus_files, settings.vocabulary_size)
+            (output / VOCABULARY).unlink(missing_ok=True)
+            _write_json(output / RECORD, run)
+            _write(output / VOCABULARY, pieces)
+        return _run(output, first, corpus_files, settings, held_out_files, chosen, save_every, save_dtype)
 
 
 def _run(
     output: Path,
-    run: dict[str, Any],
+    first: XLMRobertaForMaskedLM | None,
     corpus_files: Sequence[Path],
     settings: PretrainSettings,
     held_out_files: Sequence[Path],
@@ -210,22 +248,13 @@ def _run(
     save_every: int,
     save_dtype: torch.dtype,
 ) -> dict[str, Accuracy]:
-    """`pretrain`, with its arguments checked and its folder locked."""
-    vocabulary = output / VOCABULARY
-    if not _is_begun(output, run):
-        pieces = train_vocabulary(corpus_files, settings.vocabulary_size)
-        vocabulary.unlink(missing_ok=True)
-        _write_json(output / RECORD, run)
-        _write(vocabulary, pieces)
-    tokenizer = XLMRobertaTokenizer(vocabulary, max_tokens=settings.max_tokens)
+    """`pretrain`, with its arguments checked, its folder locked and its vocabulary written."""
+    longest = first.config.max_position_embeddings - 2 if first else settings.max_tokens
+    tokenizer = XLMRobertaTokenizer(output / VOCABULARY, max_tokens=longest)
     corpus = Corpus(corpus_files, tokenizer, exponent=settings.language_exponent)
 
     torch.manual_seed(settings.seed)
-    try:
-        model = XLMRobertaForMaskedLM(settings.config(tokenizer.vocab_size))
-    except RuntimeError as error:  # torch raises it for too little memory
-        raise ValueError(f"a model of these sizes cannot be made ({str(error).splitlines()[0]}): lower them") from error
-    model.initialize()
+    model = _further(first, settings.dropout) if first else _fresh(settings, tokenizer.vocab_size)
     model.to(device).train()
     optimizer = torch.optim.AdamW(decay_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
@@ -252,6 +281,29 @@ def _run(
     results = evaluate(written, tokenizer, corpus, held_out_files)
     _write_json(output / EVALUATION, {name: asdict(accuracy) for name, accuracy in results.items()})
     return results
+
+
+def _pieces_of(source: str | Path) -> bytes:
+    """The SentencePiece model of a checkpoint."""
+    model_file, _ = find_tokenizer(source)
+    return model_file.read_bytes()
+
+
+def _fresh(settings: PretrainSettings, vocab_size: int) -> XLMRobertaForMaskedLM:
+    try:
+        model = XLMRobertaForMaskedLM(settings.config(vocab_size))
+    except RuntimeError as error:  # torch raises it for too little memory
+        raise ValueError(f"a model of these sizes cannot be made ({str(error).splitlines()[0]}): lower them") from error
+    model.initialize()
+    return model
+
+
+def _further(first: XLMRobertaForMaskedLM, dropout: float) -> XLMRobertaForMaskedLM:
+    """The same model with another dropout."""
+    config = replace(first.config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model = XLMRobertaForMaskedLM(config)
+    model.load_state_dict(first.state_dict())
+    return model
 
 
 def train_step(
