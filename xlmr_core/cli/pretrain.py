@@ -44,13 +44,13 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--dropout", default=DEFAULTS.dropout, help="Dropout probability of hidden states and attention probabilities."
 )
-@click.option("--max-tokens", default=DEFAULTS.max_tokens, help="Most tokens in a sequence, <s> and </s> included.")
-@click.option("--short-tokens", default=DEFAULTS.short_tokens, help="Most tokens in a sequence of the first steps.")
-@click.option("--short-share", default=DEFAULTS.short_share, help="Share of the steps that use short sequences.")
+@click.option("--max-tokens", default=DEFAULTS.max_tokens, help="Tokens in a row, special tokens included.")
+@click.option("--short-tokens", default=DEFAULTS.short_tokens, help="Tokens in a row of the first steps.")
+@click.option("--short-share", default=DEFAULTS.short_share, help="Share of the steps that use short rows.")
 @click.option(
     "--batch-size",
     default=DEFAULTS.batch_size,
-    help="Sequences in a step with long sequences; a step with short ones has as many tokens.",
+    help="Rows in a step with long rows; a step with short ones has as many tokens.",
 )
 @click.option("--steps", default=DEFAULTS.steps, help="Number of training steps.")
 @click.option(

@@ -52,10 +52,10 @@ class PretrainSettings:
     heads: int = 4  # attention heads
     intermediate_size: int = 1024
     dropout: float = 0.1  # of hidden states and of attention probabilities
-    max_tokens: int = 128  # longest sequence, <s> and </s> included
-    short_tokens: int = 32  # longest sequence of the first steps
-    short_share: float = 0.8  # share of the steps that use short sequences
-    batch_size: int = 16  # sequences in a step; for short sequences, more with as many tokens in all
+    max_tokens: int = 128  # in a row, special tokens included
+    short_tokens: int = 32  # in a row of the first steps
+    short_share: float = 0.8  # share of the steps that use short rows
+    batch_size: int = 16  # rows in a step; more of the short ones, with as many tokens in all
     steps: int = 10_000
     warmup_steps: int | None = None  # None: a twentieth of the steps, and at most 500
     learning_rate: float = 5e-4  # the highest, at the end of the warm-up
@@ -146,7 +146,7 @@ class PretrainSettings:
         )
 
     def batch_shape_at(self, step: int) -> tuple[int, int]:
-        """The shape of the batch at a step: short sequences first, which cost less.
+        """The shape of the batch at a step: short rows first, which cost less.
 
         Attention also learns sooner to look at a neighbour where there are few tokens to choose from. Devlin et al.
         2019, appendix A.2, train nine tenths of the steps with short sequences.
@@ -155,7 +155,7 @@ class PretrainSettings:
             step: The number of the step, from 0.
 
         Returns:
-            The number of sequences, and the most tokens in one.
+            The number of rows, and of tokens in one.
         """
         if step < self.short_share * self.steps:
             return self.batch_size * self.max_tokens // self.short_tokens, self.short_tokens
@@ -325,7 +325,7 @@ def train_step(
         step: The number of the step, from 0.
 
     Returns:
-        The mean loss over the masked positions, in nats, and the number of tokens in the batch, padding included.
+        The mean loss over the masked positions, in nats, and the number of tokens in the batch.
 
     Raises:
         FloatingPointError: The loss is NaN or infinite. The weights were not changed.
