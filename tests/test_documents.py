@@ -19,6 +19,7 @@ DOCS = [
         "add-a-head.md",
         "checkpoints.md",
         "command-line.md",
+        "finetune.md",
         "index.md",
         "explore.md",
         "internals.md",

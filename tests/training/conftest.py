@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from toy_language import sentences
 
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.vocabulary import train_vocabulary
 
@@ -30,3 +33,24 @@ def tokenizer(corpus_files: list[Path], tmp_path_factory: pytest.TempPathFactory
     model_file = tmp_path_factory.mktemp("vocabulary") / "sentencepiece.bpe.model"
     model_file.write_bytes(train_vocabulary(corpus_files, size=55))
     return XLMRobertaTokenizer(model_file, max_tokens=24)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer: XLMRobertaTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small encoder with random weights and an LM head, to be fine-tuned."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
+        max_position_embeddings=50,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(5)
+    model = XLMRobertaForMaskedLM(config)
+    model.initialize()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -14,6 +14,7 @@ from toy_language import NOUNS
 
 from xlmr_core import FillMask, XLMRobertaForMaskedLM
 from xlmr_core.training import PretrainSettings, loop, pretrain
+from xlmr_core.training.optimization import parameter_groups
 
 SMALL = PretrainSettings(
     vocabulary_size=55,
@@ -156,7 +157,7 @@ def test_short_sequences_come_first_with_as_many_tokens_a_step() -> None:
 
 def test_biases_and_norms_have_no_weight_decay() -> None:
     model = XLMRobertaForMaskedLM(SMALL.config(57))
-    decayed, spared = loop.decay_groups(model, 0.1)
+    decayed, spared = parameter_groups(model, 0.1)
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0.0
     assert all(parameter.dim() == 2 for parameter in decayed["params"])
@@ -236,7 +237,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(corpus_files: list[Path], tmp_
 def test_a_run_without_a_saved_step_is_replaced(
     corpus_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = loop._write
+    write = loop.write_bytes
 
     def die(*arguments: Any) -> None:
         if arguments[0] != tmp_path / "out" / "run.json":
@@ -244,7 +245,7 @@ def test_a_run_without_a_saved_step_is_replaced(
         write(*arguments)
 
     other = replace(SMALL, vocabulary_size=50, seed=2)
-    for died_at, settings in (("_write", SMALL), ("train_step", SMALL), ("_write", other)):
+    for died_at, settings in (("write_bytes", SMALL), ("train_step", SMALL), ("write_bytes", other)):
         with monkeypatch.context() as patch:
             patch.setattr(loop, died_at, die)
             with pytest.raises(KeyboardInterrupt):

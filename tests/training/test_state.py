@@ -16,8 +16,9 @@ from training.test_loop import SMALL
 
 from xlmr_core.cli import main
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.training import loop, pretrain
+from xlmr_core.training import pretrain
 from xlmr_core.training.lock import LOCK, locked
+from xlmr_core.training.optimization import parameter_groups
 from xlmr_core.training.state import restore_state, save_state
 
 ONE_STEP = replace(SMALL, steps=1, warmup_steps=0)
@@ -28,7 +29,7 @@ Run = tuple[XLMRobertaForMaskedLM, torch.optim.Optimizer]
 def new_run() -> Run:
     model = XLMRobertaForMaskedLM(SMALL.config(57))
     model.initialize()
-    return model, torch.optim.AdamW(loop.decay_groups(model, 0.1))
+    return model, torch.optim.AdamW(parameter_groups(model, 0.1))
 
 
 @pytest.fixture

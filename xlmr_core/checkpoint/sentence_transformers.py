@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint.cache import check_link
 from xlmr_core.errors import CheckpointError
 
@@ -50,6 +51,38 @@ class SentenceConfig:
         length = ", then length 1" if self.normalize else ""
         limit = "" if self.max_tokens is None else f", at most {self.max_tokens} tokens"
         return f"pooling {' + '.join(self.pooling)}{length}{limit}"
+
+
+def write_sentence_config(folder: Path, pooling: str, *, normalize: bool, max_tokens: int, width: int) -> None:
+    """Makes a checkpoint a sentence-transformers folder: that library and `Embed` read these files.
+
+    Args:
+        folder: The folder of the model.
+        pooling: One of the values of MODES.
+        normalize: Whether vectors are scaled to length 1.
+        max_tokens: Where longer texts are cut.
+        width: The number of entries of a vector.
+    """
+    names = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{name}" if i else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for i, name in enumerate(names)
+    ]
+    switches = {switch: name == pooling for switch, name in SWITCHES.items()}
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    content: dict[str, Any] = {
+        "1_Pooling/config.json": {"word_embedding_dimension": width, **switches},
+        LIMITS[0]: {"max_seq_length": max_tokens, "do_lower_case": False},
+        MODULES: modules,  # last: it names the others
+    }
+    for name, values in content.items():
+        with written_as(folder / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read_sentence_config(folder: Path) -> SentenceConfig:

@@ -32,6 +32,7 @@ COMMANDS = {
     "download": "Download a published checkpoint and verify it.",
     "trim": "Make a checkpoint smaller: keep only the vocabulary of some languages.",
     "parity": "Record what a checkpoint computes, and find where a port differs.",
+    "finetune": "Train a checkpoint for a task on labelled rows.",
     "pretrain": "Train a vocabulary and a masked language model on text files.",
 }
 

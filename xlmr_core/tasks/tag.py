@@ -149,8 +149,8 @@ def _grouped(pieces: Sequence[Entity], text: str, *, iobes: bool) -> list[Entity
     """Neighbours of one label as one entity. B- begins one; in the scheme IOBES, S- does too, and E- and S- end one."""
     groups: list[list[Entity]] = []
     for piece in pieces:
-        mark, name = _split(piece.label, iobes)
-        last = _split(groups[-1][-1].label, iobes) if groups else None
+        mark, name = split_label(piece.label, iobes)
+        last = split_label(groups[-1][-1].label, iobes) if groups else None
         begins = last is None or name != last[1] or mark in ("B", "S") or last[0] in ("E", "S")
         if begins:
             groups.append([])
@@ -159,11 +159,11 @@ def _grouped(pieces: Sequence[Entity], text: str, *, iobes: bool) -> list[Entity
     for group in groups:
         start, end = group[0].start, group[-1].end
         score = sum(piece.score for piece in group) / len(group)
-        entities.append(Entity(_split(group[0].label, iobes)[1], score, text[start:end], start, end))
+        entities.append(Entity(split_label(group[0].label, iobes)[1], score, text[start:end], start, end))
     return entities
 
 
-def _split(label: str, iobes: bool) -> tuple[str, str]:
+def split_label(label: str, iobes: bool) -> tuple[str, str]:
     """("B", "PER") for B-PER; a label without a mark continues the one before it."""
     mark, dash, name = label.partition("-")
     return (mark, name) if dash and mark in ("BIES" if iobes else "BI") else ("I", label)

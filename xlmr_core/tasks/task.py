@@ -86,30 +86,17 @@ class Task(Generic[Model]):
 
     def _row(self, text: str, *, truncation: bool = False, specials_in_text: bool | Collection[str] = False) -> Row:
         """`<s> text </s>`."""
-        [ids] = self.tokenizer.encode([text], specials_in_text=specials_in_text)
-        if len(ids) + 2 > self.max_tokens:
-            _check_truncation(len(ids) + 2, self.max_tokens, truncation)
-            ids = ids[: self.max_tokens - 2]
-        return Row([self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id])
+        return Row(text_ids(self.tokenizer, text, self.max_tokens, truncation, specials_in_text))
 
     def _pair_row(self, pair: Pair, *, truncation: bool = False) -> Row:
         """`<s> text </s></s> pair </s>`. Truncation shortens the longer text first."""
-        first, second = self.tokenizer.encode(pair, specials_in_text=False)
-        room = self.max_tokens - 4
-        if len(first) + len(second) > room:
-            _check_truncation(len(first) + len(second) + 4, self.max_tokens, truncation)
-            shorter = min(len(first), len(second), room // 2)
-            cut = (shorter, room - shorter) if len(first) <= len(second) else (room - shorter, shorter)
-            first, second = first[: cut[0]], second[: cut[1]]
-        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return Row([begin, *first, end, end, *second, end])
+        return Row(pair_ids(self.tokenizer, pair, self.max_tokens, truncation))
 
     def _windows(self, tokens: Sequence[Token], room: int, overlap: int) -> list[range]:
         """Stretches of at most `room` tokens that overlap by `overlap`, and cover all of them."""
         if not 0 <= overlap < room:
             raise ValueError(f"overlap must lie between 0 and the {room} tokens of a window, not be {overlap}")
-        starts = range(0, max(1, len(tokens) - overlap), room - overlap)
-        return [range(start, min(start + room, len(tokens))) for start in starts]
+        return windows(len(tokens), room, overlap)
 
 
 class OneOrMany(Generic[Input, Output]):
@@ -124,6 +111,43 @@ class OneOrMany(Generic[Input, Output]):
     def batch(self, inputs: Sequence[Input], **options: Any) -> list[Output]:
         """The results of several inputs; options as for `stream`."""
         return list(self.stream(inputs, **options))
+
+
+def text_ids(
+    tokenizer: XLMRobertaTokenizer,
+    text: str,
+    max_tokens: int,
+    truncation: bool,
+    specials_in_text: bool | Collection[str] = False,
+) -> list[int]:
+    """The ids of `<s> text </s>`. Raises ValueError if it is too long and not to be cut."""
+    [ids] = tokenizer.encode([text], specials_in_text=specials_in_text)
+    if len(ids) + 2 > max_tokens:
+        _check_truncation(len(ids) + 2, max_tokens, truncation)
+        ids = ids[: max_tokens - 2]
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+
+
+def pair_ids(tokenizer: XLMRobertaTokenizer, pair: Pair, max_tokens: int, truncation: bool) -> list[int]:
+    """The ids of `<s> text </s></s> pair </s>`. Truncation shortens the longer text first.
+
+    Raises ValueError if the pair is too long and not to be cut.
+    """
+    first, second = tokenizer.encode(pair, specials_in_text=False)
+    room = max_tokens - 4
+    if len(first) + len(second) > room:
+        _check_truncation(len(first) + len(second) + 4, max_tokens, truncation)
+        shorter = min(len(first), len(second), room // 2)
+        cut = (shorter, room - shorter) if len(first) <= len(second) else (room - shorter, shorter)
+        first, second = first[: cut[0]], second[: cut[1]]
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return [begin, *first, end, end, *second, end]
+
+
+def windows(count: int, room: int, overlap: int) -> list[range]:
+    """Stretches of at most `room` tokens that overlap by `overlap`, and cover all `count` of them."""
+    starts = range(0, max(1, count - overlap), room - overlap)
+    return [range(start, min(start + room, count)) for start in starts]
 
 
 def begins_word(text: str, token: Token) -> bool:

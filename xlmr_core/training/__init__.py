@@ -1,5 +1,6 @@
-"""Masked-LM pre-training: masking, corpus, vocabulary, the loop and its evaluation."""
+"""Masked-LM pre-training and fine-tuning: two loops, and what they share."""
 
+from xlmr_core.training.finetuning import FinetuneSettings, finetune
 from xlmr_core.training.loop import PretrainSettings, pretrain
 
-__all__ = ["PretrainSettings", "pretrain"]
+__all__ = ["FinetuneSettings", "PretrainSettings", "finetune", "pretrain"]

@@ -1,31 +1,28 @@
 """Masked-LM pre-training. A run that was killed can be resumed, and ends with the same weights."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from xlmr_core.atomic import SUFFIX, written_as
 from xlmr_core.checkpoint.loading import find_tokenizer
-from xlmr_core.checkpoint.writing import cast_to
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.json_files import read_json_object
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
-from xlmr_core.training.lock import LOCK, locked
+from xlmr_core.training.lock import locked
 from xlmr_core.training.masking import mask_tokens
-from xlmr_core.training.state import check_finite, restore_state, save_state
+from xlmr_core.training.optimization import learning_rate_at, parameter_groups, seed_step, update
+from xlmr_core.training.run_folder import EVALUATION, STATE, RunFolder, write_bytes, write_json
+from xlmr_core.training.state import restore_state, save_state
 from xlmr_core.training.vocabulary import train_vocabulary
 
 SHORTEST = 3  # tokens: <s>, one to predict, </s>
@@ -33,13 +30,8 @@ LARGEST_SIZE = 2**24  # of a whole number: AdamW counts its steps in float32
 LARGEST_SEED = 2**32 - 1
 LARGEST_RATE = 1e30  # above this, its product with a moment of AdamW overflows float32
 LARGEST_EXPONENT = 4  # a billion to this power is still finite in float32
-RECORD, STATE, VOCABULARY = "run.json", "training_state.pt", "sentencepiece.bpe.model"
-WEIGHTS, EVALUATION = "model.safetensors", "evaluation.json"
-AFTER_A_STEP = (STATE, WEIGHTS, "config.json", "tokenizer_config.json", EVALUATION)  # exist only after a saved step
-OWN = (RECORD, VOCABULARY, LOCK, *AFTER_A_STEP)
-OF_MODELS = (".json", ".safetensors", ".bin", ".pt", ".model", "dict.txt")  # endings of the names of a model's files
+VOCABULARY = "sentencepiece.bpe.model"
 CHUNK = 2**20  # bytes of a corpus file that are hashed at a time
-LISTED = 10  # most files named in one message
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ class PretrainSettings:
         return self.batch_size, self.max_tokens
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate at a step: it rises linearly from 0 during the warm-up, then falls linearly to 0.
+        """The learning rate at a step; see `xlmr_core.training.optimization.learning_rate_at`.
 
         Args:
             step: The number of the step, from 0.
@@ -170,9 +162,7 @@ class PretrainSettings:
         Returns:
             The learning rate.
         """
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup)
+        return learning_rate_at(step, highest=self.learning_rate, steps=self.steps, warmup=self.warmup)
 
 
 def pretrain(
@@ -228,18 +218,19 @@ def pretrain(
         "settings": {**asdict(settings), "warmup_steps": settings.warmup, "model": str(model) if model else None},
         "corpus": [{"name": path.name, "sha256": _sha256(path)} for path in corpus_files],
     }
-    _check_folder(output, run)
+    folder = RunFolder(output, run, before=(VOCABULARY,))
+    folder.check()
     with locked(output):
-        if not _is_begun(output, run):
+        if not folder.is_begun():
             pieces = _pieces_of(model) if model else train_vocabulary(corpus_files, settings.vocabulary_size)
             (output / VOCABULARY).unlink(missing_ok=True)
-            _write_json(output / RECORD, run)
-            _write(output / VOCABULARY, pieces)
-        return _run(output, first, corpus_files, settings, held_out_files, chosen, save_every, save_dtype)
+            folder.begin()
+            write_bytes(output / VOCABULARY, pieces)
+        return _run(folder, first, corpus_files, settings, held_out_files, chosen, save_every, save_dtype)
 
 
 def _run(
-    output: Path,
+    folder: RunFolder,
     first: XLMRobertaForMaskedLM | None,
     corpus_files: Sequence[Path],
     settings: PretrainSettings,
@@ -249,6 +240,7 @@ def _run(
     save_dtype: torch.dtype,
 ) -> dict[str, Accuracy]:
     """`pretrain`, with its arguments checked, its folder locked and its vocabulary written."""
+    output = folder.path
     longest = first.config.max_position_embeddings - 2 if first else settings.max_tokens
     tokenizer = XLMRobertaTokenizer(output / VOCABULARY, max_tokens=longest)
     corpus = Corpus(corpus_files, tokenizer, exponent=settings.language_exponent)
@@ -256,7 +248,7 @@ def _run(
     torch.manual_seed(settings.seed)
     model = _further(first, settings.dropout) if first else _fresh(settings, tokenizer.vocab_size)
     model.to(device).train()
-    optimizer = torch.optim.AdamW(decay_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
     state_file = output / STATE
     first_step = restore_state(state_file, model, optimizer, settings.steps) if state_file.exists() else 0
@@ -271,15 +263,10 @@ def _run(
     if first_step < settings.steps:
         save_state(state_file, model, optimizer, settings.steps)
 
-    for name, parameter in model.named_parameters():
-        parameter.data = cast_to(save_dtype, parameter.data, name)
-    check_finite(model.state_dict(), "at the end")
-    (output / EVALUATION).unlink(missing_ok=True)  # it describes weights that are about to be replaced
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    folder.write_checkpoint(model, tokenizer, save_dtype)
     written = XLMRobertaForMaskedLM.from_pretrained(output, device=device)
     results = evaluate(written, tokenizer, corpus, held_out_files)
-    _write_json(output / EVALUATION, {name: asdict(accuracy) for name, accuracy in results.items()})
+    write_json(output / EVALUATION, {name: asdict(accuracy) for name, accuracy in results.items()})
     return results
 
 
@@ -330,44 +317,16 @@ def train_step(
     Raises:
         FloatingPointError: The loss is NaN or infinite. The weights were not changed.
     """
-    seed = settings.seed * 1_000_003 + step
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    generator = seed_step(settings.seed, step)
     input_ids = corpus.batch(generator, *settings.batch_shape_at(step))
     batch = mask_tokens(input_ids, corpus.tokenizer, generator, probability=settings.mask_probability)
 
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate_at(step)
     device = model.lm_head.dense.weight.device
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         output = model(batch.input_ids.to(device), positions=batch.positions.to(device))
     loss = F.cross_entropy(output.logits.float(), batch.labels.to(device))
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss at step {step} is {loss.item()}: try a lower learning rate")
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item(), input_ids.numel()
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the parameters into those with weight decay and those without.
-
-    Only matrices decay: to shrink a bias or the scale of a norm does not regularise.
-
-    Args:
-        model: The model.
-        weight_decay: The weight decay of the matrices.
-
-    Returns:
-        Two parameter groups for an optimizer: matrices, then vectors.
-    """
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    rate = settings.learning_rate_at(step)
+    return update(model, optimizer, [loss], step, learning_rate=rate), input_ids.numel()
 
 
 def _check_names(files: Sequence[Path]) -> None:
@@ -390,56 +349,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _check_folder(output: Path, run: dict[str, Any]) -> None:
-    """Raises ValueError if `output` holds a model's files that this run did not write."""
-    names = [path.name for path in output.iterdir()] if output.exists() else []
-    allowed = OWN if RECORD in names else (LOCK,)
-    foreign = [name for name in names if name not in allowed and name.endswith(OF_MODELS) and not _is_temporary(name)]
-    if foreign:
-        listed = ", ".join(sorted(foreign)[:LISTED]) + ", ..." * (len(foreign) > LISTED)
-        raise ValueError(
-            f"{output} holds files that no run of this command writes there: {listed}. Nothing was changed. "
-            "Choose an empty folder, or move the files away"
-        )
-    _is_begun(output, run)
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(SUFFIX)
-
-
-def _is_begun(output: Path, run: dict[str, Any]) -> bool:
-    """Whether `output` holds a vocabulary of this run. Raises ValueError if it holds a saved step of another run."""
-    if not (output / RECORD).exists():
-        return False
-    earlier = _read_record(output / RECORD)
-    if earlier == run:
-        return (output / VOCABULARY).exists()
-    if any((output / name).exists() for name in AFTER_A_STEP):
-        differing = [name for name in run["settings"] if run["settings"][name] != earlier["settings"].get(name)]
-        raise ValueError(
-            f"{output} holds a run with other {', '.join(differing) or 'corpus files, by name or content'}: "
-            "give the same settings and text to continue it, or choose an empty folder"
-        )
-    return False  # no step of the other run was saved: nothing is lost
-
-
-def _read_record(record: Path) -> dict[str, Any]:
-    try:
-        run = read_json_object(record)
-    except ValueError as error:
-        raise ValueError(f"{error}. It is not the record of a run: choose an empty folder") from error
-    if not isinstance(run.get("settings"), dict) or not isinstance(run.get("corpus"), list):
-        raise ValueError(f"{record} is not the record of a run: choose an empty folder")
-    return run
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    _write(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with written_as(path) as temporary:
-        temporary.write_bytes(content)
