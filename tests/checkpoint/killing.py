@@ -38,7 +38,7 @@ from xlmr_core.checkpoint.files import CONFIG, TOKENIZER
 from xlmr_core.checkpoint.trimming import trim
 from xlmr_core.heads import XLMRobertaForM3
 from xlmr_core.model import PretrainedModel
-from xlmr_core.training import PretrainSettings, loop
+from xlmr_core.training import PretrainSettings, distributed, loop
 
 SLOWNESS = 0.003  # seconds for each tensor that is written, and for each chunk that is sent
 SLOW_CHUNK = 1_000  # bytes sent at a time by the slow server
@@ -291,18 +291,18 @@ def kill_trainings(source: Path, folder: Path, kills: int, chance: random.Random
         loop.pretrain(output=output, settings=settings, save_every=1, save_dtype=dtype, **files)
 
     states: list[bytes] = []
-    save_state = loop.save_state
+    save_state = distributed.save_state
 
     def save_and_keep(path: Path, *arguments: Any) -> None:
         save_state(path, *arguments)
         states.append(numbers_in(path.read_bytes()))
 
-    loop.save_state = save_and_keep
+    distributed.save_state = save_and_keep
     whole: dict[torch.dtype, Contents] = {}
     for dtype in (torch.float32, torch.float16):
         train(folder / "whole", dtype)
         whole[dtype] = trained(folder / "whole")
-    loop.save_state = save_state
+    distributed.save_state = save_state
     slow_down()
     flush = atomic._flush
 

@@ -8,6 +8,7 @@ import torch
 from click.core import ParameterSource
 
 from xlmr_core.training import PretrainSettings, pretrain
+from xlmr_core.training.distributed import rank
 from xlmr_core.training.evaluation import table
 
 DEFAULTS = PretrainSettings()
@@ -83,6 +84,11 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="float32",
     help="Dtype of the weights file.",
 )
+@click.option(
+    "--shard",
+    is_flag=True,
+    help="Under torchrun, share out the weights among the processes, too: for models that fill a GPU.",
+)
 def command(
     corpus: tuple[Path, ...],
     output: Path,
@@ -91,6 +97,7 @@ def command(
     device: str | None,
     save_every: int,
     save_dtype: str,
+    shard: bool,
     **settings: Any,
 ) -> None:
     """Train a vocabulary and a masked language model on text files.
@@ -118,7 +125,10 @@ def command(
         device=device,
         save_every=save_every,
         save_dtype=getattr(torch, save_dtype),
+        shard=shard,
     )
+    if rank() > 0:
+        return
     click.echo(f"wrote {output}")
     if results:
         click.echo(table(results))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -16,13 +17,13 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tokenizer import XLMRobertaTokenizer
+from xlmr_core.training import distributed
 from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.lock import locked
 from xlmr_core.training.masking import mask_tokens
 from xlmr_core.training.optimization import learning_rate_at, parameter_groups, seed_step, update
-from xlmr_core.training.run_folder import EVALUATION, STATE, RunFolder, write_bytes, write_json
-from xlmr_core.training.state import restore_state, save_state
+from xlmr_core.training.run_folder import CHECKPOINT, EVALUATION, STATE, RunFolder, write_bytes, write_json
 from xlmr_core.training.vocabulary import train_vocabulary
 
 SHORTEST = 3  # tokens: <s>, one to predict, </s>
@@ -175,12 +176,13 @@ def pretrain(
     device: str | None = None,
     save_every: int = 500,
     save_dtype: torch.dtype = torch.float32,
+    shard: bool = False,
 ) -> dict[str, Accuracy]:
     """Trains a vocabulary and a masked language model, and writes a checkpoint to a folder.
 
     The checkpoint has the key layout `hf`. If a run was killed, a call with the same arguments continues it from the
-    last saved step and ends with the same weights, bit for bit on the same machine. Only one process at a time can
-    run in a folder.
+    last saved step and ends with the same weights, bit for bit on the same machine. Only one run at a time can use a
+    folder. Under torchrun, the processes share out the rows of each batch.
 
     Args:
         corpus_files: The text, UTF-8: one language a file, one sentence a line. Each file is read more than once, so
@@ -193,20 +195,27 @@ def pretrain(
         device: The device to train on. None: a GPU if there is one.
         save_every: The number of steps between two saved states.
         save_dtype: The dtype of the weights file. The model is evaluated with the weights in this dtype.
+        shard: Whether the processes of torchrun share out the weights, too: see `distributed.parallel`.
 
     Returns:
-        The held-out results by language, which are also written to evaluation.json.
+        The held-out results by language, which are also written to evaluation.json; none in the processes of torchrun
+        but the first.
 
     Raises:
         ValueError: `output` holds files of another model, a run with other settings or other text, or a damaged state;
             another process uses it; the device does not exist; two files are one language, a file cannot be read, or
             there is too little text; `model` has no positions for `max_tokens`; a weight would be infinite in
-            `save_dtype`.
+            `save_dtype`; there are more processes than rows in a batch, or `shard` without torchrun.
         CheckpointError: `model` cannot be found or read, or has no masked-LM head.
         FloatingPointError: The loss or a weight became NaN or infinite. What was saved before stays.
         OSError: A file cannot be written.
     """
-    chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = check_device(distributed.own_device(device))
+    if settings.batch_size < distributed.world_size():
+        raise ValueError(
+            f"batch_size must be at least {distributed.world_size()}, the number of processes, not "
+            f"{settings.batch_size}: each takes a part of the batch"
+        )
     for files in (corpus_files, held_out_files):
         _check_names(files)
         for path in files:
@@ -214,19 +223,21 @@ def pretrain(
     first = None if model is None else XLMRobertaForMaskedLM.from_pretrained(model, dtype=torch.float32)
     if first:
         settings = settings.for_model(first.config)
+    choices = {"warmup_steps": settings.warmup, "model": str(model) if model else None, "shard": shard}
     run = {
-        "settings": {**asdict(settings), "warmup_steps": settings.warmup, "model": str(model) if model else None},
+        "settings": {**asdict(settings), **choices},
         "corpus": [{"name": path.name, "sha256": _sha256(path)} for path in corpus_files],
     }
-    folder = RunFolder(output, run, before=(VOCABULARY,))
+    folder = RunFolder(output, run, before=(VOCABULARY,), after=(*CHECKPOINT, distributed.shards_of(STATE)))
     folder.check()
-    with locked(output):
-        if not folder.is_begun():
-            pieces = _pieces_of(model) if model else train_vocabulary(corpus_files, settings.vocabulary_size)
-            (output / VOCABULARY).unlink(missing_ok=True)
-            folder.begin()
-            write_bytes(output / VOCABULARY, pieces)
-        return _run(folder, first, corpus_files, settings, held_out_files, chosen, save_every, save_dtype)
+    with distributed.joined(chosen), distributed.in_first(locked(output)):
+        with distributed.first_before_others():
+            if not folder.is_begun():
+                pieces = _pieces_of(model) if model else train_vocabulary(corpus_files, settings.vocabulary_size)
+                (output / VOCABULARY).unlink(missing_ok=True)
+                folder.begin()
+                write_bytes(output / VOCABULARY, pieces)
+        return _run(folder, first, corpus_files, settings, held_out_files, chosen, save_every, save_dtype, shard)
 
 
 def _run(
@@ -238,6 +249,7 @@ def _run(
     device: torch.device,
     save_every: int,
     save_dtype: torch.dtype,
+    shard: bool,
 ) -> dict[str, Accuracy]:
     """`pretrain`, with its arguments checked, its folder locked and its vocabulary written."""
     output = folder.path
@@ -247,22 +259,26 @@ def _run(
 
     torch.manual_seed(settings.seed)
     model = _further(first, settings.dropout) if first else _fresh(settings, tokenizer.vocab_size)
-    model.to(device).train()
+    network = distributed.parallel(model.train(), device, shard=shard)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
     state_file = output / STATE
-    first_step = restore_state(state_file, model, optimizer, settings.steps) if state_file.exists() else 0
-    with tqdm(total=settings.steps, initial=first_step, unit="step", smoothing=0.05) as progress:
+    first_step = distributed.restore(state_file, model, optimizer, settings.steps)
+    silent = distributed.rank() > 0
+    with tqdm(total=settings.steps, initial=first_step, unit="step", smoothing=0.05, disable=silent) as progress:
         for step in range(first_step, settings.steps):
             if step % save_every == 0 and step > first_step:
-                save_state(state_file, model, optimizer, step)
-            loss, tokens = train_step(model, optimizer, corpus, settings, step)
+                distributed.save(state_file, model, optimizer, step)
+            loss, tokens = train_step(network, optimizer, corpus, settings, step)
             progress.update()
             rate = (progress.format_dict["rate"] or 0) * tokens
             progress.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
     if first_step < settings.steps:
-        save_state(state_file, model, optimizer, settings.steps)
+        distributed.save(state_file, model, optimizer, settings.steps)
 
+    model = distributed.whole(model, lambda: XLMRobertaForMaskedLM(model.config))
+    if distributed.rank() > 0:
+        return {}
     folder.write_checkpoint(model, tokenizer, save_dtype)
     written = XLMRobertaForMaskedLM.from_pretrained(output, device=device)
     results = evaluate(written, tokenizer, corpus, held_out_files)
@@ -294,7 +310,7 @@ def _further(first: XLMRobertaForMaskedLM, dropout: float) -> XLMRobertaForMaske
 
 
 def train_step(
-    model: XLMRobertaForMaskedLM,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     corpus: Corpus,
     settings: PretrainSettings,
@@ -305,7 +321,7 @@ def train_step(
     All random numbers of a step, dropout included, come from (seed, step), so that a resumed run draws the same.
 
     Args:
-        model: The model, in train mode.
+        model: The model in train mode, or what `distributed.parallel` made of it.
         optimizer: The optimizer over its parameters. Its learning rate is set here.
         corpus: The text.
         settings: The settings of the run.
@@ -321,10 +337,13 @@ def train_step(
     input_ids = corpus.batch(generator, *settings.batch_shape_at(step))
     batch = mask_tokens(input_ids, corpus.tokenizer, generator, probability=settings.mask_probability)
 
-    device = model.lm_head.dense.weight.device
+    own = distributed.own_rows(batch)
+    device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        output = model(batch.input_ids.to(device), positions=batch.positions.to(device))
-    loss = F.cross_entropy(output.logits.float(), batch.labels.to(device))
+        output = model(own.input_ids.to(device), positions=own.positions.to(device))
+    # The gradients are the mean over the processes: of this, it is the mean over what all of them predict.
+    weight = distributed.world_size() / max(1, len(batch.labels))
+    loss = F.cross_entropy(output.logits.float(), own.labels.to(device), reduction="sum") * weight
     rate = settings.learning_rate_at(step)
     return update(model, optimizer, [loss], step, learning_rate=rate), input_ids.numel()
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlmr_core.training import distributed
+
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -20,7 +22,7 @@ def seed_step(seed: int, step: int) -> torch.Generator:
     Returns:
         A generator for what the step draws itself.
     """
-    torch.manual_seed(seed * 1_000_003 + step)
+    distributed.seed_process(seed * 1_000_003 + step)
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
@@ -90,7 +92,7 @@ def update(
         max_norm: The largest norm of the gradients of all parameters together.
 
     Returns:
-        The loss of the step.
+        The loss of the step, the mean over the processes.
 
     Raises:
         FloatingPointError: The loss is NaN or infinite. The weights were not changed.
@@ -106,7 +108,7 @@ def update(
     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return total
+    return distributed.mean(total)
 
 
 def _depth(name: str, top: int) -> int:
