@@ -17,7 +17,7 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tokenizer import XLMRobertaTokenizer
-from xlmr_core.training import distributed
+import xlmr_core.training.distributed as distributed
 from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.lock import locked

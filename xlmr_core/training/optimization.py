@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlmr_core.training import distributed
+import xlmr_core.training.distributed as distributed
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
