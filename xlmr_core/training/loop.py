@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import xlmr_core.training.distributed as distributed
 from xlmr_core.checkpoint.loading import find_tokenizer
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.devices import check_device
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tokenizer import XLMRobertaTokenizer
-import xlmr_core.training.distributed as distributed
 from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.lock import locked
