@@ -69,7 +69,8 @@ def xlmr_trace(request: pytest.FixtureRequest) -> Trace:
 def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     """`assert_parity(dump, names=None, taps=(), partial=False, dtype=None, explain=True)`: fails with the table.
 
-    dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file.
+    dump: a mapping of names to arrays (numpy, torch, anything numpy can read), or an .npz or .safetensors file,
+    or an ONNX or OpenVINO model to run.
     names: a name map as in docs/trace-format.md, or the file that holds it; without one, and without a name of ours
     in the dump, the taps are recognised by their numbers. taps: patterns of the taps to compare
     ("layers.*.output", "**.probs"), by default all of the trace. partial: whether the dump may lack taps. dtype: what
@@ -183,20 +184,13 @@ def _floors(
 
 def _tensors(trace: Trace, dump: Any, names: Any) -> tuple[dict[str, Tensor], Matching | None]:
     """The dump under our names and in our shapes; without a map and a name of ours, as far as it is recognised."""
-    from xlmr_core.parity.check import dump_from_file, has_our_names, match_if_foreign
-    from xlmr_core.parity.foreign import fitted, read_names, renamed
-    from xlmr_core.parity.matching import match_tensors
-    from xlmr_core.parity.name_map import as_names
+    from xlmr_core.parity.foreign import read_names
+    from xlmr_core.parity.ports import in_our_terms, open_port
 
     names = read_names(Path(names)) if isinstance(names, str | PathLike) else names
     if isinstance(dump, str | PathLike):
-        matching = None if names else match_if_foreign(trace, Path(dump))
-        return dump_from_file(trace, Path(dump), as_names(matching) if matching else names), matching
-    tensors = {name: _array(value) for name, value in dump.items()}
-    matching = None if names or has_our_names(trace, tensors) else match_tensors(trace, tensors)
-    names = as_names(matching) if matching else names or {}
-    ours = renamed(tensors, names, trace.config, tokens=trace.real.shape)
-    return fitted(ours, trace.tensors, trace.config, trace.real), matching
+        return open_port(trace, Path(dump), names)
+    return in_our_terms(trace, {name: _array(value) for name, value in dump.items()}, names)
 
 
 def _array(value: Any) -> Tensor:

@@ -1,10 +1,9 @@
 """`xlmr parity`: record what a checkpoint computes, and compare another implementation with it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 import torch
@@ -21,11 +20,9 @@ from xlmr_core.cli.progress import progress
 from xlmr_core.formatting import dtype_name
 from xlmr_core.parity.check import (
     check_trace,
-    dump_from_file,
     dump_from_transformers,
     floors_path,
     load_trace,
-    match_if_foreign,
     measure_trace,
     read_floors,
 )
@@ -36,9 +33,11 @@ from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, run_configurations
 from xlmr_core.parity.foreign import narrower_dtype, read_names
 from xlmr_core.parity.int8 import INT8
-from xlmr_core.parity.name_map import as_names, summary
+from xlmr_core.parity.matching import Matching
+from xlmr_core.parity.name_map import summary
 from xlmr_core.parity.naming import hints, template
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
+from xlmr_core.parity.ports import is_port, open_port
 from xlmr_core.parity.trace import (
     DTYPES,
     TOP_K,
@@ -219,10 +218,13 @@ def check_command(
 ) -> None:
     """Compare OTHER with TRACE, tap by tap in reading order. Exit status 1 if they diverge.
 
-    OTHER is another trace, an .npz or .safetensors dump of a port, or a checkpoint to run here.
+    OTHER is another trace, an .npz or .safetensors dump of a port, an ONNX or OpenVINO model (.onnx, .xml) or a
+    checkpoint, which are run here. Tensors with names of their own are recognised by their numbers.
 
     \b
+    xlmr parity check trace.safetensors port.npz
     xlmr parity check trace.safetensors port.npz --names names.toml
+    xlmr parity check trace.safetensors model.onnx
     xlmr parity check trace.safetensors --reference transformers
     """
     if plot is not None and plot.suffix not in FORMATS:
@@ -234,9 +236,7 @@ def check_command(
         check_output(plot, [trace_file, other, names, floors_file], is_picture, "a picture of that type")
     trace = load_trace(trace_file, other)
     floors: Floors | None = None if exact else read_floors(trace, floors_file)
-    matching = match_if_foreign(trace, Path(other)) if other and not reference and not names else None
-    table = as_names(matching) if matching else names
-    actual = _dump(trace, other or trace.provenance.checkpoint, reference, table, dtype, device)
+    actual, matching = _dump(trace, other or trace.provenance.checkpoint, reference, names, dtype, device)
     found = narrower_dtype(actual) if dtype is None and not exact else None
     if floors is not None:
         floors = replace(floors, computed_in=dtype or (dtype_name(found) if found else None))
@@ -312,7 +312,8 @@ def diagnose_command(
 ) -> None:
     """Find the faults that, made in our model, give the numbers of DUMP.
 
-    DUMP is an .npz or .safetensors file of a port, or another trace. Exit status 1 if anything differs from TRACE.
+    DUMP is an .npz or .safetensors file of a port, another trace, or an ONNX or OpenVINO model (.onnx, .xml), which is
+    run. Exit status 1 if anything differs from TRACE.
 
     \b
     xlmr parity diagnose trace.safetensors port.npz --names names.toml
@@ -326,8 +327,7 @@ def diagnose_command(
     source = model or trace.provenance.checkpoint
     checkpoint = Checkpoint.load(source)
     check_same_weights(trace, checkpoint)
-    matching = None if names else match_if_foreign(trace, dump_file)
-    dump = dump_from_file(trace, dump_file, as_names(matching) if matching else names, keep_inputs=True)
+    dump, matching = open_port(trace, dump_file, names, keep_inputs=True)
     other_ids = "input_ids" in dump and not torch.equal(dump["input_ids"], trace.inputs["input_ids"])
     with progress("trying faults") as tick:
         found = diagnose(
@@ -368,23 +368,19 @@ def faults_command(name: str | None, as_json: bool) -> None:
 
 
 def _dump(
-    trace: Trace,
-    other: str,
-    reference: str | None,
-    names: Path | Mapping[str, Any] | None,
-    dtype: str | None,
-    device: str,
-) -> dict[str, Tensor]:
-    if reference is None and Path(other).suffix in SUFFIXES:
-        return dump_from_file(trace, Path(other), names)
+    trace: Trace, other: str, reference: str | None, names: Path | None, dtype: str | None, device: str
+) -> tuple[dict[str, Tensor], Matching | None]:
+    """What OTHER computes, and how its tensors were recognised."""
+    if reference is None and is_port(Path(other)):
+        return open_port(trace, Path(other), names)
     if dtype in INT8:
         raise click.UsageError(f"--dtype {dtype} is for the dump of a port: {other} is a checkpoint")
     run_in = DTYPES[dtype or trace.provenance.dtype]
     if reference is not None:
-        return dump_from_transformers(trace, other, dtype=run_in)
+        return dump_from_transformers(trace, other, dtype=run_in), None
     if Path(other).is_file():
-        raise TraceError(f"{other} is neither .npz nor .safetensors, nor a folder with a checkpoint")
-    return rerun(trace, Checkpoint.load(other), dtype=run_in, device=device)
+        raise TraceError(f"{other} is not .npz, .safetensors, .onnx or .xml, nor a folder with a checkpoint")
+    return rerun(trace, Checkpoint.load(other), dtype=run_in, device=device), None
 
 
 def _stored_wider(dtype: torch.dtype) -> str:

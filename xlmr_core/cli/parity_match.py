@@ -6,8 +6,8 @@ import click
 
 from xlmr_core.atomic import written_as
 from xlmr_core.parity.check import load_trace
-from xlmr_core.parity.matching import match_file
 from xlmr_core.parity.name_map import summary, to_toml
+from xlmr_core.parity.ports import match_port
 from xlmr_core.parity.trace import TraceError
 
 
@@ -20,14 +20,15 @@ def command(trace_file: Path, dump_file: Path, output: Path | None) -> None:
 
     Any order of axes is recognised, heads apart or side by side, queries, keys and values in one tensor, all layers in
     one tensor, and packed batches. Where the port is wrong, its tensors are recognised by their shapes, names and
-    order; the map says so. `check` and `diagnose` do the same without a map.
+    order; the map says so. `check` and `diagnose` do the same without a map. DUMP may be an ONNX or OpenVINO model
+    (.onnx, .xml), which is run on the input of TRACE.
 
     \b
     xlmr parity match trace.safetensors port.npz -o names.toml
     """
     if output is not None and output.exists():
         raise click.UsageError(f"{output} is there already, and may have been edited: name another file")
-    matching = match_file(load_trace(trace_file, dump_file), dump_file)
+    matching = match_port(load_trace(trace_file, dump_file), dump_file)
     if not matching.matches:
         raise TraceError(
             f"no tensor of {dump_file} was recognised as a tap of {trace_file}. `xlmr parity names TRACE DUMP` lists "
