@@ -47,3 +47,4 @@ pages:
 	PYTHONPATH=.:tests python tools/divergence_guide.py
 	PYTHONPATH=.:tests python tools/what_catches_what.py
 	python tools/passes_elsewhere.py
+	python tools/scale_costs.py --page
