@@ -101,7 +101,13 @@ def test_rows_that_can_be_read_only_once_are_refused() -> None:
 def test_a_field_of_another_type_is_an_error(read: Callable[[Record], Any], message: str) -> None:
     values = {"text": "words", "number": 3.5, "true": True, "nan": "nan", "broken": '["a"', "empty": ""}
     with pytest.raises(ValueError, match=message):
-        read(record(**values, half="a\ud800"))
+        read(Record("row 1", {**values, "half": "a\ud800"}, {}, is_of_table=True))
+
+
+def test_a_bracket_begins_a_list_only_in_a_table() -> None:
+    cell = '["a", "b"]'
+    assert Record("row 1", {"texts": cell}, {}, is_of_table=True).texts("texts") == ["a", "b"]
+    assert record(texts=cell).texts("texts") == [cell]
 
 
 def test_the_classes_are_sorted_as_numbers_or_as_texts() -> None:

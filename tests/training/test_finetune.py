@@ -1,6 +1,8 @@
 """Fine-tuning: its steps are those of transformers, a killed run ends with the same bits, and the model learns."""
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from training.labelled_rows import (
     tag_rows,
 )
 
-from xlmr_core import Answer, Classify, Embed, Rerank, Tag
+from xlmr_core import Answer, Classify, Embed, Rerank, Tag, XLMRobertaModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training import FinetuneSettings, finetune, finetuning
 from xlmr_core.training.batches import Order
@@ -297,6 +299,15 @@ def test_it_beats_the_baseline_and_every_reader_loads_it(checkpoint: Path, tmp_p
     assert logits.softmax(dim=1)[0, 1].item() == pytest.approx(best.score, abs=1e-6)
 
 
+@pytest.mark.gpu
+def test_it_learns_on_a_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    settings = replace(CLASSIFY, batch_tokens=120, learning_rate=3e-3, precision="bfloat16")
+    held_out = classify_rows(40, seed=2)
+    evaluation = finetune(classify_rows(120), tmp_path, settings, held_out=held_out, model=checkpoint, device="cuda")
+    assert evaluation is not None
+    assert evaluation.scores["accuracy"] > 0.9
+
+
 WRITTEN = {
     "tag": (Tag, transformers.AutoModelForTokenClassification, tag_rows(12)),
     "answer": (Answer, transformers.AutoModelForQuestionAnswering, answer_rows(12)),
@@ -348,7 +359,7 @@ STATE = "training_state.pt"
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """The files, without the state: how a pickle is written depends on which objects are one in memory."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != STATE}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != STATE}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -433,6 +444,89 @@ def test_a_finished_run_is_only_written_again(whole: Path, checkpoint: Path, mon
     before = files_of(whole)
     monkeypatch.setattr(finetuning, "train_step", None)
     run_with_evaluations(whole, checkpoint)
+    assert files_of(whole) == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_pooler_is_carried_along_and_a_run_of_embeddings_resumes(
+    precision: Any, tokenizer: XLMRobertaTokenizer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published encoders have a pooler, which gets no gradient."""
+    config = XLMRobertaModel.from_pretrained(checkpoint).config
+    model = XLMRobertaModel(config, add_pooling_layer=True)
+    model.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    settings = replace(CLASSIFY, task="embed", precision=precision, dropout=0.2)
+
+    def run(folder: Path) -> None:
+        finetune(embed_rows(12), folder, settings, model=tmp_path / "start", device="cpu", save_every=2)
+
+    run(tmp_path / "whole")
+    take_step = finetuning.train_step
+
+    def die_at_step_3(*arguments: Any) -> Any:
+        if arguments[-1] == 3:
+            raise KeyboardInterrupt
+        return take_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "train_step", die_at_step_3)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    run(tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "whole"))
+    assert torch.equal(before["pooler.dense.weight"], after["pooler.dense.weight"])
+    assert not torch.equal(before["embeddings.word_embeddings.weight"], after["embeddings.word_embeddings.weight"])
+
+
+def test_a_full_disk_is_an_error_after_which_the_run_continues(
+    whole: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(tensors: Any, path: Path) -> None:
+        path.write_bytes(bytes(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "write_safetensors", fill)
+        with pytest.raises(OSError, match=r"best\.safetensors cannot be written \(.*No space left.*\)\. Make room"):
+            run_with_evaluations(tmp_path / "out", checkpoint)
+    assert sorted(files_of(tmp_path / "out")) == ["history.jsonl", "run.json"]
+    run_with_evaluations(tmp_path / "out", checkpoint)
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_the_first_step(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(OSError, match="file"):
+        run_with_evaluations(tmp_path / "file" / "out", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("best.safetensors", b"", r"best\.safetensors does not hold the best weights of this run"),
+        ("history.jsonl", b"{}", r"history\.jsonl is not the history of a run"),
+        ("training_state.pt", b"", r"training_state\.pt is not a state that this run can continue from"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_an_error(
+    name: str, content: bytes, message: str, whole: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        run_with_evaluations(tmp_path / "out", checkpoint)
+
+
+def test_another_run_in_the_folder_is_refused(whole: Path, checkpoint: Path) -> None:
+    before = files_of(whole)
+    with pytest.raises(ValueError, match="holds a run with other task, "):
+        finetune(embed_rows(4), whole, replace(CLASSIFY, task="embed"), model=checkpoint, device="cpu")
+    settings = replace(CLASSIFY, evaluate_every=3, metric="loss", layer_decay=0.9, dropout=0.1)
+    rows = classify_rows(24)
+    with pytest.raises(ValueError, match="other corpus files, by name or content"):
+        finetune(rows, whole, settings, held_out=rows, model=checkpoint, device="cpu")
     assert files_of(whole) == before
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint.sentence_transformers import write_sentence_config
 from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.devices import check_device
@@ -43,7 +42,7 @@ from xlmr_core.training.preparation import (
 from xlmr_core.training.records import Source, identity_of, records_in
 from xlmr_core.training.report import Evaluation, History, evaluate
 from xlmr_core.training.run_folder import CHECKPOINT, EVALUATION, STATE, RunFolder, write_json
-from xlmr_core.training.state import restore_state, save_state
+from xlmr_core.training.state import restore_state, save_state, written_or_explained
 
 HISTORY, BEST = "history.jsonl", "best.safetensors"
 OF_EMBEDDINGS = ("modules.json", "sentence_bert_config.json")
@@ -320,7 +319,7 @@ def _write(
 
 
 def _write_weights(model: nn.Module, path: Path) -> None:
-    with written_as(path) as temporary:
+    with written_or_explained(path) as temporary:
         write_safetensors(model.state_dict(), temporary)
 
 

@@ -28,6 +28,7 @@ class Record:
     place: str  # the name of the row in an error: "train.csv, line 3"
     values: Mapping[str, Any]  # as the file has them
     names: Mapping[str, str]  # the name in the file of a field of ours, where it is another
+    is_of_table: bool = False  # whether a list is written as JSON in a cell
 
     def has(self, field: str) -> bool:
         """Whether the row has the field, and something in it.
@@ -59,7 +60,7 @@ class Record:
         return value
 
     def texts(self, field: str) -> list[str]:
-        """The list of texts in a field. A table has them as a JSON list; one text in jsonl is a list of one.
+        """The list of texts in a field. One text is a list of one; in a cell of a table, "[" begins a JSON list.
 
         Args:
             field: Our name of the field.
@@ -136,7 +137,7 @@ class Record:
 
     def _list(self, field: str) -> Sequence[Any]:
         value = self._value(field)
-        if isinstance(value, str) and value.startswith("["):
+        if self.is_of_table and isinstance(value, str) and value.startswith("["):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
@@ -255,7 +256,7 @@ def _records_of_table(path: Path, names: Mapping[str, str]) -> Iterator[Record]:
                     continue
                 if len(cells) != len(header):
                     raise ValueError(f"{place}: expected {len(header)} cells, as in the header, got {len(cells)}")
-                yield Record(place, dict(zip(header, cells, strict=True)), names)
+                yield Record(place, dict(zip(header, cells, strict=True)), names, is_of_table=True)
         except csv.Error as error:
             raise ValueError(f"{path}, line {table.line_num}: {error}") from error
         except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """The saved state of a run: what is needed to continue it with the same result."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,32 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
     """
     check_finite(model.state_dict(), f"after {step} steps")
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    with written_as(path) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-            cause = str(error).splitlines()[0]
-            raise OSError(
-                f"{path} cannot be written ({cause}). Make room and give the same command again: it continues the run "
-                "from the state that was saved before, if there is one"
-            ) from error
+    with written_or_explained(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+
+
+@contextmanager
+def written_or_explained(path: Path) -> Generator[Path, None, None]:
+    """A temporary file to write to, which becomes `path` at the end of the block; see `xlmr_core.atomic.written_as`.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The temporary file.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full.
+    """
+    try:
+        with written_as(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        cause = str(error).splitlines()[0]
+        raise OSError(
+            f"{path} cannot be written ({cause}). Make room and give the same command again: it continues the run "
+            "from the state that was saved before, if there is one"
+        ) from error
 
 
 def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> int:
