@@ -150,7 +150,7 @@ def capture(model: PretrainedModel, *patterns: str, partial: bool = False) -> Ge
     with ExitStack() as hooks:
         for tap in taps:
             if tap not in absent:
-                hooks.enter_context(_hook(model, tap, keep(tap.name), first=False))
+                hooks.enter_context(hooked(model, tap, keep(tap.name), first=False))
         yield seen
 
 
@@ -188,7 +188,7 @@ def intervene(model: PretrainedModel, changes: Mapping[str, Change]) -> Generato
     with ExitStack() as hooks:
         for pattern, change in changes.items():
             for tap in _matching(model, pattern):
-                hooks.enter_context(_hook(model, tap, checked(tap.name, change), first=True))
+                hooks.enter_context(hooked(model, tap, checked(tap.name, change), first=True))
         yield
 
 
@@ -238,7 +238,7 @@ def _module_of(model: PretrainedModel, tap: Tap) -> nn.Module | None:
 
 
 @contextmanager
-def _hook(model: PretrainedModel, tap: Tap, change: Change, *, first: bool) -> Generator[None, None, None]:
+def hooked(model: PretrainedModel, tap: Tap, change: Change, *, first: bool) -> Generator[None, None, None]:
     """While the context is open, the tensor at `tap` goes through `change`; `first`: before the hooks already there."""
     module = _module_of(model, tap)
     if module is None:

@@ -11,17 +11,13 @@ Where several faults were made, the first is named, made, and the search goes on
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from xlmr_core.formatting import dtype_name, json_number
+from xlmr_core.formatting import dtype_name
 from xlmr_core.parity.compare import (
     FLOATS,
     LOGITS,
@@ -39,10 +35,14 @@ from xlmr_core.parity.faults import (
     POOLING_FAULTS,
     TOKENIZER_FAULTS,
     Fault,
+    PoolingFault,
     TokenizerFault,
     find_fault,
 )
+from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop
 from xlmr_core.parity.floors import threads_by_size
+from xlmr_core.parity.grammar.unlisted import unlisted
+from xlmr_core.parity.judge import Judge, first_wrong, told_apart_at
 from xlmr_core.parity.patterns import describe, growth
 from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator, one_mask
 from xlmr_core.pretrained import PretrainedModel
@@ -50,123 +50,8 @@ from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
+SECONDS = 120.0
 DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
-AnyFault = SimulatedFault | TokenizerFault
-# Why a search ended: nothing differs any more; no fault moves the difference; as many were found as were asked for;
-# what follows is drawn at random; the dump has NaN or infinity there, which no fault gives.
-Stop = Literal["explained", "unexplained", "most", "chance", "not finite"]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One tap: how far the foreign numbers are from the model without the fault, and from the model with it."""
-
-    tap: str
-    without: float
-    with_fault: float
-    allowed: float  # what rounding explains
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault. `faults` has more than one entry where several give the same numbers on this input."""
-
-    tap: str  # the first that differed
-    faults: tuple[AnyFault, ...]  # closest first
-    evidence: tuple[Evidence, ...]  # from `tap` to where the numbers part next, or to the end
-    # For each fault after the first, the first tap at which it differs from the first fault: in the dump, that tap
-    # would break the tie. None: they differ at no tap on this input.
-    told_apart_at: tuple[str | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `diagnose` found. Prints as a report."""
-
-    findings: tuple[Finding, ...]
-    tap: str | None  # the first tap that differs and is not explained; None: everything is
-    looks_like: tuple[str, ...]  # what the error there looks like
-    agrees: int  # taps that agree without any fault
-    compared: int
-    stop: Stop  # why the search ended
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing differs at all."""
-        return not self.findings and self.tap is None
-
-    @property
-    def explained(self) -> bool:
-        """Whether the findings together give the foreign numbers, up to noise, at every tap."""
-        return self.tap is None
-
-    @property
-    def first_tap(self) -> str | None:
-        """The first tap that differs from a right model."""
-        return self.findings[0].tap if self.findings else self.tap
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        """The names of the faults, in the order found, the closest of each."""
-        return tuple(finding.faults[0].name for finding in self.findings)
-
-    def __str__(self) -> str:
-        if self.ok:
-            return f"no difference beyond rounding at {self.compared} taps"
-        lines = [f"first divergence: {self.first_tap} ({self.agrees} of {self.compared} taps agree)"]
-        for finding in self.findings:
-            lines += ["", *_finding_lines(finding)]
-        if self.tap is not None:
-            lines += ["", f"unexplained from {self.tap} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
-        elif self.stop == "chance":
-            lines += ["", "what follows is not compared: dropout is drawn at random"]
-        else:
-            these = "this" if len(self.findings) == 1 else "these"
-            lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every tap"]
-        return "\n".join(lines)
-
-    def _why(self) -> str:
-        if self.stop == "not finite":
-            return "the search stops here, because no fault of the catalogue gives NaN or infinity"
-        if self.findings:
-            return "the faults above do not give these numbers"
-        return "no fault of the catalogue gives these numbers"
-
-    def to_json(self) -> str:
-        """The same for programs."""
-        findings = [
-            {
-                "tap": finding.tap,
-                "faults": [{"name": fault.name, "cause": fault.cause} for fault in finding.faults],
-                "evidence": [
-                    {name: json_number(value) for name, value in asdict(evidence).items()}
-                    for evidence in finding.evidence
-                ],
-                "told_apart_at": finding.told_apart_at,
-            }
-            for finding in self.findings
-        ]
-        unexplained = None if self.tap is None else {"tap": self.tap, "looks_like": self.looks_like}
-        found = {"ok": self.ok, "explained": self.explained, "first_tap": self.first_tap, "stop": self.stop}
-        return json.dumps(found | {"findings": findings, "unexplained": unexplained}, indent=1)
-
-
-def _finding_lines(finding: Finding) -> list[str]:
-    lines = [f"{finding.faults[0].name}: {finding.faults[0].cause}"]
-    for other, tap in zip_longest(finding.faults[1:], finding.told_apart_at):
-        lines.append(f"  or {other.name}: {other.cause} (the same numbers on this input)")
-        more = f"add {tap} to the dump" if tap else "no tap does on this input; texts of several lengths may"
-        lines.append(f"     to tell it from {finding.faults[0].name}: {more}")
-    width = max((len(evidence.tap) for evidence in finding.evidence), default=0)
-    lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")
-    shown = finding.evidence if len(finding.evidence) <= 8 else (*finding.evidence[:4], None, *finding.evidence[-3:])
-    for evidence in shown:
-        if evidence is None:
-            lines.append(f"  ... {len(finding.evidence) - 7} more taps")
-            continue
-        numbers = f"{evidence.without:<10.2e}  {evidence.with_fault:<8.2e}  {evidence.allowed:.2e}"
-        lines.append(f"  {evidence.tap:{width}}  {numbers}")
-    return lines
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------
@@ -180,6 +65,9 @@ def diagnose(
     tokenizer: XLMRobertaTokenizer | None = None,
     dtype: torch.dtype | None = None,
     most: int = 3,
+    grammar: bool = True,
+    catalogue: bool = True,
+    seconds: float = SECONDS,
     tick: Tick = no_tick,
 ) -> Diagnosis:
     """Finds the faults that, made in `model`, give the numbers in `dump`.
@@ -192,6 +80,9 @@ def diagnose(
         tokenizer: For dumps whose ids may be wrong.
         dtype: What the port computes in. By default the narrowest type in the dump; float64 counts as float32.
         most: How many faults to look for.
+        grammar: Whether small changes of single operations are tried, too, where no fault of the catalogue fits.
+        catalogue: Whether the faults of the catalogue are tried.
+        seconds: How long pairs of changes, and changes of operations far from the first wrong tap, are tried.
         tick: Is called with 1 after each run of the model, of which there are about a hundred for a fault.
 
     Returns:
@@ -207,16 +98,33 @@ def diagnose(
     dump, dtype = checked_dump(model, dump, dtype)
     with threads_by_size(model, ids.numel()):
         simulator = Simulator(model, ids, mask, dump, dtype, top_ids, tick)
-        return search(simulator, dump, model, most=most, findings=findings)
+        return search(
+            simulator,
+            dump,
+            model,
+            most=most,
+            findings=findings,
+            grammar=grammar,
+            catalogue=catalogue,
+            seconds=seconds,
+        )
 
 
 def search(
-    simulator: Simulator, dump: Dump, model: PretrainedModel, *, most: int = 3, findings: Sequence[Finding] = ()
+    simulator: Simulator,
+    dump: Dump,
+    model: PretrainedModel,
+    *,
+    most: int = 3,
+    findings: Sequence[Finding] = (),
+    grammar: bool = True,
+    catalogue: bool = True,
+    seconds: float = SECONDS,
 ) -> Diagnosis:
     """As `diagnose`, for a dump that `checked_dump` has made ready for the simulator."""
     run = simulator.run(())
     assert run is not None
-    state = _Search(simulator, dump, model, run, list(findings))
+    state = _Search(simulator, dump, model, run, list(findings), grammar, catalogue, seconds)
     _check_shapes(state.comparison)
     agrees = sum(row.ok for row in state.comparison.rows if row.tap in dump)
     stop = state.advance(most)
@@ -238,13 +146,16 @@ class _Search:
     model: PretrainedModel
     run: Run  # the model with the faults that were found
     found: list[Finding]
+    grammar: bool
+    catalogue: bool
+    seconds: float
     made: tuple[SimulatedFault, ...] = ()  # those of `found` that are in `run`
     comparison: Comparison = field(init=False)
     wrong: Row | None = field(init=False)  # the first tap where `run` does not give the dump
 
     def __post_init__(self) -> None:
         self.comparison = self.run.compared(self.dump)
-        self.wrong = _first_wrong(self.comparison.rows)
+        self.wrong = first_wrong(self.comparison.rows)
 
     def advance(self, most: int) -> Stop | None:
         """Finds one more fault and makes it in the model, or says why the search ends."""
@@ -263,15 +174,32 @@ class _Search:
         assert not isinstance(fault, TokenizerFault)
         run = self.simulator.run((*self.made, fault), self.run)
         assert run is not None
-        told_apart_at = _told_apart_at(self.simulator, self.model, self.made, finding.faults)
-        self.found.append(replace(finding, told_apart_at=told_apart_at))
+        taps = frozenset(tap.name for tap in self.model.taps())
+        apart = told_apart_at(self.simulator, taps, self.made, finding.faults)
+        self.found.append(replace(finding, told_apart_at=apart))
         self.made, self.run = (*self.made, fault), run
         self.__post_init__()
         return None
 
 
 def _explanation(state: _Search, wrong: Row) -> Finding | None:
-    """The faults that move the first difference furthest down; best, there is none left. Likely places first.
+    """The faults that move the first difference furthest down; best, there is none left.
+
+    Those of the catalogue come first; where none of them gives these numbers, the changes of the grammar.
+    """
+    simulator, dump, model = state.simulator, state.dump, state.model
+    judge = Judge(simulator, dump, state.made, state.run, wrong)
+    best = judge.furthest(_listed(state, wrong)) if state.catalogue else []
+    if not best and state.grammar:
+        best = unlisted(judge, model, state.seconds)
+    if not best:
+        return None
+    faults = tuple(reached.fault for reached in best)
+    return Finding(_located(model, dump, wrong), faults, judge.evidence(best[0], state.comparison))
+
+
+def _listed(state: _Search, wrong: Row) -> Iterator[list[Fault | PoolingFault]]:
+    """The faults of the catalogue, likely places first.
 
     Last comes each fault of a layer in that layer only, where none that is made in every layer explains all.
     """
@@ -289,59 +217,9 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
         and simulator.part_of(fault.tap) <= simulator.part_of(wrong.tap)  # it can change the first wrong tap
     ]
     near = [fault for fault in candidates if _resolved(fault.tap, model) in between]
-    reached: dict[SimulatedFault, tuple[int, tuple[Row, ...]]] = {}
-    only_here = _in_its_layer(wrong.tap, model)
-    for group in (near, [fault for fault in candidates if fault not in near], only_here):
-        for fault in group:
-            run = simulator.run((*state.made, fault), state.run)
-            rows = _mended(simulator, run, dump, wrong) if run else None
-            if rows is not None:
-                then = _first_wrong(rows)
-                reached[fault] = len(order) if then is None else order.index(then.tap), rows
-        if any(end == len(order) for end, _ in reached.values()):
-            break
-    furthest = max((end for end, _ in reached.values()), default=start)
-    if furthest <= start:
-        return None
-    best = {fault: rows for fault, (end, rows) in reached.items() if end == furthest}
-    explained = set(order[:furthest])
-    faults = sorted(best, key=lambda fault: _remoteness(best[fault], explained))
-    before = {row.tap: row.max_abs for row in state.comparison.rows}
-    evidence = tuple(
-        Evidence(row.tap, before.get(row.tap, math.nan), row.max_abs, row.allowed or 0.0)
-        for row in best[faults[0]]
-        if row.tap in explained and order.index(row.tap) >= start
-    )
-    return Finding(_located(model, dump, wrong), tuple(faults), evidence)
-
-
-def _mended(simulator: Simulator, run: Run, dump: Dump, wrong: Row) -> tuple[Row, ...] | None:
-    """The taps from the first that the run may change to the first wrong one; None if that is not behind `wrong`."""
-    order = in_reading_order(dump)
-    rows: tuple[Row, ...] = ()
-    for index in range(run.start, simulator.count):
-        rows += run.rows(dump, index)
-        first = _first_wrong(rows)
-        if first is not None:
-            return rows if order.index(first.tap) > order.index(wrong.tap) else None
-        if index == simulator.part_of(wrong.tap):
-            if any(row.tap == wrong.tap and (row.allowed or 0.0) >= wrong.max_abs for row in rows):
-                return None  # rounding errors as large as the difference: this run would agree with anything
-            run.parts(simulator.count)  # all that is left at once: faults are made and lifted once
-    return rows
-
-
-def _told_apart_at(
-    simulator: Simulator, model: PretrainedModel, made: tuple[SimulatedFault, ...], faults: tuple[AnyFault, ...]
-) -> tuple[str | None, ...]:
-    """For each fault after the first, the first tap of the model at which the two differ beyond rounding."""
-    if len(faults) == 1:
-        return ()
-    taps = frozenset(tap.name for tap in model.taps())
-    simulated = [fault for fault in faults if not isinstance(fault, TokenizerFault)]
-    first, *others = (simulator.run((*made, fault), taps=taps) for fault in simulated)
-    rows = [_first_wrong(first.compared(other.rounded).rows) if first and other else None for other in others]
-    return tuple(row.tap if row else None for row in rows)
+    yield near
+    yield [fault for fault in candidates if fault not in near]
+    yield [*_in_its_layer(wrong.tap, model)]
 
 
 def _in_its_layer(tap: str, model: PretrainedModel) -> list[Fault]:
@@ -351,21 +229,6 @@ def _in_its_layer(tap: str, model: PretrainedModel) -> list[Fault]:
         return []
     inside = [fault for fault in FAULTS if fault.shows == "outputs" and fault.tap.startswith("layers.0.")]
     return [fault.in_layer(int(parts[1])) for fault in inside]
-
-
-def _remoteness(rows: Sequence[Row], taps: set[str]) -> float:
-    """The largest difference in units of what rounding explains. Rounded, so that equal numbers are a tie."""
-    ratios = [row.max_abs / row.allowed for row in rows if row.tap in taps and row.allowed]
-    return round(max(ratios, default=0.0), 3)
-
-
-def _first_wrong(rows: Sequence[Row]) -> Row | None:
-    """The first tensor of the dump that is not what the model gives; a layer that the model lacks is wrong, too."""
-    for row in rows:
-        surplus = row.verdict == "extra" and row.tap.startswith("layers.")
-        if surplus or row.verdict not in ("equal", "ok", "missing", "extra"):
-            return row
-    return None
 
 
 def _located(model: PretrainedModel, dump: Dump, row: Row) -> str:

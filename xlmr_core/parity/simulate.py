@@ -34,6 +34,7 @@ from xlmr_core.parity.compare import (
     with_reduced_logits,
 )
 from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
+from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
 from xlmr_core.parity.floors import REPEATS, perturbed, variant
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
@@ -159,6 +160,25 @@ class Simulator:
             return None
         return run
 
+    @property
+    def exact(self) -> PretrainedModel:
+        """The copy in float64."""
+        return self._exact
+
+    @torch.no_grad()
+    def exact_taps(self, faults: tuple[SimulatedFault, ...]) -> dict[str, Tensor]:
+        """Every tap of the model with these faults, in float64; also the sentence vector and the reduced logits."""
+        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
+        model, ids, mask = self._exact, self.input_ids, self.attention_mask
+        with self.made(faults), model.capture("**") as seen:
+            out: Any = model(ids, mask)
+        found = {tap: one_mask(tap, tensor) for tap, tensor in seen.items()}
+        if self.top_ids is not None:
+            found |= {tap: t for tap, t in with_reduced_logits(found, self.top_ids).items() if tap in (TOP, LOGSUMEXP)}
+        if SENTENCE in self.taps:
+            found[SENTENCE] = pool(out.last_hidden_state, mask)
+        return found
+
     def part_of(self, tap: str) -> int:
         """The number of the part that a tap lies in."""
         if tap.startswith("embeddings."):
@@ -192,6 +212,8 @@ class Simulator:
         pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
         index, repeats, rows = len(below), self.repeats, len(self.real)
         ids, mask, top_ids = self.input_ids, self.attention_mask, self.top_ids
+        SURROUNDINGS[self._exact] = Surroundings(ids, mask, tuple(part.exact for part in below))
+        SURROUNDINGS[self._rounded] = Surroundings(ids, mask, tuple(part.rounded for part in below))
         if index == 0:
             expected, exact = _embedded(self._exact, taps, ids)
             runs: list[tuple[dict[str, Tensor], Tensor]] = []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,23 @@ from torch.nn import functional as F
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import EncoderLayer
 from xlmr_core.pretrained import PretrainedModel
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a patch may need of a run beside the modules that run now.
+
+    Attributes:
+        ids: (B, S).
+        mask: (B, S).
+        hidden: The output of the embeddings and of each layer that was run before.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+SURROUNDINGS: WeakKeyDictionary[nn.Module, Surroundings] = WeakKeyDictionary()
 
 Patch = Callable[[nn.Module, XLMRobertaConfig, ExitStack], None]  # a model or a part of one, its config, how to undo
 Part = TypeVar("Part", bound=nn.Module)
@@ -36,6 +54,7 @@ class Fault:
         patch: Makes it.
         shows: Whether outputs differ, or only outputs with dropout, or only gradients.
         norm: The one placement of norms that the fault exists for; None for both.
+        listed: Whether it is in the catalogue; a change that the grammar found is not.
     """
 
     name: str
@@ -45,6 +64,7 @@ class Fault:
     patch: Patch
     shows: Literal["outputs", "training", "gradients"] = "outputs"
     norm: Literal["post", "pre"] | None = None
+    listed: bool = True
 
     @contextmanager
     def applied(self, model: PretrainedModel) -> Generator[None, None, None]:

@@ -1,0 +1,134 @@
+"""What a diagnosis says: the faults that were found, with the evidence for each, as a report and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from typing import Literal
+
+from xlmr_core.formatting import json_number
+from xlmr_core.parity.faults import Fault, TokenizerFault
+from xlmr_core.parity.simulate import SimulatedFault
+
+AnyFault = SimulatedFault | TokenizerFault
+# Why a search ended: nothing differs any more; no fault moves the difference; as many were found as were asked for;
+# what follows is drawn at random; the dump has NaN or infinity there, which no fault gives.
+Stop = Literal["explained", "unexplained", "most", "chance", "not finite"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One tap: how far the foreign numbers are from the model without the fault, and from the model with it."""
+
+    tap: str
+    without: float
+    with_fault: float
+    allowed: float  # what rounding explains
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault. `faults` has more than one entry where several give the same numbers on this input."""
+
+    tap: str  # the first that differed
+    faults: tuple[AnyFault, ...]  # closest first
+    evidence: tuple[Evidence, ...]  # from `tap` to where the numbers part next, or to the end
+    # For each fault after the first, the first tap at which it differs from the first fault: in the dump, that tap
+    # would break the tie. None: they differ at no tap on this input.
+    told_apart_at: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found. Prints as a report."""
+
+    findings: tuple[Finding, ...]
+    tap: str | None  # the first tap that differs and is not explained; None: everything is
+    looks_like: tuple[str, ...]  # what the error there looks like
+    agrees: int  # taps that agree without any fault
+    compared: int
+    stop: Stop  # why the search ended
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs at all."""
+        return not self.findings and self.tap is None
+
+    @property
+    def explained(self) -> bool:
+        """Whether the findings together give the foreign numbers, up to noise, at every tap."""
+        return self.tap is None
+
+    @property
+    def first_tap(self) -> str | None:
+        """The first tap that differs from a right model."""
+        return self.findings[0].tap if self.findings else self.tap
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The names of the faults, in the order found, the closest of each."""
+        return tuple(finding.faults[0].name for finding in self.findings)
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"no difference beyond rounding at {self.compared} taps"
+        lines = [f"first divergence: {self.first_tap} ({self.agrees} of {self.compared} taps agree)"]
+        for finding in self.findings:
+            lines += ["", *_finding_lines(finding)]
+        if self.tap is not None:
+            lines += ["", f"unexplained from {self.tap} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
+        elif self.stop == "chance":
+            lines += ["", "what follows is not compared: dropout is drawn at random"]
+        else:
+            these = "this" if len(self.findings) == 1 else "these"
+            lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every tap"]
+        return "\n".join(lines)
+
+    def _why(self) -> str:
+        if self.stop == "not finite":
+            return "the search stops here, because no fault of the catalogue gives NaN or infinity"
+        if self.findings:
+            return "the faults above do not give these numbers"
+        return "no fault of the catalogue gives these numbers"
+
+    def to_json(self) -> str:
+        """The same for programs."""
+        findings = [
+            {
+                "tap": finding.tap,
+                "faults": [{"name": fault.name, "cause": fault.cause} for fault in finding.faults],
+                "evidence": [
+                    {name: json_number(value) for name, value in asdict(evidence).items()}
+                    for evidence in finding.evidence
+                ],
+                "told_apart_at": finding.told_apart_at,
+            }
+            for finding in self.findings
+        ]
+        unexplained = None if self.tap is None else {"tap": self.tap, "looks_like": self.looks_like}
+        found = {"ok": self.ok, "explained": self.explained, "first_tap": self.first_tap, "stop": self.stop}
+        return json.dumps(found | {"findings": findings, "unexplained": unexplained}, indent=1)
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    lines = [_named(finding.faults[0])]
+    for other, tap in zip_longest(finding.faults[1:], finding.told_apart_at):
+        lines.append(f"  or {_named(other)} (the same numbers on this input)")
+        more = f"add {tap} to the dump" if tap else "no tap does on this input; texts of several lengths may"
+        lines.append(f"     to tell it from {finding.faults[0].name}: {more}")
+    width = max((len(evidence.tap) for evidence in finding.evidence), default=0)
+    lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")
+    shown = finding.evidence if len(finding.evidence) <= 8 else (*finding.evidence[:4], None, *finding.evidence[-3:])
+    for evidence in shown:
+        if evidence is None:
+            lines.append(f"  ... {len(finding.evidence) - 7} more taps")
+            continue
+        numbers = f"{evidence.without:<10.2e}  {evidence.with_fault:<8.2e}  {evidence.allowed:.2e}"
+        lines.append(f"  {evidence.tap:{width}}  {numbers}")
+    return lines
+
+
+def _named(fault: AnyFault) -> str:
+    unlisted = isinstance(fault, Fault) and not fault.listed
+    return fault.name if unlisted else f"{fault.name}: {fault.cause}"

@@ -1,0 +1,366 @@
+"""The search for the change that gives the numbers of a dump at the first wrong tap.
+
+All that is above that tap in the data flow is right, so a change is tried on the stored numbers of the run: one
+operation, or the operations since the last tap of the dump. What agrees there is made in the model and judged on the
+whole dump by diagnose.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.parity.compare import Dump, Row, elements
+from xlmr_core.parity.grammar.carry import Change
+from xlmr_core.parity.grammar.changes import Edit, Grammar
+from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.fitting import EPS, Fitted, fitted, in_words, usual_near, usual_numbers
+from xlmr_core.parity.grammar.terms import Term, in_layer, number, resolved
+from xlmr_core.parity.grammar.transforms import PRECISIONS
+from xlmr_core.parity.simulate import one_mask
+from xlmr_core.progress import Tick, no_tick
+
+TIERS = (1.65, 2.15, 9.0)  # costs: what is simple is tried first, and ends the search where it explains the numbers
+EDITS = 1000  # as many are tried at a tap
+CHANCE = 1e-4
+SHOWN = 0.2
+PAIRED = 1.65  # the highest cost of the edits of which pairs are tried
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An edit of the term of one tap that gives the numbers of the dump at the wrong tap."""
+
+    tap: str
+    term: Term
+    edits: tuple[Edit, ...]
+    says: str
+    cost: float
+    rms: float  # what is left of the difference, root mean square
+    shown: bool  # whether next to nothing is left of the difference
+    terms: Mapping[str, Term]  # those that were changed to see it
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a difference: the largest, the root mean square, the share of values beyond rounding."""
+
+    largest: float
+    rms: float
+    far: float
+
+
+@dataclass
+class Target:
+    """The wrong tap of a dump."""
+
+    tap: str
+    values: Tensor  # what counts of it, in float64
+    real: Tensor
+    allowed: float
+    noise: float  # root mean square of its rounding errors, at most
+
+    @classmethod
+    def of(cls, dump: Dump, row: Row, real: Tensor) -> Target:
+        values = elements(row.tap, dump[row.tap], real)
+        unit = torch.finfo(dump[row.tap].dtype).eps * float(values.abs().max())  # one rounding of the largest
+        allowed = max(row.allowed or 0.0, unit)
+        return cls(row.tap, values, real, allowed, allowed / 4)
+
+    def compared(self, found: Tensor) -> Tensor | None:
+        """What counts of a tensor at that tap; None if it cannot be compared."""
+        try:
+            seen = elements(self.tap, one_mask(self.tap, found), self.real)
+        except (RuntimeError, IndexError):
+            return None
+        return seen if seen.shape == self.values.shape and bool(seen.isfinite().all()) else None
+
+
+class LocalSearch:
+    """The edits of the operations between the last right taps and the first wrong one."""
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        config: XLMRobertaConfig,
+        scene: Recorded,
+        dump: Dump,
+        wrong: Row,
+        known: frozenset[str],
+        *,
+        seconds: float = 120.0,
+        tick: Tick = no_tick,
+    ) -> None:
+        """
+        Args:
+            grammar: What edits there are.
+            config: Of the model.
+            scene: The taps of the run that the dump is compared with, in float64.
+            dump: The foreign tensors.
+            wrong: The row of the first wrong tap.
+            known: The taps of the dump that are right.
+            seconds: How long edits of operations far from each other, and pairs of edits, are tried.
+            tick: Is called with 1 from time to time.
+        """
+        self.grammar, self.config, self.scene, self.known = grammar, config, scene, known
+        self.target = Target.of(dump, wrong, scene.real)
+        self.gap = tuple(self._gap(wrong.tap))
+        self.usual = usual_numbers(config)
+        self.tick, self.seconds = tick, seconds
+        self.before = self._left(scene.values[wrong.tap]).rms if wrong.tap in scene.values else math.inf
+        self.tried = 0
+
+    def _gap(self, name: str) -> list[str]:
+        """The taps of which nothing is known that this one is computed from, itself last."""
+        found: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            name = resolved(name)
+            if name in found or name in self.known or name not in self.grammar.terms:
+                return
+            for leaf in self.grammar.terms[name].leaves("tap"):
+                visit(leaf)
+            found[name] = None
+
+        visit(name)
+        return list(found)
+
+    # ---- singles ----
+
+    def tiers(self) -> Iterator[list[Hit]]:
+        """The hits among the edits of each tier."""
+        deadline = time.monotonic() + self.seconds
+        edits = {name: self.grammar.edits(name) for name in self.gap}
+        low = 0.0
+        for high in TIERS:
+            hits: list[Hit] = []
+            for name in reversed(self.gap):
+                if len(self.gap) == 1:
+                    self.scene.keep_parts_of(self.grammar.terms[name])
+                for edit in edits[name]:
+                    if low < edit.cost <= high:
+                        hits += self._hits(name, (edit,), edit.of(self.grammar.terms[name]))
+                        if len(self.gap) > 16 and time.monotonic() > deadline:
+                            break
+            self.tick(1)
+            yield self._closest(hits)
+            low = high
+        yield self._closest(self._pairs(edits, deadline))
+        self.scene.forget()
+
+    def _pairs(self, edits: Mapping[str, Sequence[Edit]], deadline: float) -> list[Hit]:
+        """Two usual edits of one operation."""
+        hits: list[Hit] = []
+        for name in reversed(self.gap):
+            term = self.grammar.terms[name]
+            for first in edits[name]:
+                if first.cost > PAIRED or _open_of(first.part) is not None:
+                    continue
+                once = first.of(term)
+                for second in self.grammar.edits(name, once):
+                    if second.cost <= PAIRED and second.cost >= first.cost:
+                        hits += self._hits(name, (first, second), second.of(once))
+                    if time.monotonic() > deadline:
+                        return hits
+        return hits
+
+    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term) -> list[Hit]:
+        """The edit in those scopes that the wrong tap can tell apart, where it gives the numbers."""
+        hits: list[Hit] = []
+        for terms in self._seen_scopes(name, edits, term):
+            found = self._judged(terms)
+            if found is not None:
+                value, rms, extra = found
+                filled = {tap: _filled(each, value) for tap, each in terms.items()}
+                says = " and ".join(edit.says for edit in edits)
+                if value is not None:
+                    says = says.replace("{}", in_words(value, self.config))
+                cost = sum(edit.cost for edit in edits) + extra
+                shown = rms < SHOWN * self.before
+                hits.append(Hit(name, _filled(term, value), edits, says, cost, rms, shown, filled))
+        return hits
+
+    def _seen_scopes(self, name: str, edits: tuple[Edit, ...], term: Term) -> Iterator[dict[str, Term]]:
+        """Where the edit may have been made: only there, or in every layer of the gap, or everywhere in it."""
+        seen: list[dict[str, Term]] = []
+        for terms, _ in scopes(self.grammar, name, edits, term, self.config.num_hidden_layers):
+            inside = {tap: each for tap, each in terms.items() if tap in self.gap}
+            if inside and inside not in seen:
+                seen.append(inside)
+                yield inside
+
+    def _judged(self, terms: Mapping[str, Term]) -> tuple[float | None, float, float] | None:
+        """(the open number, what is left, how unusual the number is) if the terms give the numbers of the dump."""
+        start = next((start for term in terms.values() if (start := _open_of(term)) is not None), None)
+        self.tried += 1
+        if start is None:
+            left = self._left(self._computed(terms))
+            return (None, left.rms, 0.0) if self._agrees(left, terms) else None
+
+        def compute(value: float) -> Tensor | None:
+            found = self._computed({tap: _filled(term, value) for tap, term in terms.items()})
+            return None if found is None else self.target.compared(found)
+
+        is_eps = any(_is_eps(term) for term in terms.values())
+        best = fitted(compute, self.target.values, start, self.target.noise)
+        if best is None:
+            return None
+        usual = usual_near(best, EPS if is_eps else self.usual)
+        for place, value in enumerate([*usual[:4], best.value]):
+            left = self._left(self._computed({tap: _filled(term, value) for tap, term in terms.items()}))
+            if value != start and self._agrees(left, terms):
+                return value, left.rms, 0.0 if place < min(len(usual), 4) else 0.9
+        return None
+
+    def _computed(self, terms: Mapping[str, Term]) -> Tensor | None:
+        """The wrong tap with these terms."""
+        try:
+            return self.scene.changed(self.target.tap, terms, self._moved(terms))
+        except (RuntimeError, IndexError, ValueError, KeyError):
+            return None  # the shapes do not fit
+
+    def _moved(self, terms: Mapping[str, Term]) -> frozenset[str]:
+        """The taps of the gap that these terms change."""
+        moved: set[str] = set()
+        for name in self.gap:
+            term = terms.get(name)
+            reads = self.grammar.terms[name] if term is None else term
+            if term is not None or any(resolved(leaf) in moved for leaf in reads.leaves("tap")):
+                moved.add(name)
+        return frozenset(moved | {self.target.tap})
+
+    def _left(self, found: Tensor | None) -> Left:
+        """What is left of the difference."""
+        seen = None if found is None else self.target.compared(found)
+        if seen is None:
+            return Left(math.inf, math.inf, 1.0)
+        left = (seen - self.target.values).masked_fill(seen == self.target.values, 0).abs()
+        far = float((left > self.target.allowed).double().mean())
+        return Left(float(left.max()), float(left.square().mean().sqrt()), far)
+
+    def _agrees(self, left: Left, terms: Mapping[str, Term]) -> bool:
+        """To noise; an edit that makes values larger makes rounding errors larger, too: the model will be the judge.
+
+        Where the edit is a rounding, a few values may fall to the other side of it.
+        """
+        if left.rms > 0.5 * self.before or self._by_chance(left, terms):
+            return False
+        return left.largest <= 4 * self.target.allowed or (left.far < 0.03 and _rounds(terms))
+
+    def _by_chance(self, left: Left, terms: Mapping[str, Term]) -> bool:
+        """Whether one of so many edits would come as close to so few values without being right."""
+        if not math.isfinite(self.before) or left.rms == 0:
+            return False
+        open_numbers = sum(part.op == "open" for part in next(iter(terms.values())).walk_parts())
+        values = min(self.target.values.numel(), 1000) - open_numbers
+        chance = values * math.log(max(left.rms, self.target.noise) / self.before) + math.log(EDITS)
+        return chance > math.log(CHANCE)
+
+    def _closest(self, hits: list[Hit]) -> list[Hit]:
+        """Those that are as close as the closest: of right ones, only rounding errors are left, and they share those."""
+        if not hits:
+            return []
+        best = min(hit.rms for hit in hits)
+        limit = best * math.sqrt(1 + 8 / math.sqrt(self.target.values.numel())) + 1e-300
+        kept = [hit for hit in hits if hit.rms <= limit]
+        return sorted(kept, key=lambda hit: (hit.cost, hit.rms))
+
+
+def _rounds(terms: Mapping[str, Term]) -> bool:
+    kinds = [part.value for term in terms.values() for part in term.walk_parts() if part.op in ("values", "tensor")]
+    return any(kind in PRECISIONS for kind in kinds)
+
+
+def _open_of(term: Term) -> float | None:
+    return next((part.value for _, part in term.walk() if part.op == "open"), None)
+
+
+def _filled(term: Term, value: float | None) -> Term:
+    return term if value is None else term.map(lambda part: number(value) if part.op == "open" else part)
+
+
+def _is_eps(term: Term) -> bool:
+    return any(part.op == "standard" and part.args[1].op == "open" for _, part in term.walk())
+
+
+# ---- where an edit was made ------------------------------------------------------------------------------------------
+
+
+def scopes(
+    grammar: Grammar, name: str, edits: tuple[Edit, ...], term: Term, layers: int
+) -> Iterator[tuple[dict[str, Term], str]]:
+    """The places that may have an edit, in words: the one tap, its like in every layer, every operation of its kind."""
+    parts = name.split(".")
+    if parts[0] != "layers":
+        yield {name: term}, ""
+    else:
+        here = int(parts[1])
+        rest = ".".join(parts[2:])
+        for relative in (True, False):
+            moved = {f"layers.{j}.{rest}": in_layer(term, here, j, layers, relative=relative) for j in range(layers)}
+            terms = {tap: each for tap, each in moved.items() if each and _possible(grammar, tap, each)}
+            if len(terms) > 1:
+                yield terms, where(terms, rest, layers)
+            if not any(leaf.split(".")[:2] != parts[:2] for leaf in (*term.leaves("tap"), *term.leaves("weight"))):
+                break
+        yield {name: term}, f" (in layer {here} only)"
+    for of, kind in edits[0].kinds if len(edits) == 1 else ():
+        everywhere: dict[str, Term] = {}
+        for tap, own in grammar.terms.items():
+            new = own.map(lambda part, kind=kind: kind(part) or part)
+            if new != own:
+                everywhere[tap] = new
+        if everywhere.keys() - {name}:
+            yield everywhere, f" ({of})"
+            inside = {tap: each for tap, each in everywhere.items() if tap.startswith("layers.")}
+            if inside and len(inside) != len(everywhere):
+                yield inside, f" ({of} in the layers)"
+
+
+def _possible(grammar: Grammar, name: str, term: Term) -> bool:
+    """Whether all that the term of a tap reads is there before it."""
+    places = grammar.places
+    return all(places.get(resolved(leaf), 0) < places[name] for leaf in term.leaves("tap"))
+
+
+def changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
+    """The hit as changes of the whole model, in every scope that gives the terms in which it was seen."""
+    found: list[Change] = []
+    opened = next((edit for edit in hit.edits if _open_of(edit.part) is not None), None)
+    term = hit.term
+    for terms, where in scopes(grammar, hit.tap, hit.edits, term, layers):
+        if opened is not None:
+            value = _value_of(hit)
+            terms = {tap: _filled(each, value) for tap, each in terms.items()}
+        if all(terms.get(tap) == each for tap, each in hit.terms.items()):
+            found.append(Change(terms, hit.says, where, hit.cost))
+    return found
+
+
+def _value_of(hit: Hit) -> float | None:
+    """The number that was put in place of the open one."""
+    for edit in hit.edits:
+        for path, part in edit.part.walk():
+            if part.op == "open":
+                filled = hit.term
+                for index in (*edit.path, *path):
+                    filled = filled.args[index]
+                return filled.value
+    return None
+
+
+def where(terms: Mapping[str, Term], rest: str, layers: int) -> str:
+    """The layers of a change in words."""
+    inside = {int(tap.split(".")[1]) for tap in terms if tap.endswith(rest)}
+    outside = sorted(set(range(layers)) - inside)
+    if len(inside) == 1:
+        return f" (in layer {min(inside)} only)"
+    if len(outside) <= 2:
+        return f" (in every layer but {' and '.join(map(str, outside))})" if outside else " (in every layer)"
+    return f" (in layers {', '.join(map(str, sorted(inside)))})"

@@ -1,0 +1,120 @@
+"""The changes of the grammar that explain a dump from its first wrong tap on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.parity.grammar.carry import Change, fault_of
+from xlmr_core.parity.grammar.changes import Grammar
+from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.search import Hit, LocalSearch, changes_of, where
+from xlmr_core.parity.grammar.terms import in_layer, terms_of, weights_of
+from xlmr_core.parity.grammar.inputs import told_apart_by
+from xlmr_core.parity.judge import Judge, Reached
+from xlmr_core.parity.simulate import SimulatedFault
+from xlmr_core.pretrained import PretrainedModel
+
+MOST_HITS = 8  # that are made in the model; of more, the least simple are left out
+
+
+def unlisted(judge: Judge, model: PretrainedModel, seconds: float) -> list[Reached]:
+    """The simplest changes that give the first wrong tap and move the first difference furthest down.
+
+    Args:
+        judge: The dump, and the model with the faults that were found.
+        model: The right model.
+        seconds: As for `diagnose`.
+
+    Returns:
+        The changes that explain as much as each other, the simplest first. None if no change gives the first wrong tap.
+    """
+    simulator, wrong = judge.simulator, judge.wrong
+    terms, exact = terms_of(model), simulator.exact
+    if wrong.tap not in terms:
+        return []
+    values = simulator.exact_taps(judge.made)
+    config = model.config
+    scene = Recorded(
+        terms,
+        values,
+        weights=weights_of(exact),
+        heads=config.num_attention_heads,
+        pad=config.pad_token_id,
+        rows=len(simulator.real),
+        top_ids=simulator.top_ids,
+    )
+    scene.ids, scene.real = simulator.input_ids, simulator.real
+    grammar = Grammar(
+        terms,
+        scene.weights,
+        {name: tuple(tensor.shape) for name, tensor in values.items()},
+        config.num_attention_heads,
+        config.layer_norm_eps,
+    )
+    known = frozenset(judge.order[: judge.start])
+    local = LocalSearch(grammar, config, scene, judge.dump, wrong, known, seconds=seconds, tick=simulator.tick)
+    with torch.no_grad():
+        for hits in local.tiers():
+            best = _judged(judge, grammar, hits[:MOST_HITS], config)
+            if best:
+                return best
+    return []
+
+
+def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaConfig) -> list[Reached]:
+    """The hits in the scopes that explain most, the simplest first."""
+    layers, pad = config.num_hidden_layers, config.pad_token_id
+    found: list[tuple[float, Reached]] = []
+    for hit in hits:
+        changes = changes_of(grammar, hit, layers)
+        reached = [(change, its) for change in changes if (its := judge.reached(fault_of(change, pad), shown=hit.shown))]
+        if not reached:
+            continue
+        change, its = max(reached, key=lambda each: each[1].end)  # of equals the first: scopes begin with the widest
+        found.append((hit.cost, _refined(judge, hit, change, its, layers, pad)))
+    end = max((reached.end for _, reached in found), default=0)
+    best = [(cost, reached) for cost, reached in found if reached.end == end]
+    return _different(judge, config, [reached for _, reached in sorted(best, key=lambda each: each[0])])
+
+
+def _different(judge: Judge, config: XLMRobertaConfig, best: list[Reached]) -> list[Reached]:
+    """Without those that are the first in other words: no input shows a difference between them."""
+    kept = best[:1]
+    for reached in best[1:]:
+        pairs = ((its.fault, reached.fault) for its in kept)
+        if all(_apart(judge, config, pair) for pair in pairs):
+            kept.append(reached)
+    return kept
+
+
+def _apart(judge: Judge, config: XLMRobertaConfig, faults: tuple[SimulatedFault, SimulatedFault]) -> bool:
+    return told_apart_by(judge.simulator, config, judge.made, faults)[1] is not None
+
+
+def _refined(judge: Judge, hit: Hit, change: Change, reached: Reached, layers: int, pad: int) -> Reached:
+    """The change in one layer more, or less, as long as that explains more."""
+    if not hit.tap.startswith("layers.") or not all(tap.startswith("layers.") for tap in change.terms):
+        return reached
+    here, rest = int(hit.tap.split(".")[1]), hit.tap.split(".", 2)[2]
+    while reached.end < len(judge.order):
+        following = judge.order[reached.end].split(".")
+        if following[0] != "layers" or int(following[1]) == here:
+            break
+        toggled = f"layers.{following[1]}.{rest}"
+        terms = dict(change.terms)
+        if toggled in terms:
+            del terms[toggled]
+        else:
+            new = in_layer(change.terms[hit.tap], here, int(following[1]), layers, relative=True)
+            if new is None:
+                break
+            terms[toggled] = new
+        tried = replace(change, terms=terms, where=where(terms, rest, layers))
+        further = judge.reached(fault_of(tried, pad), shown=hit.shown)
+        if further is None or further.end <= reached.end:
+            break
+        change, reached = tried, further
+    return reached

@@ -1,0 +1,124 @@
+"""How far down a dump a fault explains the numbers: each candidate is made in the model and compared with the dump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from xlmr_core.parity.compare import Comparison, Dump, Row, in_reading_order
+from xlmr_core.parity.findings import AnyFault, Evidence
+from xlmr_core.parity.faults import TokenizerFault
+from xlmr_core.parity.simulate import Run, SimulatedFault, Simulator
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A fault that gives the first wrong tap of a dump, and maybe more."""
+
+    fault: SimulatedFault
+    end: int  # the number, in reading order, of the next wrong tap; of all taps if there is none
+    rows: tuple[Row, ...]
+
+    @property
+    def remoteness(self) -> float:
+        """The largest difference in units of what rounding explains. Rounded, so that equal numbers are a tie."""
+        rows = [row for row in self.rows if row.ok or row is not self.rows[-1]]
+        ratios = [row.max_abs / row.allowed for row in rows if row.allowed and row.ok]
+        return round(max(ratios, default=0.0), 3)
+
+
+@dataclass
+class Judge:
+    """A dump, and the model with the faults that were found so far.
+
+    Attributes:
+        simulator: Makes faults in the model.
+        dump: The foreign tensors.
+        made: The faults that were found.
+        run: The model with them.
+        wrong: The first tap where that run does not give the dump.
+    """
+
+    simulator: Simulator
+    dump: Dump
+    made: tuple[SimulatedFault, ...]
+    run: Run
+    wrong: Row
+
+    def __post_init__(self) -> None:
+        self.order = in_reading_order(self.dump)
+        self.start = self.order.index(self.wrong.tap)
+
+    def reached(self, fault: SimulatedFault, *, shown: bool = False) -> Reached | None:
+        """How far the fault explains the dump; None if it does not give the first wrong tap.
+
+        Args:
+            fault: To make.
+            shown: Whether it has been shown to give nearly every value of the first wrong tap. Otherwise a fault whose
+                rounding errors are as large as the difference does not count: it would agree with anything.
+        """
+        if self.simulator.part_of(fault.tap) > self.simulator.part_of(self.wrong.tap):
+            return None
+        run = self.simulator.run((*self.made, fault), self.run)
+        rows = self._mended(run, shown) if run else None
+        if rows is None:
+            return None
+        then = first_wrong(rows)
+        return Reached(fault, len(self.order) if then is None else self.order.index(then.tap), rows)
+
+    def furthest(self, groups: Iterable[Iterable[SimulatedFault]]) -> list[Reached]:
+        """Those that explain most, the closest first. Later groups are left out where one explains all."""
+        found: list[Reached] = []
+        for group in groups:
+            found += [reached for fault in group if (reached := self.reached(fault))]
+            if any(reached.end == len(self.order) for reached in found):
+                break
+        end = max((reached.end for reached in found), default=self.start)
+        return sorted((r for r in found if r.end == end > self.start), key=lambda reached: reached.remoteness)
+
+    def evidence(self, reached: Reached, comparison: Comparison) -> tuple[Evidence, ...]:
+        """The taps that it explains, beside the comparison without it."""
+        explained = self.order[self.start : reached.end]
+        before = {row.tap: row.max_abs for row in comparison.rows}
+        return tuple(
+            Evidence(row.tap, before.get(row.tap, math.nan), row.max_abs, row.allowed or 0.0)
+            for row in reached.rows
+            if row.tap in explained
+        )
+
+    def _mended(self, run: Run, shown: bool) -> tuple[Row, ...] | None:
+        """The taps from the first that the run may change to the first wrong one; None if that is not behind ours."""
+        wrong, simulator = self.wrong, self.simulator
+        rows: tuple[Row, ...] = ()
+        for index in range(run.start, simulator.count):
+            rows += run.rows(self.dump, index)
+            first = first_wrong(rows)
+            if first is not None:
+                return rows if self.order.index(first.tap) > self.start else None
+            if index == simulator.part_of(wrong.tap):
+                if any(row.tap == wrong.tap and (row.allowed or 0.0) >= wrong.max_abs for row in rows) and not shown:
+                    return None
+                run.parts(simulator.count)  # all that is left at once: faults are made and lifted once
+        return rows
+
+
+def told_apart_at(
+    simulator: Simulator, taps: frozenset[str], made: tuple[SimulatedFault, ...], faults: tuple[AnyFault, ...]
+) -> tuple[str | None, ...]:
+    """For each fault after the first, the first tap of the model at which the two differ beyond rounding."""
+    if len(faults) == 1:
+        return ()
+    simulated = [fault for fault in faults if not isinstance(fault, TokenizerFault)]
+    first, *others = (simulator.run((*made, fault), taps=taps) for fault in simulated)
+    rows = [first_wrong(first.compared(other.rounded).rows) if first and other else None for other in others]
+    return tuple(row.tap if row else None for row in rows)
+
+
+def first_wrong(rows: Sequence[Row]) -> Row | None:
+    """The first tensor of the dump that is not what the model gives; a layer that the model lacks is wrong, too."""
+    for row in rows:
+        surplus = row.verdict == "extra" and row.tap.startswith("layers.")
+        if surplus or row.verdict not in ("equal", "ok", "missing", "extra"):
+            return row
+    return None
