@@ -81,11 +81,11 @@ class Grammar:
         for other in self._others(name, whole):
             found.append(Edit((), tap(other), 1.6, f"{other} is used in its place"))
         found += self._modules(name, term)
-        unique: dict[Term, Edit] = {}
+        unique: dict[tuple[Term, tuple[str, ...]], Edit] = {}
         for edit in sorted(found, key=lambda edit: edit.cost):
             changed = edit.of(term)
             if changed != term:
-                unique.setdefault(changed, edit)
+                unique.setdefault((changed, tuple(of for of, _ in edit.kinds)), edit)
         return list(unique.values())
 
     def _edits_of(self, name: str, path: tuple[int, ...], part: Term) -> Iterator[Edit]:
@@ -174,6 +174,9 @@ class Grammar:
                     near = other.split(".")[:2] == module.split(".")[:2]
                     new = term.map(lambda part, pairs=pairs: _renamed(part, pairs))
                     yield Edit((), new, 1.1 if near else 1.4, f"{other} is used for {module}")
+                    if near and module.startswith("layers."):
+                        says = f"{module} and {other.split('.', 2)[2]} are exchanged"
+                        yield Edit((), new, 1.1, says, _exchanged(module, other))
             place = module.rpartition(".")[2]
             if place in PROJECTIONS:
                 for kind in transforms.CUTS:
@@ -289,7 +292,8 @@ class Grammar:
             same = own[0] == "layers" and other.split(".")[2:] == (part.value or "").split(".")[2:] \
                 if part.op == "tap" and isinstance(part.value, str) else False  # fmt: skip
             if self.shapes[other] == shape and (usual or same) and (part.op != "tap" or other != resolved(part.value)):
-                found.append(other)
+                given = f"{'.'.join(own)}.input"
+                found.append(given if own[0] == "layers" and other == resolved(given) else other)
         return found
 
     def _fits(self, tap_name: str, shape: tuple[int, ...], size: int | None, like: str | None) -> bool:
@@ -328,15 +332,16 @@ class Grammar:
 
     def _exchanges(self, name: str, term: Term) -> Iterator[Edit]:
         """Two steps in the other order, and steps left out. A tap below may be opened for it."""
-        inlined = [((), term, "")]
         for path, part in term.walk():
-            if part.op == "tap" and part.value in self.terms and self.terms[part.value].op in ("add", "hide"):
-                inlined.append(((), term.with_part(path, self.terms[part.value]), part.value))
-        for _, whole, opened_tap in inlined:
-            for path, part in whole.walk():
-                for new, cost, says in _rearranged(part):
-                    if not opened_tap or says.startswith("order"):
-                        yield Edit((), whole.with_part(path, new), cost, says.removeprefix("order: "))
+            for new, cost, says in _rearranged(part):
+                yield Edit(path, new, cost, says.removeprefix("order: "))
+            below = self.terms.get(part.value) if part.op == "tap" else None
+            if below is not None and below.op in ("add", "hide"):
+                opened_up = term.with_part(path, below)
+                for inner_path, inner in opened_up.walk():
+                    for new, cost, says in _rearranged(inner):
+                        if says.startswith("order: "):
+                            yield Edit((), opened_up.with_part(inner_path, new), cost, says.removeprefix("order: "))
 
 
 def _rearranged(part: Term) -> Iterator[tuple[Term, float, str]]:
@@ -430,6 +435,23 @@ def _variant(like: Term, kind: object) -> Rule:
         return replace(part, value=kind) if part.op == like.op and part.value == like.value else None
 
     return rule
+
+
+def _exchanged(module: str, other: str) -> tuple[tuple[str, Rule], ...]:
+    """Two modules of a layer stand for each other: in every layer, or in this one."""
+
+    def among(layers: str) -> Rule:
+        def rule(part: Term) -> Term | None:
+            if part.op != "weight" or not part.value.startswith(layers):
+                return None
+            at, (a, b) = ".".join(part.value.split(".")[:2]), (module.split(".", 2)[2], other.split(".", 2)[2])
+            own, leaf = _module(part.value).split(".", 2)[2], part.value.rpartition(".")[2]
+            return weight(f"{at}.{b if own == a else a}.{leaf}") if own in (a, b) else None
+
+        return rule
+
+    here = ".".join(module.split(".")[:2])
+    return (("in every layer", among("layers.")), (f"in layer {here.split('.')[1]} only", among(f"{here}.")))
 
 
 def _renamed(part: Term, pairs: Mapping[str, str]) -> Term:

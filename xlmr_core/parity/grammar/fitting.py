@@ -45,6 +45,9 @@ def fitted(compute: Callable[[float], Tensor | None], target: Tensor, start: flo
         steepness, error = float(slope @ slope), float(residual @ residual)
         if not steepness or not math.isfinite(steepness) or not math.isfinite(error):
             return None
+        spread = noise / math.sqrt(steepness)
+        if error <= noise * noise * target.numel():
+            return Fitted(at, spread)
         by = float(slope @ residual) / steepness
         if step == 0 and error and by * by * steepness < 0.02 * error:
             return None  # this number has nothing to do with the difference
@@ -53,8 +56,8 @@ def fitted(compute: Callable[[float], Tensor | None], target: Tensor, start: flo
         previous = min(previous, error) if step else error
         at += by
         if abs(by) <= 1e-9 * abs(at) + 1e-14 or by * by * steepness < 1e-6 * noise * noise * target.numel():
-            return Fitted(at, noise / math.sqrt(steepness))
-    return Fitted(at, noise / math.sqrt(steepness))
+            return Fitted(at, spread)
+    return None
 
 
 def usual_numbers(config: XLMRobertaConfig) -> tuple[float, ...]:

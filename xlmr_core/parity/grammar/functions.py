@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": F.mish,
     "relu6": F.relu6,
     "hardswish": F.hardswish,
-    "hardtanh": F.hardtanh,
+    "a cut at -1 and 1 (hardtanh)": F.hardtanh,
     "hardsigmoid": F.hardsigmoid,
     "relu squared": lambda x: F.relu(x).square(),
     "square": torch.square,

@@ -137,9 +137,9 @@ class LocalSearch:
         """The hits among the edits of each tier."""
         deadline = time.monotonic() + self.seconds
         edits = {name: self.grammar.edits(name) for name in self.gap}
-        low = 0.0
+        low, later = 0.0, list[Hit]()  # those with an unusual number wait for simpler edits
         for high in TIERS:
-            hits: list[Hit] = []
+            hits, later = later, []
             for name in reversed(self.gap):
                 if len(self.gap) == 1:
                     self.scene.keep_parts_of(self.grammar.terms[name])
@@ -149,13 +149,14 @@ class LocalSearch:
                         if len(self.gap) > 16 and time.monotonic() > deadline:
                             break
             self.tick(1)
-            yield self._closest(hits)
+            later = [hit for hit in hits if hit.cost > high]
+            yield self._closest([hit for hit in hits if hit.cost <= high])
             low = high
         yield self._closest(self._pairs(edits, deadline))
         self.scene.forget()
 
     def _pairs(self, edits: Mapping[str, Sequence[Edit]], deadline: float) -> list[Hit]:
-        """Two usual edits of one operation."""
+        """Two usual edits: of one operation, or of two operations of a layer."""
         hits: list[Hit] = []
         for name in reversed(self.gap):
             term = self.grammar.terms[name]
@@ -214,7 +215,7 @@ class LocalSearch:
         usual = usual_near(best, EPS if is_eps else self.usual)
         for place, value in enumerate([*usual[:4], best.value]):
             left = self._left(self._computed({tap: _filled(term, value) for tap, term in terms.items()}))
-            if value != start and self._agrees(left, terms):
+            if self._agrees(left, terms):
                 return value, left.rms, 0.0 if place < min(len(usual), 4) else 0.9
         return None
 
@@ -302,6 +303,8 @@ def scopes(
     else:
         here = int(parts[1])
         rest = ".".join(parts[2:])
+        if len(edits) == 1 and edits[0].path:
+            yield from _wherever(grammar, name, edits[0], term, layers)
         for relative in (True, False):
             moved = {f"layers.{j}.{rest}": in_layer(term, here, j, layers, relative=relative) for j in range(layers)}
             terms = {tap: each for tap, each in moved.items() if each and _possible(grammar, tap, each)}
@@ -321,6 +324,34 @@ def scopes(
             inside = {tap: each for tap, each in everywhere.items() if tap.startswith("layers.")}
             if inside and len(inside) != len(everywhere):
                 yield inside, f" ({of} in the layers)"
+
+
+def _wherever(
+    grammar: Grammar, name: str, edit: Edit, term: Term, layers: int
+) -> Iterator[tuple[dict[str, Term], str]]:
+    """The edit wherever the same value is computed: a pre-norm layer normalises once what q, k and v read."""
+    here = int(name.split(".")[1])
+    old, new = grammar.terms[name], term
+    for index in edit.path:
+        old, new = old.args[index], new.args[index]
+    if not old.args:
+        return
+
+    def among(there: Sequence[int]) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        for layer in there:
+            before, after = (in_layer(part, here, layer, layers, relative=True) for part in (old, new))
+            for tap, own in grammar.terms.items():
+                if tap.startswith(f"layers.{layer}.") and after is not None:
+                    changed = own.map(lambda part, a=before, b=after: b if part == a else part)
+                    if changed != own and _possible(grammar, tap, changed):
+                        terms[tap] = changed
+        return terms
+
+    only = among([here])
+    if len(only) > 1:
+        yield among(range(layers)), " (in every layer)"
+        yield only, f" (in layer {here} only)"
 
 
 def _possible(grammar: Grammar, name: str, term: Term) -> bool:
