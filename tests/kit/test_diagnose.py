@@ -154,7 +154,7 @@ def changed(healthy: dict[str, Tensor], tap: str, rule: Any) -> dict[str, Tensor
 
 
 def test_what_no_fault_gives_is_said_to_be_unexplained(pair: reference.Pair, healthy: dict[str, Tensor]) -> None:
-    diagnosis = diagnose(pair.ours, pair.batch, changed(healthy, "layers.1.mid", lambda x: x * 1.5))
+    diagnosis = diagnose(pair.ours, pair.batch, changed(healthy, "layers.1.mid", lambda x: x * 1.5), seconds=0.5)
     assert diagnosis.faults == ()
     assert (diagnosis.first_tap, diagnosis.explained) == ("layers.1.mid", False)
     assert diagnosis.looks_like == ("every value is 1.5 times what it should be",)

@@ -12,9 +12,10 @@ from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from xlmr_core.checkpoint import CheckpointError, bundled
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.compare import FACTOR, compare, elements
-from xlmr_core.parity.diagnose import _mended, checked_dump, diagnose, search
+from xlmr_core.parity.diagnose import checked_dump, diagnose, search
 from xlmr_core.parity.faults import FAULTS, Fault, find_fault
 from xlmr_core.parity.floors import WORTH_THREADS, measure_floors, threads_by_size, variant
+from xlmr_core.parity.judge import Judge
 from xlmr_core.parity.simulate import Run, Simulator, one_mask
 
 NORMS = pytest.mark.parametrize("norm", reference.CONFIGS)
@@ -151,7 +152,7 @@ def test_check_and_diagnose_agree_on_what_is_a_difference() -> None:
             dump = {tap: everything[tap] for tap in taps}
             rows = compare({tap: trace[tap] for tap in taps}, dump, real=real, floors=floors).rows
             excess = max(row.max_abs / row.allowed for row in rows if row.allowed)
-            diagnosis = diagnose(model, batch, dump)
+            diagnosis = diagnose(model, batch, dump, seconds=0.5)
             assert diagnosis.ok or excess > 1 / 1.5, (name, len(dump))
             assert not diagnosis.ok or excess < 1.5, (name, len(dump))
             assert set(diagnosis.faults) <= {name}, "nothing else may be named"
@@ -168,12 +169,11 @@ def test_a_fault_whose_rounding_errors_are_as_large_as_the_difference_is_not_nam
     right = simulator.run(())
     assert right is not None
     wrong = next(row for row in right.compared(dump).rows if not row.ok)
-    run = simulator.run((find_fault("gelu_tanh"),), right)
-    assert run is not None
-    assert _mended(simulator, run, dump, wrong) is not None
+    judge = Judge(simulator, dump, (), right, wrong)
+    assert judge.reached(find_fault("gelu_tanh")) is not None
     floors = simulator.floors
     monkeypatch.setattr(simulator, "floors", lambda noise: floors({tap: error + 1e-3 for tap, error in noise.items()}))
-    assert _mended(simulator, run, dump, wrong) is None
+    assert judge.reached(find_fault("gelu_tanh")) is None
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------

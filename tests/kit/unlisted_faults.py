@@ -231,4 +231,3 @@ def dump_with(planted: Planted, ported: dict[str, Any], batch: dict[str, Any]) -
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(port, planted.function, planted.replacement)
         return port.as_taps(ported, batch)
-

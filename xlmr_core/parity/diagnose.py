@@ -50,7 +50,7 @@ from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
-SECONDS = 120.0
+SECONDS = 60.0
 DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
 
 
@@ -188,7 +188,8 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     Those of the catalogue come first; where none of them gives these numbers, the changes of the grammar.
     """
     simulator, dump, model = state.simulator, state.dump, state.model
-    judge = Judge(simulator, dump, state.made, state.run, wrong)
+    right = frozenset(row.tap for row in state.comparison.rows if row.ok)
+    judge = Judge(simulator, dump, state.made, state.run, wrong, right)
     best = judge.furthest(_listed(state, wrong)) if state.catalogue else []
     if not best and state.grammar:
         best = unlisted(judge, model, state.seconds)

@@ -90,7 +90,7 @@ class Diagnosis:
             return "the search stops here, because no fault of the catalogue gives NaN or infinity"
         if self.findings:
             return "the faults above do not give these numbers"
-        return "no fault of the catalogue gives these numbers"
+        return "no fault of the catalogue gives these numbers, nor does a small change of one operation"
 
     def to_json(self) -> str:
         """The same for programs."""

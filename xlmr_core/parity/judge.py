@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from xlmr_core.parity.compare import Comparison, Dump, Row, in_reading_order
-from xlmr_core.parity.findings import AnyFault, Evidence
 from xlmr_core.parity.faults import TokenizerFault
+from xlmr_core.parity.findings import AnyFault, Evidence
 from xlmr_core.parity.simulate import Run, SimulatedFault, Simulator
 
 
@@ -38,6 +38,7 @@ class Judge:
         made: The faults that were found.
         run: The model with them.
         wrong: The first tap where that run does not give the dump.
+        right: The taps where it does.
     """
 
     simulator: Simulator
@@ -45,6 +46,7 @@ class Judge:
     made: tuple[SimulatedFault, ...]
     run: Run
     wrong: Row
+    right: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.order = in_reading_order(self.dump)

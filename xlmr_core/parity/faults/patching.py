@@ -20,6 +20,7 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import EncoderLayer
 from xlmr_core.pretrained import PretrainedModel
 
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a patch may need of a run beside the modules that run now.

@@ -5,7 +5,7 @@ So a change that the grammar found is judged, shown and told apart like a fault 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.model import Embeddings, EncoderLayer
 from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.faults import Fault, PoolingFault
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings, parts_of
 from xlmr_core.parity.grammar.evaluate import Scene
 from xlmr_core.parity.grammar.terms import SENTENCE, Term, encoder_of, resolved, terms_of, weights_of
-from xlmr_core.model import Embeddings, EncoderLayer
 from xlmr_core.pretrained import PretrainedModel
-from xlmr_core.spec import Tap
 from xlmr_core.taps import hooked
 
 
@@ -166,7 +165,10 @@ class _Live(Scene):
         return below[index] if index < len(below) else None
 
 
-def _before(module: nn.Module, see: Any) -> Any:
+See = Callable[[tuple[Any, ...], Mapping[str, Any]], None]
+
+
+def _before(module: nn.Module, see: See) -> ExitStack:
     """A hook that sees what a module is called with."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -175,8 +177,3 @@ def _before(module: nn.Module, see: Any) -> Any:
     stack = ExitStack()
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
     return stack
-
-
-def tap_of(model: PretrainedModel, name: str) -> Tap:
-    """The tap of that name."""
-    return next(tap for tap in model.taps() if tap.name == name)

@@ -177,11 +177,34 @@ class Grammar:
                     if near and module.startswith("layers."):
                         says = f"{module} and {other.split('.', 2)[2]} are exchanged"
                         yield Edit((), new, 1.1, says, _exchanged(module, other))
+                    if module.startswith("layers.") and other.split(".")[2:] == module.split(".")[2:]:
+                        ours, theirs = (".".join(name.split(".")[:2]) for name in (module, other))
+                        says = f"all weights of {theirs} are used for {ours}"
+                        yield Edit((), new, 1.1, says, self._layers_moved(ours, theirs))
             place = module.rpartition(".")[2]
             if place in PROJECTIONS:
                 for kind in transforms.CUTS:
                     new = term.map(lambda part, kind=kind, own=own: self._cut(part, own, kind))
                     yield Edit((), new, 1.8, f"{module} is cut out of the fused q, k, v in another order: {kind}")
+
+    def _layers_moved(self, ours: str, theirs: str) -> tuple[tuple[str, Rule], ...]:
+        """A layer has all weights of another: this layer, or each that of the one as far from it."""
+        count = 1 + max(int(leaf.split(".")[1]) for leaf in self.weights if leaf.startswith("layers."))
+        by = int(theirs.split(".")[1]) - int(ours.split(".")[1])
+
+        def among(layers: str) -> Rule:
+            def rule(part: Term) -> Term | None:
+                if part.op != "weight" or not part.value.startswith(layers):
+                    return None
+                _, layer, rest = part.value.split(".", 2)
+                return weight(f"layers.{(int(layer) + by) % count}.{rest}")
+
+            return rule
+
+        return (
+            (f"every layer has those of layer {by:+d}", among("layers.")),
+            ("in this layer only", among(f"{ours}.")),
+        )
 
     def _alike(self, a: str, b: str) -> bool:
         return b in self.weights and self.weights[a].shape == self.weights[b].shape
@@ -278,7 +301,9 @@ class Grammar:
             size = self._size(part)
             shape = next((s for t, s in self.shapes.items() if self._fits(t, s, size, like)), None)
             if like == transforms.MAPS:
-                shape = self.shapes.get(name if len(self.shapes.get(name, ())) == 4 else name.replace("context", "probs"))
+                shape = self.shapes.get(
+                    name if len(self.shapes.get(name, ())) == 4 else name.replace("context", "probs")
+                )
         if shape is None:
             return []
         own = name.split(".")[:2]
@@ -304,7 +329,9 @@ class Grammar:
         """The norms near a tap."""
         modules = [leaf.removesuffix(".weight") for leaf in self.weights if leaf.endswith("norm.weight")]
         own = name.split(".")[:2]
-        near = [m for m in modules if m.split(".")[:2] == own or not m.startswith("layers.") or m.startswith("layers.0.")]
+        near = [
+            m for m in modules if m.split(".")[:2] == own or not m.startswith("layers.") or m.startswith("layers.0.")
+        ]
         return [m for m in near if self.weights[f"{m}.weight"].shape[0] == size]
 
     def _vectors(self, name: str, size: int | None, *, biases: bool = True) -> list[str]:

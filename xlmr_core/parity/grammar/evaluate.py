@@ -1,5 +1,7 @@
 """The value of a term, in plain torch: one function for each operation."""
 
+# pyright: reportUnknownLambdaType=false
+# The types of torch's operators are partly unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -95,12 +97,12 @@ def _lower(scene: Scene, value: str, scores: Tensor, size: Tensor) -> Tensor:
     elif value == "real keys":
         where = scene.real[:, None, None, :]
     elif value == "distance":
-        where = functions._square(scores.shape[-1], scene.real).abs()
+        where = functions.distances(scores.shape[-1], scene.real).abs()
     elif value == "distance by head":  # ALiBi (Press et al. 2022)
         slopes = 2.0 ** (-8.0 * torch.arange(1, scores.shape[1] + 1, device=scores.device) / scores.shape[1])
-        where = functions._square(scores.shape[-1], scene.real).abs() * slopes.to(scores)[None, :, None, None]
+        where = functions.distances(scores.shape[-1], scene.real).abs() * slopes.to(scores)[None, :, None, None]
     elif value == "diagonal":
-        where = functions._square(scores.shape[-1], scene.real) == 0
+        where = functions.distances(scores.shape[-1], scene.real) == 0
     elif value == "first key":
         where = (torch.arange(scores.shape[-1], device=scores.device) == 0)[None, None, None]
     else:
@@ -247,5 +249,3 @@ class Recorded(Scene):
         if found is None:
             found = self._parts[term] = super().evaluate(term)
         return found
-
-

@@ -4,6 +4,8 @@ Each table maps the name of a variant to its function. The right variants are am
 in one way. `words` gives a variant in words for reports.
 """
 
+# pyright: reportUnknownLambdaType=false
+# The types of torch's operators are partly unknown.
 from __future__ import annotations
 
 import math
@@ -96,7 +98,7 @@ NORMS: dict[str | None, Callable[[Tensor, Tensor, int], Tensor]] = {  # of value
 # Of real (B, S), the number of rows that belong together, and the size: what must not be seen, (B or 1, 1, S or 1, S).
 
 
-def _square(size: int, real: Tensor) -> Tensor:
+def distances(size: int, real: Tensor) -> Tensor:
     """How far each key is behind its query."""
     places = torch.arange(size, device=real.device)
     return (places[:, None] - places[None, :])[None, None]
@@ -126,31 +128,25 @@ HIDDEN_KEYS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
     "real tokens": lambda real, rows: real[:, None, None, :],
     "queries": lambda real, rows: ~real[:, None, :, None],
     "keys, and all of padded queries": lambda real, rows: ~(real[:, None, None, :] & real[:, None, :, None]),
-    "later tokens and padding": lambda real, rows: _keys(real, rows) | (_square(real.shape[1], real) < 0),
-    "later tokens": lambda real, rows: _square(real.shape[1], real) < 0,
+    "later tokens and padding": lambda real, rows: _keys(real, rows) | (distances(real.shape[1], real) < 0),
+    "later tokens": lambda real, rows: distances(real.shape[1], real) < 0,
     "this and later tokens, and padding": lambda real, rows: (
-        (_keys(real, rows) | (_square(real.shape[1], real) <= 0)) & (_square(real.shape[1], real) != 0)
+        (_keys(real, rows) | (distances(real.shape[1], real) <= 0)) & (distances(real.shape[1], real) != 0)
     ),
-    "earlier tokens and padding": lambda real, rows: _keys(real, rows) | (_square(real.shape[1], real) > 0),
-    "the token itself and padding": lambda real, rows: _keys(real, rows) | (_square(real.shape[1], real) == 0),
+    "earlier tokens and padding": lambda real, rows: _keys(real, rows) | (distances(real.shape[1], real) > 0),
+    "the token itself and padding": lambda real, rows: _keys(real, rows) | (distances(real.shape[1], real) == 0),
     "<s> and padding": lambda real, rows: _keys(real, rows) | (torch.arange(real.shape[1]) == 0),
     "</s> and padding": lambda real, rows: _keys(real & ~_ends(real), rows),
-    "<s>, </s> and padding": lambda real, rows: (
-        _keys(real & ~_ends(real), rows) | (torch.arange(real.shape[1]) == 0)
-    ),
+    "<s>, </s> and padding": lambda real, rows: _keys(real & ~_ends(real), rows) | (torch.arange(real.shape[1]) == 0),
     "the padding of the next row": lambda real, rows: _keys(in_rows(real, rows, lambda x: x.roll(-1, 0)), rows),
     "the padding of the row before": lambda real, rows: _keys(in_rows(real, rows, lambda x: x.roll(1, 0)), rows),
-    "the padding of the first row": lambda real, rows: (
-        _keys(in_rows(real, rows, lambda x: x[:1].expand_as(x)), rows)
+    "the padding of the first row": lambda real, rows: _keys(in_rows(real, rows, lambda x: x[:1].expand_as(x)), rows),
+    "the padding of the last row": lambda real, rows: _keys(in_rows(real, rows, lambda x: x[-1:].expand_as(x)), rows),
+    "what is padding in any row": lambda real, rows: _keys(
+        in_rows(real, rows, lambda x: x.all(0, keepdim=True).expand_as(x)), rows
     ),
-    "the padding of the last row": lambda real, rows: (
-        _keys(in_rows(real, rows, lambda x: x[-1:].expand_as(x)), rows)
-    ),
-    "what is padding in any row": lambda real, rows: (
-        _keys(in_rows(real, rows, lambda x: x.all(0, keepdim=True).expand_as(x)), rows)
-    ),
-    "what is padding in every row": lambda real, rows: (
-        _keys(in_rows(real, rows, lambda x: x.any(0, keepdim=True).expand_as(x)), rows)
+    "what is padding in every row": lambda real, rows: _keys(
+        in_rows(real, rows, lambda x: x.any(0, keepdim=True).expand_as(x)), rows
     ),
     "padding, shifted by one to the left": lambda real, rows: _keys(real.roll(-1, 1), rows),
     "padding, shifted by one to the right": lambda real, rows: _keys(real.roll(1, 1), rows),
@@ -160,7 +156,7 @@ HIDDEN_KEYS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
 WINDOWS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256)
 for _window in WINDOWS:
     HIDDEN_KEYS[f"tokens more than {_window} places away, and padding"] = lambda real, rows, w=_window: (
-        _keys(real, rows) | (_square(real.shape[1], real).abs() > w)
+        _keys(real, rows) | (distances(real.shape[1], real).abs() > w)
     )
 
 

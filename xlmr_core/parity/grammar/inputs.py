@@ -10,8 +10,8 @@ from torch import Tensor
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.compare import elements
 from xlmr_core.parity.faults import PoolingFault, mean_pooled
-from xlmr_core.parity.simulate import SimulatedFault, Simulator
 from xlmr_core.parity.grammar.terms import SENTENCE
+from xlmr_core.parity.simulate import SimulatedFault, Simulator
 
 SAME = 1e-9  # relative: far above rounding in float64
 
@@ -73,7 +73,7 @@ def _outcome(
             out = model(ids, mask)
     except (ValueError, RuntimeError, IndexError):
         return None
-    found = {tap: tensor for tap, tensor in seen.items()}
+    found: dict[str, Tensor] = dict(seen)
     found |= {name: its for name, its in vars(out).items() if isinstance(its, Tensor) and its.is_floating_point()}
     return found | {SENTENCE: pool(out.last_hidden_state, mask)}
 

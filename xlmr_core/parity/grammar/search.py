@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from xlmr_core.parity.compare import Dump, Row, elements
 from xlmr_core.parity.grammar.carry import Change
 from xlmr_core.parity.grammar.changes import Edit, Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
-from xlmr_core.parity.grammar.fitting import EPS, Fitted, fitted, in_words, usual_near, usual_numbers
+from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
 from xlmr_core.parity.grammar.terms import Term, in_layer, number, resolved
 from xlmr_core.parity.grammar.transforms import PRECISIONS
 from xlmr_core.parity.simulate import one_mask
@@ -264,7 +264,7 @@ class LocalSearch:
         return chance > math.log(CHANCE)
 
     def _closest(self, hits: list[Hit]) -> list[Hit]:
-        """Those that are as close as the closest: of right ones, only rounding errors are left, and they share those."""
+        """Those as close as the closest: of right ones, only rounding errors are left, and they share those."""
         if not hits:
             return []
         best = min(hit.rms for hit in hits)

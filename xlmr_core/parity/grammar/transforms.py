@@ -4,6 +4,8 @@
 (out, in) and vectors of the checkpoint. The name of each is how a report says it.
 """
 
+# pyright: reportUnknownLambdaType=false
+# The types of torch's operators are partly unknown.
 from __future__ import annotations
 
 import math

@@ -10,9 +10,9 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.changes import Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.grammar.search import Hit, LocalSearch, changes_of, where
 from xlmr_core.parity.grammar.terms import in_layer, terms_of, weights_of
-from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.judge import Judge, Reached
 from xlmr_core.parity.simulate import SimulatedFault
 from xlmr_core.pretrained import PretrainedModel
@@ -54,13 +54,19 @@ def unlisted(judge: Judge, model: PretrainedModel, seconds: float) -> list[Reach
         config.num_attention_heads,
         config.layer_norm_eps,
     )
-    known = frozenset(judge.order[: judge.start])
-    local = LocalSearch(grammar, config, scene, judge.dump, wrong, known, seconds=seconds, tick=simulator.tick)
+    seen = judge.order[: judge.start]
+    section = wrong.tap.split(".")[:2]
+    # A difference may be below the noise where it begins: then it begins above the first wrong tap, in the same layer.
+    near = [tap for tap in seen if tap.split(".")[:2] != section]
     with torch.no_grad():
-        for hits in local.tiers():
-            best = _judged(judge, grammar, hits[:MOST_HITS], config)
-            if best:
-                return best
+        for known in (seen, near) if len(near) < len(seen) else (seen,):
+            local = LocalSearch(
+                grammar, config, scene, judge.dump, wrong, frozenset(known), seconds=seconds, tick=simulator.tick
+            )
+            for hits in local.tiers():
+                best = _judged(judge, grammar, hits[:MOST_HITS], config)
+                if best:
+                    return best
     return []
 
 
@@ -70,11 +76,15 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
     found: list[tuple[float, Reached]] = []
     for hit in hits:
         changes = changes_of(grammar, hit, layers)
-        reached = [(change, its) for change in changes if (its := judge.reached(fault_of(change, pad), shown=hit.shown))]
+        reached = [
+            (change, its) for change in changes if (its := judge.reached(fault_of(change, pad), shown=hit.shown))
+        ]
         if not reached:
             continue
         change, its = max(reached, key=lambda each: each[1].end)  # of equals the first: scopes begin with the widest
-        found.append((hit.cost, _refined(judge, hit, change, its, layers, pad)))
+        its = _refined(judge, hit, change, its, layers, pad)
+        if its.end == len(judge.order) or judge.order[its.end] not in judge.right:
+            found.append((hit.cost, its))  # otherwise it makes a right tap wrong: what follows does not depend on it
     end = max((reached.end for _, reached in found), default=0)
     best = [(cost, reached) for cost, reached in found if reached.end == end]
     return _different(judge, config, [reached for _, reached in sorted(best, key=lambda each: each[0])])
