@@ -29,6 +29,7 @@ class Edit:
         cost: How unusual it is.
         says: It in words.
         kinds: The same change of any part of the model that it fits, with which parts those are in words.
+        whole: Whether the change is one of several parts at once, as `kinds` has it, and never of this part only.
     """
 
     path: tuple[int, ...]
@@ -36,6 +37,7 @@ class Edit:
     cost: float
     says: str
     kinds: tuple[tuple[str, Rule], ...] = ()
+    whole: bool = False
 
     def of(self, term: Term) -> Term:
         return term.with_part(self.path, self.part)
@@ -176,11 +178,11 @@ class Grammar:
                     yield Edit((), new, 1.1 if near else 1.4, f"{other} is used for {module}")
                     if near and module.startswith("layers."):
                         says = f"{module} and {other.split('.', 2)[2]} are exchanged"
-                        yield Edit((), new, 1.1, says, _exchanged(module, other))
+                        yield Edit((), new, 1.1, says, _exchanged(module, other), whole=True)
                     if module.startswith("layers.") and other.split(".")[2:] == module.split(".")[2:]:
                         ours, theirs = (".".join(name.split(".")[:2]) for name in (module, other))
                         says = f"all weights of {theirs} are used for {ours}"
-                        yield Edit((), new, 1.1, says, self._layers_moved(ours, theirs))
+                        yield Edit((), new, 1.1, says, self._layers_moved(ours, theirs), whole=True)
             place = module.rpartition(".")[2]
             if place in PROJECTIONS:
                 for kind in transforms.CUTS:

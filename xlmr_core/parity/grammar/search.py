@@ -298,8 +298,13 @@ def scopes(
 ) -> Iterator[tuple[dict[str, Term], str]]:
     """The places that may have an edit, in words: the one tap, its like in every layer, every operation of its kind."""
     parts = name.split(".")
+    whole = any(edit.whole for edit in edits)
+    if whole and len(edits) > 1:
+        return
     if parts[0] != "layers":
         yield {name: term}, ""
+    elif whole:
+        pass
     else:
         here = int(parts[1])
         rest = ".".join(parts[2:])
