@@ -26,7 +26,8 @@ def test_it_contains_only_the_package_and_the_checkpoint(wheel: Path) -> None:
     weights = ("weights/catalogue.toml", "weights/xlmr-tiny/config.json", "weights/xlmr-tiny/model.safetensors")
     for name in ("py.typed", "model.py", *weights):
         assert f"xlmr_core/{name}" in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core", "xlmr_course"}
+    assert "xlmr_course/pages/ids.md" in names
     assert not [name for name in names if "training_state" in name or name.endswith(".tmp")]
     assert wheel.stat().st_size < 15 * 2**20
 

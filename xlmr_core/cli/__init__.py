@@ -34,6 +34,7 @@ COMMANDS = {
     "parity": "Record what a checkpoint computes, and find where a port differs.",
     "finetune": "Train a checkpoint for a task on labelled rows.",
     "pretrain": "Train a vocabulary and a masked language model on text files.",
+    "course": "Learn XLM-R by building it: steps that are marked at once.",
 }
 
 

@@ -1,0 +1,318 @@
+"""The whole encoder, what stands above it, and the file that its numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear
+
+from xlmr_course.material import Material, Sample, material
+from xlmr_course.step import Case, Function, Mistake, Step
+
+# ---- stack -----------------------------------------------------------------------------------------------------------
+
+
+def stack_cases(material: Material) -> list[Case]:
+    """The ids of each sample, and what the last layer gives."""
+    last = material.config.num_hidden_layers - 1
+    parameters = {name: tensor for name, tensor in material.parameters.items() if not name.startswith("lm_head.")}
+
+    def case(sample: Sample) -> Case:
+        arguments = {
+            "input_ids": sample.input_ids,
+            "mask": sample.mask,
+            "parameters": parameters,
+            "heads": material.config.num_attention_heads,
+            "eps": material.config.layer_norm_eps,
+        }
+        return Case(arguments, sample.taps[f"layers.{last}.output"], sample.about, counts=sample.mask)
+
+    return material.cases(case)
+
+
+def _with_layers(choose: Callable[[list[nn.Module]], list[nn.Module]]) -> Callable[..., Tensor]:
+    """The model with other layers, or in another order."""
+
+    def wrong(input_ids: Tensor, mask: Tensor, **_rest: Any) -> Tensor:
+        encoder = deepcopy(material().model.encoder)
+        encoder.layers = nn.ModuleList(choose(list(encoder.layers)))
+        with torch.no_grad():
+            return encoder(input_ids, mask).last_hidden_state
+
+    return wrong
+
+
+def _called(**other: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The model with other arguments, each a function of input_ids."""
+
+    def wrong(input_ids: Tensor, mask: Tensor, **_rest: Any) -> Tensor:
+        arguments = {"attention_mask": mask} | {name: rule(input_ids) for name, rule in other.items()}
+        with torch.no_grad():
+            return material().model.encoder(input_ids, **arguments).last_hidden_state
+
+    return wrong
+
+
+STACK_MISTAKES = (
+    Mistake(
+        "last layer left out", "The last layer is not run: check the end of your range.", _with_layers(lambda x: x[:-1])
+    ),
+    Mistake("first layer left out", "Layer 0 is not run: layers count from 0.", _with_layers(lambda x: x[1:])),
+    Mistake(
+        "one layer for all",
+        "Every layer uses the weights of layer 0. Each has its own.",
+        _with_layers(lambda x: [x[0]] * len(x)),
+    ),
+    Mistake(
+        "last weights for all",
+        "Every layer uses the weights of the last: a closure that sees the loop's variable after the loop does that.",
+        _with_layers(lambda x: [x[-1]] * len(x)),
+    ),
+    Mistake("backwards", "The layers run from the last to the first.", _with_layers(lambda x: x[::-1])),
+    Mistake(
+        "each layer reads the embeddings",
+        "A layer must read what the layer below it gave. Here only the last one counts, on the embeddings.",
+        _with_layers(lambda x: x[-1:]),
+    ),
+    Mistake("twice", "All layers run twice.", _with_layers(lambda x: x + x)),
+    Mistake(
+        "mask not handed on",
+        "Padding is not hidden: the mask does not reach the attention of each layer.",
+        _called(attention_mask=lambda ids: torch.ones_like(ids)),
+    ),
+    Mistake(
+        "positions from zero",
+        "Positions are counted from 0; your function of the step `positions` is not used.",
+        _called(position_ids=lambda ids: torch.arange(ids.shape[1]).expand_as(ids)),
+    ),
+)
+STACK = Step(
+    "stack",
+    "All layers",
+    (Function("encode", ("text", "token", "feature"), stack_cases, STACK_MISTAKES),),
+)
+
+# ---- the LM head -----------------------------------------------------------------------------------------------------
+
+
+def _head_cases(material: Material) -> list[Case]:
+    parameters = material.parameters
+    last = material.config.num_hidden_layers - 1
+
+    def case(sample: Sample) -> Case:
+        arguments = {
+            "hidden": sample.taps[f"layers.{last}.output"],
+            "dense_weight": parameters["lm_head.dense.weight"],
+            "dense_bias": parameters["lm_head.dense.bias"],
+            "norm_weight": parameters["lm_head.norm.weight"],
+            "norm_bias": parameters["lm_head.norm.bias"],
+            "word": parameters["embeddings.word_embeddings.weight"],
+            "bias": parameters["lm_head.decoder.bias"],
+            "eps": material.config.layer_norm_eps,
+        }
+        return Case(arguments, sample.taps["lm_head.logits"], sample.about, counts=sample.mask)
+
+    return material.cases(case)
+
+
+def _head(
+    dense: bool = True,
+    dense_bias: bool = True,
+    activation: Callable[[Tensor], Tensor] = gelu,
+    norm: bool = True,
+    vocabulary_bias: bool = True,
+    norm_first: bool = False,
+) -> Callable[..., Tensor]:
+    def wrong(hidden: Tensor, word: Tensor, bias: Tensor, eps: float, **given: Tensor) -> Tensor:
+        def normed(x: Tensor) -> Tensor:
+            return layer_norm(x, x.shape[-1:], given["norm_weight"], given["norm_bias"], eps) if norm else x
+
+        x = linear(hidden, given["dense_weight"], given["dense_bias"] if dense_bias else None) if dense else hidden
+        x = activation(normed(x)) if norm_first else normed(activation(x))
+        return x @ word.T + bias if vocabulary_bias else x @ word.T
+
+    return wrong
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x
+
+
+LM_HEAD = Step(
+    "lm-head",
+    "Vectors to words",
+    (
+        Function(
+            "logits",
+            ("text", "token", "piece"),
+            _head_cases,
+            (
+                Mistake(
+                    "no vocabulary bias",
+                    "The bias of the vocabulary, one number for each piece, is not added. It is the part that ports "
+                    "forget most often: it has a key of its own in the file.",
+                    _head(vocabulary_bias=False),
+                ),
+                Mistake("no dense map", "The linear map of the head is left out.", _head(dense=False)),
+                Mistake("no dense bias", "The bias of the head's linear map is not added.", _head(dense_bias=False)),
+                Mistake("no activation", "GELU is left out.", _head(activation=_nothing)),
+                Mistake(
+                    "tanh GELU",
+                    "GELU is the tanh approximation; here, too, it is exact.",
+                    _head(activation=lambda x: gelu(x, approximate="tanh")),
+                ),
+                Mistake("tanh", "The activation is tanh, which belongs to the pooler.", _head(activation=torch.tanh)),
+                Mistake("no norm", "The norm of the head is left out.", _head(norm=False)),
+                Mistake("norm before GELU", "The norm stands before GELU. It comes after it.", _head(norm_first=True)),
+                Mistake(
+                    "word table only",
+                    "The vectors go to the word table as they are: dense map, GELU and norm are left out.",
+                    _head(dense=False, activation=_nothing, norm=False),
+                ),
+            ),
+        ),
+    ),
+)
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def _loading_cases(material: Material) -> list[Case]:
+    published, expected = material.published, material.parameters
+    hidden = material.config.hidden_size
+    extra = {  # published files have keys that this model has no use for
+        "roberta.embeddings.position_ids": torch.arange(material.config.max_position_embeddings)[None],
+        "roberta.pooler.dense.weight": torch.zeros(hidden, hidden, dtype=torch.float64),
+        "roberta.pooler.dense.bias": torch.zeros(hidden, dtype=torch.float64),
+    }
+    encoder = {name.removeprefix("roberta."): x for name, x in published.items() if name.startswith("roberta.")}
+    of_encoder = {name: tensor for name, tensor in expected.items() if not name.startswith("lm_head.")}
+    return [
+        Case({"published": published}, expected, "the file of the bundled model"),
+        Case({"published": published | extra}, expected, "a file with position ids and a pooler"),
+        Case({"published": encoder}, of_encoder, "the file of an encoder, whose keys have no prefix"),
+    ]
+
+
+Names = dict[str, Tensor]
+
+
+def _changed(change: Callable[[Names, Names], Names]) -> Callable[..., Names]:
+    """What `change` makes of the right result, given the published tensors as well."""
+
+    def wrong(published: Names) -> Names:
+        case = next(
+            case for case in _loading_cases(material()) if case.arguments["published"].keys() == published.keys()
+        )
+        return change(dict(case.expected), published)
+
+    return wrong
+
+
+def _exchanged(one: str, other: str) -> Callable[..., Names]:
+    def change(right: Names, _published: Names) -> Names:
+        def partner(name: str) -> str:
+            return name.replace(one, other) if one in name else name.replace(other, one)
+
+        return {name: right.get(partner(name), tensor) for name, tensor in right.items()}
+
+    return _changed(change)
+
+
+def _without(part: str) -> Callable[..., Names]:
+    return _changed(lambda right, _published: {name: x for name, x in right.items() if part not in name})
+
+
+def _transposed(right: Names, _published: Names) -> Names:
+    return {name: x.T if "_proj.weight" in name and x.shape[0] == x.shape[1] else x for name, x in right.items()}
+
+
+def _off_by_one(right: Mapping[str, Tensor], _published: Names) -> Names:
+    count = material().config.num_hidden_layers
+    found = dict(right)
+    for name in right:
+        if name.startswith("layers."):
+            _, index, rest = name.split(".", 2)
+            found[name] = right[f"layers.{min(int(index) + 1, count - 1)}.{rest}"]
+    return found
+
+
+LOADING = Step(
+    "loading",
+    "The published names",
+    (
+        Function(
+            "load",
+            ("name",),
+            _loading_cases,
+            (
+                Mistake(
+                    "queries and keys exchanged",
+                    "query and key are exchanged: all shapes fit, and every score is transposed.",
+                    _exchanged("q_proj", "k_proj"),
+                ),
+                Mistake(
+                    "keys and values exchanged",
+                    "key and value are exchanged: all shapes fit.",
+                    _exchanged("k_proj", "v_proj"),
+                ),
+                Mistake(
+                    "norms exchanged",
+                    "attention.output.LayerNorm and output.LayerNorm are exchanged. The first follows attention, the second "
+                    "the feed-forward part; look for the longer name first.",
+                    _exchanged("attention_norm", "feed_forward_norm"),
+                ),
+                Mistake(
+                    "weights transposed",
+                    "Square weights are transposed. The file has them as torch does: (out, in).",
+                    _changed(_transposed),
+                ),
+                Mistake(
+                    "no vocabulary bias",
+                    "lm_head.bias, the bias of the vocabulary, is not carried over.",
+                    _without("decoder.bias"),
+                ),
+                Mistake(
+                    "decoder not tied",
+                    "lm_head.decoder.weight is not in the file: it is the word table again. Put the same tensor there.",
+                    _without("decoder.weight"),
+                ),
+                Mistake(
+                    "layers off by one",
+                    "Each layer has the weights of the next.",
+                    _changed(_off_by_one),
+                ),
+                Mistake(
+                    "unused rows of the position table cut",
+                    "The first rows of the position table are cut off, because they are not used. Positions count from 2, so "
+                    "every token would then read the wrong row.",
+                    _changed(
+                        lambda right, _p: (
+                            right
+                            | {
+                                "embeddings.position_embeddings.weight": right["embeddings.position_embeddings.weight"][
+                                    2:
+                                ]
+                            }
+                        )
+                    ),
+                ),
+                Mistake(
+                    "keys that have no use",
+                    "The result has names that the model lacks: leave position_ids and the pooler out.",
+                    _changed(
+                        lambda right, p: (
+                            right | {name: x for name, x in p.items() if "pooler" in name or "position_ids" in name}
+                            if "roberta.pooler.dense.bias" in p
+                            else right
+                        )
+                    ),
+                ),
+            ),
+        ),
+    ),
+)
