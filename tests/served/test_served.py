@@ -22,7 +22,7 @@ from xlmr_core.parity.floors import variant
 from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.served import Pipeline, Steps, Verdict, judge, probe_pairs, probe_texts
 from xlmr_core.served.client import APIS, Client, ServerError
-from xlmr_core.served.faults import PIPELINE_FAULTS, PipelineFault, faults_for
+from xlmr_core.served.faults import PIPELINE_FAULTS, PipelineFault, faults_for, with_faults
 from xlmr_core.served.files import read_inputs, read_values
 
 Serve = Callable[[Answer], str]
@@ -166,11 +166,15 @@ def test_faults_that_only_left_padding_tells_apart_say_so(vectors_of: Pipeline) 
 
 
 def test_int8_is_a_verdict_before_pairs_are_tried(vectors_of: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlmr_core.served.search.FACTOR", 1.0)  # three times bfloat16 is as coarse as int8 here
     inputs = INPUTS[:6]
     model = variant(vectors_of.model, torch.float32, "eager", "cpu")
     quantise(model, "int8")
     values = vectors_of.run(inputs) + 0.9 * (vectors_of.run(inputs, model=model) - vectors_of.run(inputs))
+    monkeypatch.setattr("xlmr_core.served.search.FACTOR", 10.0)
+    verdict = judge(vectors_of, inputs, values)
+    assert verdict.precision == "bfloat16"
+    assert "int8 gives errors as large on these texts, too" in verdict.notes
+    monkeypatch.setattr("xlmr_core.served.search.FACTOR", 1.0)  # three times bfloat16 is as coarse as int8 here
     tried: list[int] = []
     verdict = judge(vectors_of, inputs, values, tick=tried.append)
     assert verdict.precision in INT8
@@ -181,6 +185,33 @@ def test_int8_is_a_verdict_before_pairs_are_tried(vectors_of: Pipeline, monkeypa
     verdict = judge(vectors_of, inputs, values, budget=0)
     assert verdict.precision in INT8
     assert "not tried" not in str(verdict)
+
+
+def test_a_few_wrong_texts_are_not_noise(vectors_of: Pipeline) -> None:
+    """The noise of half precision is as large at all texts; here long texts lose </s>, and nothing has length 1."""
+    inputs = [*INPUTS[:8], *INPUTS[17:19]]
+    made = [fault_named(vectors_of, name) for name in ("not_normalized", "truncated_with_end")]
+    half = variant(vectors_of.model, torch.float16, "eager", "cpu")
+    steps = with_faults(vectors_of, made).right
+    exact = torch.cat([vectors_of.run([one], steps) for one in inputs])
+    noisy = torch.cat([vectors_of.run([one], steps, half) for one in inputs]).double()
+    values = exact + 0.1 * (noisy - exact)
+    verdict = judge(vectors_of, inputs, values, batches=[[index] for index in range(len(inputs))])
+    assert set(verdict.candidates[0].name.split(" + ")) == {"not_normalized", "truncated_with_end"}, verdict
+
+
+def test_noise_is_relative_to_the_vectors_that_are_judged(vectors_of: Pipeline) -> None:
+    """Vectors that were not brought to length 1 are several times as long here."""
+    fault = fault_named(vectors_of, "not_normalized")
+    inputs = [*INPUTS[:4], INPUTS[0]]
+    values = vectors_of.run(inputs, fault.made(vectors_of.right))
+    allowed = judge(vectors_of, inputs, values).allowed["float32"]
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).double()
+    noisy = values + 0.4 * allowed * noise / noise.norm(dim=1, keepdim=True) * values.norm(dim=1, keepdim=True)
+    verdict = judge(vectors_of, inputs, noisy)
+    assert verdict.candidates[0].name == "not_normalized"
+    assert verdict.candidates[0].precision == "float32"
+    assert not verdict.notes
 
 
 def test_the_same_text_with_two_vectors_is_reported(vectors_of: Pipeline) -> None:

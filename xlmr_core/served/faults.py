@@ -69,6 +69,11 @@ TEXT_FAULTS = (
         "https://github.com/huggingface/transformers/issues/9637",
     ),
     PipelineFault(
+        "normalizer_nfkc",
+        "the text is normalised by Unicode's NFKC, not by SentencePiece's table: joiners and some marks differ",
+        {"normalizer": "nfkc"},
+    ),
+    PipelineFault(
         "prompt_missing",
         "the prompt is not put before the text",
         {"prompt": ""},
@@ -103,6 +108,11 @@ ID_FAULTS = (
         "unk_is_zero",
         "an unknown character has the id 0, which is <s>, where <unk> is 3",
         _ids("tokenizer_unk_is_zero"),
+    ),
+    PipelineFault(
+        "unk_is_end",
+        "an unknown character has the id 2, which is </s>, where <unk> is 3: the tokenizer's file does not name it",
+        _ids("unk_is_end"),
     ),
     PipelineFault("start_missing", "<s> is not put before the text", {"start": False}),
     PipelineFault("end_missing", "</s> is not put after the text", _ids("tokenizer_end_missing")),

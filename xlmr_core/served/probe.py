@@ -23,7 +23,11 @@ def probe_texts() -> tuple[tuple[str, ...], ...]:
         ("The cat sees the dog.", "Two cats sleep.", "The cat sees the dog."),
         ("a", "HELLO World, from The NORTH Station", "naïve café, Ångström; e\u0301 and n\u0303, ﬁne №5"),
         ("ﾊﾝｶｸ カナ と ｆｕｌｌ　ｗｉｄｔｈ", "  many   spaces \t and tabs  ", "line\nbreak"),
-        ("Fill the <mask> here.", "The end </s> is not the end <s> of it.", "unknown: \U00010b3f\U0001f9ff \u07d0"),
+        (
+            "Fill the <mask> here.",
+            "The end </s> is not the end <s> of it.",
+            "unknown: \U00010b3f\U0001f9ff \u07d0; joined: क्\u200dष ɛ\u0300",
+        ),
         ("שלום עולם", "हिन्दी में एक वाक्य", "中文的一个句子，很短。", "The cat sees the dog."),
         # About 90, 180, 320, 450 and 900 tokens: each limit at which pipelines cut lies between two of them.
         ("A short text beside a long one.", _long(4)),

@@ -33,6 +33,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 # A fault that is judged by the noise of half precision must leave at most this share of the difference that there is
 # without it: noise of that size could hide another cause.
 EXPLAINS = 0.25
+UNEVEN = 16.0  # how many times the median the largest error of a text may be, both in units of the text's noise
 FEW = 16  # numbers: with fewer, a fault could fit the noise of half precision by chance
 # Errors from this share of simulated int8 on are taken for int8 before pairs of faults are tried, smaller ones after.
 INT8_LEAST = 0.25
@@ -97,14 +98,15 @@ class _Search:
     batches: list[list[int]]
     tick: Tick
     allowed: dict[str, float] = field(default_factory=dict[str, float])
+    noise: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # by precision: of each text, without a factor
     kept: dict[int, tuple[object, Tensor]] = field(default_factory=dict[int, tuple[object, Tensor]])
 
     def __post_init__(self) -> None:
         right = self.pipeline.right
         special = any(name in text for one in self.inputs for text in one for name in SPECIALS)
         self.bases = [right, replace(right, specials_in_text=not right.specials_in_text)] if special else [right]
-        truth = self.all(right)
-        self.scale = float(truth.square().sum(dim=1).mean().sqrt()) or 1.0
+        # Rounding is relative: a vector that was not brought to length 1 is longer, and so is its noise.
+        self.scale = _length(self.values)
         errors = [self.errors(self.all(base), range(len(self.inputs))) for base in self.bases]
         self.base = min(range(len(errors)), key=lambda number: float(errors[number].square().sum()))
         self.right_errors = errors[self.base]
@@ -127,7 +129,7 @@ class _Search:
         return pipeline.finished(self.kept[number][1], ids, mask, steps)
 
     def errors(self, found: Tensor, indices: Sequence[int], *, drop: bool = False) -> Tensor:
-        """For each text the length of the difference, as a share of the length of a right vector."""
+        """For each text the length of the difference, as a share of the length of the vectors that are judged."""
         difference = (found - self.values[list(indices)]).abs()
         if drop:  # a number that was rounded may have gone to either side
             count = int(FLIPPED * difference.shape[1])  # of each text, so that no text is left out
@@ -148,6 +150,8 @@ class _Search:
         if exact:
             return self.named(exact, notes)
         precision = self.explained(self.right_errors)
+        if precision == "bfloat16" and self.int8_scheme() is not None:
+            notes = (*notes, "int8 gives errors as large on these texts, too")
         if precision is not None:
             return Verdict(precision, error, self.allowed, notes=notes)
         if found:
@@ -157,13 +161,27 @@ class _Search:
             untried = "pairs of faults were not tried: the errors are those of int8"
             return Verdict(scheme, error, self.allowed, notes=(*notes, untried))
         pairs = list(combinations((fault for [fault] in singles), 2))
+        likely = self.nearest(singles)
         deadline = time.monotonic() + budget
-        found = list(self.search(pairs, deadline))
+        for some in ([pair for pair in pairs if likely in pair], [pair for pair in pairs if likely not in pair]):
+            found = found or list(self.search(some, deadline))
         if time.monotonic() > deadline:
             notes = (*notes, f"the search for pairs of faults ended after {budget:.0f} s; a larger budget goes on")
         if found:
             return self.named(found, notes)
         return Verdict(scheme, error, self.allowed, notes=notes)
+
+    def nearest(self, singles: Sequence[tuple[PipelineFault, ...]]) -> PipelineFault | None:
+        """Of the faults after the model, the one with which half of the texts come nearest: it may be one of two."""
+        best, found = float(self.right_errors.median()), None
+        right = self.bases[self.base]
+        for [fault] in singles:
+            steps = fault.made(right)
+            if _model_part(steps) == _model_part(right):
+                error = float(self.errors(self.all(steps), range(len(self.inputs))).median())
+                if error < best:
+                    best, found = error, fault
+        return found
 
     def named(self, found: Sequence[Candidate], notes: tuple[str, ...]) -> Verdict:
         best = min(PRECISIONS.index(candidate.precision) for candidate in found)
@@ -178,16 +196,24 @@ class _Search:
         return Verdict(None, float(self.right_errors.max()), self.allowed, candidates, notes)
 
     def explained(self, errors: Tensor) -> str | None:
-        """The precision whose noise is as large as these errors, the most exact first.
-
-        Noise is everywhere. Where half of the texts are right to float32, the others are not wrong by the noise of half
-        precision.
-        """
+        """The precision whose noise is as large as these errors, the most exact first."""
         for precision, allowed in self.allowed.items():
-            everywhere = precision == "float32" or float(errors.median()) > self.allowed["float32"]
-            if precision in PRECISIONS and everywhere and float(errors.max()) <= allowed:
+            if precision in PRECISIONS and float(errors.max()) <= allowed and self.is_noise(errors, precision):
                 return precision
         return None
+
+    def is_noise(self, errors: Tensor, precision: str) -> bool:
+        """Whether errors lie on the texts as the noise of a half precision does.
+
+        It is everywhere: where half of the texts are right to float32, the others are not wrong by it. And it is even:
+        where a few texts have many times the error of the others, in units of their noise, something else is there.
+        """
+        if precision == "float32":
+            return True
+        rounds = self.noise[precision] > 0  # a text whose numbers are exact there says nothing
+        shares = errors[rounds] / self.noise[precision][rounds]
+        even = not len(shares) or float(shares.max()) <= UNEVEN * float(shares.median())
+        return even and float(errors.median()) > self.allowed["float32"]
 
     def search(self, sets: Sequence[tuple[PipelineFault, ...]], deadline: float | None) -> Iterator[Candidate]:
         """The sets of faults that give the numbers, those first that share what the model computes."""
@@ -249,9 +275,10 @@ class _Search:
         for seed in SEEDS if precision == "float32" else SEEDS[:1]:
             with perturbed(model, seed=seed):
                 runs.append(self.rounded(model, dtype))
-        worst = max(self.distance(run, truth) for run in runs)
-        if math.isfinite(worst):  # float16 may overflow
-            self.allowed[precision] = FACTOR * worst
+        noise = torch.stack([self.distances(run, truth) for run in runs]).amax(dim=0)
+        if noise.isfinite().all():  # float16 may overflow
+            self.noise[precision] = noise
+            self.allowed[precision] = FACTOR * float(noise.max())
 
     def int8_scheme(self) -> str | None:
         """The most exact scheme of int8 that is as far from the right numbers as these are, at every text.
@@ -262,7 +289,7 @@ class _Search:
         for scheme in INT8:
             model = variant(self.pipeline.model, torch.float32, "eager", "cpu")
             quantise(model, scheme)
-            self.allowed[scheme] = self.distance(self.rounded(model, torch.float32), truth)
+            self.allowed[scheme] = float(self.distances(self.rounded(model, torch.float32), truth).max())
         if float(self.right_errors.median()) <= self.allowed["float32"]:  # rounding is everywhere
             return None
         error = float(self.right_errors.max())
@@ -276,8 +303,9 @@ class _Search:
             found[batch] = self.pipeline.run(inputs, self.pipeline.right, model).to(dtype).double()
         return found
 
-    def distance(self, found: Tensor, truth: Tensor) -> float:
-        return float((found - truth).square().sum(dim=1).sqrt().max() / self.scale)
+    def distances(self, found: Tensor, truth: Tensor) -> Tensor:
+        """For each text the length of the difference of two right runs, as a share of the length of the vectors."""
+        return (found - truth).square().sum(dim=1).sqrt() / _length(truth)
 
     # ---- what else there is to say -----------------------------------------------------------------------------------
 
@@ -321,7 +349,7 @@ class _Search:
         best, found = self.allowed["float32"], None
         for group in groups:
             one, other = (self.pipeline.run(group, its) for its in steps)
-            apart = (one - other).norm(dim=1) / self.scale
+            apart = (one - other).norm(dim=1) / _length(one)
             if float(apart.max()) > best:
                 best, found = float(apart.max()), " | ".join(group[int(apart.argmax())])
         return found
@@ -340,3 +368,8 @@ def _model_part(steps: Steps) -> Steps:
         activations=(),
         rounding=None,
     )
+
+
+def _length(vectors: Tensor) -> float:
+    """The root mean square of the lengths of vectors, (N, D); 1 if all are 0."""
+    return float(vectors.square().sum(dim=1).mean().sqrt()) or 1.0
