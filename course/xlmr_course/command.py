@@ -77,11 +77,11 @@ def lines(verdict: Verdict, hints: int) -> list[str]:
     if hints >= 1 and verdict.where:
         shown.append(f"  where: {verdict.where}")
     if hints >= 2:
-        unknown = "no mistake that is known here gives these numbers; compare your lines with the page's formula"
-        shown.append(f"  why: {verdict.mistake}. {verdict.why}" if verdict.mistake else f"  why: {unknown}")
+        unknown = "no fault that is known here gives these numbers; compare your lines with the page's formula"
+        shown.append(f"  why: {verdict.fault}. {verdict.why}" if verdict.fault else f"  why: {unknown}")
     elif verdict.where and hints == 0:
         shown.append("  --hint shows where; --why shows the cause")
-    elif verdict.mistake:
+    elif verdict.fault:
         shown.append("  --why shows the cause")
     return shown
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from xlmr_course.material import material
-from xlmr_course.step import LOW, Case, Function, Mistake, Step
+from xlmr_course.step import LOW, Case, Function, Fault, Step
 from xlmr_course.steps import STEPS
 
 RELATIVE = 1e-9  # of the largest expected number: the inputs are float64, so rounding stays far below
@@ -38,7 +38,7 @@ class Verdict:
     ok: bool
     symptom: str = ""  # what differs
     where: str = ""  # where it differs
-    mistake: str = ""  # the name of the mistake; empty if it is none that is known
+    fault: str = ""  # the name of the fault; empty if it is none that is known
     why: str = ""
     slow: str = ""  # right, but by a slow way
 
@@ -126,11 +126,11 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
         return Verdict(function.name, True, slow=_slow(step, function, cases, seconds))
     case, result = wrong[0]
     symptom = f"on {case.about}: {_symptom(case, result)}"
-    mistake = _recognised(function, cases, results)
+    fault = _recognised(function, cases, results)
     where = _where(function, case, result)
-    if mistake is None:
+    if fault is None:
         return Verdict(function.name, False, symptom, where)
-    return Verdict(function.name, False, symptom, where, mistake.name, mistake.why)
+    return Verdict(function.name, False, symptom, where, fault.name, fault.why)
 
 
 # ---- from torch to what the learner writes in, and back --------------------------------------------------------------
@@ -278,20 +278,20 @@ def _kept(expected: Tensor, case: Case) -> Tensor:
     return kept & ~case.hidden if case.hidden is not None else kept
 
 
-def _recognised(function: Function, cases: Sequence[Case], results: Sequence[Any]) -> Mistake | None:
-    """The mistake that gives all these results."""
-    for mistake in function.mistakes:
+def _recognised(function: Function, cases: Sequence[Case], results: Sequence[Any]) -> Fault | None:
+    """The fault that gives all these results."""
+    for fault in function.faults:
         for case, result in zip(cases, results, strict=True):
             with torch.no_grad():
                 try:
-                    theirs = _from(mistake.make(**_to("torch", case.arguments)), case.expected)
+                    theirs = _from(fault.make(**_to("torch", case.arguments)), case.expected)
                 except _UnexpectedError:
                     break
             hidden = None if case.hidden is None else theirs <= LOW
             if not agrees(Case(case.arguments, theirs, case.about, case.counts, hidden), result):
                 break
         else:
-            return mistake
+            return fault
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a step of the course is: functions to write, inputs with the right answers, and the usual mistakes."""
+"""What a step of the course is: functions to write, inputs with the right answers, and the usual faults."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LOW = -1e4
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A way to write a function wrong, by which a learner's mistake is recognised."""
+class Fault:
+    """A way to write a function wrong, by which a learner's fault is recognised."""
 
     name: str
     why: str  # what is wrong, and why it matters, in a sentence or two
@@ -52,13 +52,13 @@ class Function:
         name: In the learner's file.
         axes: Of the result, in words, for messages.
         cases: From the material of the course.
-        mistakes: What learners and ports do wrong here.
+        faults: What learners and ports do wrong here.
     """
 
     name: str
     axes: tuple[str, ...]
     cases: Callable[[Any], list[Case]]
-    mistakes: tuple[Mistake, ...]
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The grader is tested by mutation: empty files fail, solutions pass, every mistake is caught and named."""
+"""The grader is tested by mutation: empty files fail, solutions pass, every fault is caught and named."""
 
 import importlib
 import json
@@ -12,14 +12,14 @@ import torch
 from click.testing import CliRunner
 from xlmr_course.judge import Verdict, judge, judge_function
 from xlmr_course.material import material
-from xlmr_course.step import Function, Mistake, Step
+from xlmr_course.step import Function, Fault, Step
 from xlmr_course.steps import STEPS
 from xlmr_course.workbook import Workbook
 
 from xlmr_core.cli import main
 
 FUNCTIONS = [(step, function) for step in STEPS for function in step.functions]
-MISTAKES = [(step, function, mistake) for step, function in FUNCTIONS for mistake in function.mistakes]
+FAULTS = [(step, function, fault) for step, function in FUNCTIONS for fault in function.faults]
 
 
 def name_of(value: Any) -> str:
@@ -41,17 +41,17 @@ def test_an_empty_file_fails_and_a_solution_passes(step: Step) -> None:
         assert not verdict.slow
 
 
-@pytest.mark.parametrize(("step", "function", "mistake"), MISTAKES, ids=name_of)
-def test_every_mistake_is_caught_and_named(step: Step, function: Function, mistake: Mistake) -> None:
-    verdict = judge_function(step, function, mistake.make, "torch", step.stub)
+@pytest.mark.parametrize(("step", "function", "fault"), FAULTS, ids=name_of)
+def test_every_fault_is_caught_and_named(step: Step, function: Function, fault: Fault) -> None:
+    verdict = judge_function(step, function, fault.make, "torch", step.stub)
     assert not verdict.ok
-    assert verdict.mistake == mistake.name
+    assert verdict.fault == fault.name
     assert verdict.symptom
 
 
-def test_there_are_five_mistakes_for_every_function_at_least() -> None:
-    assert all(len(function.mistakes) >= 5 for _, function in FUNCTIONS)
-    names = [(step.name, function.name, mistake.name) for step, function, mistake in MISTAKES]
+def test_there_are_five_faults_for_every_function_at_least() -> None:
+    assert all(len(function.faults) >= 5 for _, function in FUNCTIONS)
+    names = [(step.name, function.name, fault.name) for step, function, fault in FAULTS]
     assert len(set(names)) == len(names)
 
 
@@ -133,7 +133,7 @@ def test_the_hints_say_where(tmp_path: Path) -> None:
     )
     verdict = written(text, tmp_path, "feed-forward")
     assert verdict.where == "wrong only at token 2"
-    assert verdict.mistake == ""
+    assert verdict.fault == ""
     text = "def activation(x):\n    return x * (1 + (x / 2**0.5).erf())\n"
     assert written(text, tmp_path, "feed-forward").where.endswith("every number is 2 times what it should be")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from xlmr_course.material import Material, Sample
-from xlmr_course.step import Case, Function, Mistake, Step
+from xlmr_course.step import Case, Function, Fault, Step
 
 LAYER = 1  # of the bundled model; the first has plain embeddings below it
 
@@ -53,32 +53,32 @@ HEADS = Step(
             ("text", "head", "token", "feature of the head"),
             _head_cases,
             (
-                Mistake(
+                Fault(
                     "weight transposed",
                     "The weight is (out, in), as torch stores it: multiply by its transpose, x @ weight.T. It is square, "
                     "so no error stops you.",
                     lambda x, weight, bias, heads: _rows(x @ weight + bias, heads),
                 ),
-                Mistake("no bias", "The bias is not added.", lambda x, weight, bias, heads: _rows(x @ weight.T, heads)),
-                Mistake(
+                Fault("no bias", "The bias is not added.", lambda x, weight, bias, heads: _rows(x @ weight.T, heads)),
+                Fault(
                     "reshape without transpose",
                     "(B, S, H) is reshaped to (B, N, S, D) in one go: that mixes tokens with heads. Split the last axis "
                     "first, (B, S, N, D), then exchange two axes.",
                     lambda x, weight, bias, heads: linear(x, weight, bias).reshape(x.shape[0], heads, x.shape[1], -1),
                 ),
-                Mistake(
+                Fault(
                     "heads interleaved",
                     "The features of a head lie side by side: head 0 has the first D. Here each head takes every N-th.",
                     lambda x, weight, bias, heads: (
                         linear(x, weight, bias).unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
                     ),
                 ),
-                Mistake(
+                Fault(
                     "heads backwards",
                     "The heads are in the opposite order.",
                     lambda x, weight, bias, heads: _rows(linear(x, weight, bias), heads).flip(1),
                 ),
-                Mistake(
+                Fault(
                     "scaled here",
                     "The result is divided by sqrt(D). Only scores are scaled, once, in the next step.",
                     lambda x, weight, bias, heads: (
@@ -132,47 +132,47 @@ SCORES = Step(
             ("text", "head", "query", "key"),
             _score_cases,
             (
-                Mistake(
+                Fault(
                     "not scaled",
                     "The products are not divided by sqrt(D). The softmax then sees numbers that are too far apart.",
                     lambda q, k, mask: _masked(_scores(q, k, 1.0), _keys(mask)),
                 ),
-                Mistake(
+                Fault(
                     "scaled by the width of the model",
                     "The products are divided by sqrt(H). D is the width of one head, the last axis of q.",
                     lambda q, k, mask: _masked(_scores(q, k, (q.shape[1] * q.shape[-1]) ** -0.5), _keys(mask)),
                 ),
-                Mistake(
+                Fault(
                     "divided by D",
                     "The products are divided by D, not by its root.",
                     lambda q, k, mask: _masked(_scores(q, k, 1 / q.shape[-1]), _keys(mask)),
                 ),
-                Mistake(
+                Fault(
                     "queries and keys exchanged",
                     "Rows are keys and columns are queries. The softmax over the last axis would then be over queries.",
                     lambda q, k, mask: _masked(_scores(k, q), _keys(mask)),
                 ),
-                Mistake(
+                Fault(
                     "no mask",
                     "Padding is not hidden from the tokens. The mask lies on the columns, the keys: no token may look at padding.",
                     lambda q, k, mask: _scores(q, k),
                 ),
-                Mistake(
+                Fault(
                     "mask inverted",
                     "The mask is True for real tokens; here these are the ones that are hidden.",
                     lambda q, k, mask: _masked(_scores(q, k), ~_keys(mask)),
                 ),
-                Mistake(
+                Fault(
                     "mask of 1 and 0 added",
                     "The mask is added as it is: a real key gets 1 more, padding is not hidden.",
                     lambda q, k, mask: _scores(q, k) + _keys(mask),
                 ),
-                Mistake(
+                Fault(
                     "mask multiplied",
                     "Padding gets the score 0. That is no small score: exp(0) is 1. It needs a very negative number.",
                     lambda q, k, mask: _scores(q, k) * _keys(mask),
                 ),
-                Mistake(
+                Fault(
                     "causal",
                     "A token sees only what is before it. That is a decoder; XLM-R reads in both directions.",
                     lambda q, k, mask: _masked(
@@ -211,43 +211,43 @@ CONTEXT = Step(
             ("text", "token", "feature"),
             _context_cases,
             (
-                Mistake(
+                Fault(
                     "softmax over queries",
                     "The softmax runs over the queries. For each query, the weights of the keys must add up to 1: the "
                     "last axis.",
                     lambda scores, v: _merged(scores.softmax(dim=2) @ v),
                 ),
-                Mistake(
+                Fault(
                     "softmax over heads",
                     "The softmax runs over the heads. It is the last axis, the keys.",
                     lambda scores, v: _merged(scores.softmax(dim=1) @ v),
                 ),
-                Mistake(
+                Fault(
                     "merged without transpose",
                     "(B, N, S, D) is reshaped to (B, S, H) in one go. Exchange tokens and heads first.",
                     lambda scores, v: (scores.softmax(-1) @ v).reshape(v.shape[0], v.shape[2], -1),
                 ),
-                Mistake(
+                Fault(
                     "heads interleaved",
                     "The features of a head must lie side by side; here they alternate with those of the others.",
                     lambda scores, v: (scores.softmax(-1) @ v).permute(0, 2, 3, 1).flatten(2),
                 ),
-                Mistake(
+                Fault(
                     "not divided by the sum",
                     "exp is taken, but not divided by its sum over the keys.",
                     lambda scores, v: _merged((scores - scores.amax(-1, keepdim=True)).exp() @ v),
                 ),
-                Mistake(
+                Fault(
                     "weights transposed",
                     "The weights are transposed before they meet the values: each token collects what looks at it.",
                     lambda scores, v: _merged(scores.softmax(-1).transpose(2, 3) @ v),
                 ),
-                Mistake(
+                Fault(
                     "softmax twice",
                     "The softmax is taken twice: the second makes all weights nearly equal.",
                     lambda scores, v: _merged(scores.softmax(-1).softmax(-1) @ v),
                 ),
-                Mistake(
+                Fault(
                     "scaled again",
                     "The scores are divided by sqrt(D) once more: the step before has done that.",
                     lambda scores, v: _merged((scores / v.shape[-1] ** 0.5).softmax(-1) @ v),
@@ -307,36 +307,36 @@ OUTPUT = Step(
             ("text", "token", "feature"),
             _output_cases,
             (
-                Mistake(
+                Fault(
                     "no residual",
                     "What the layer read, `x`, is not added. Without it a deep model forgets its input, and does not train.",
                     _output_by(lambda c, x, w, b, norm: norm(linear(c, w, b))),
                 ),
-                Mistake(
+                Fault(
                     "residual after the norm",
                     "`x` is added after the norm. In XLM-R base and large the norm comes last, over the sum.",
                     _output_by(lambda c, x, w, b, norm: x + norm(linear(c, w, b))),
                 ),
-                Mistake(
+                Fault(
                     "norm before",
                     "`x` is normalised, not the sum: that is half of the pre-norm order of XL.",
                     _output_by(lambda c, x, w, b, norm: norm(x) + linear(c, w, b)),
                 ),
-                Mistake(
+                Fault(
                     "no norm", "The sum is not normalised.", _output_by(lambda c, x, w, b, norm: x + linear(c, w, b))
                 ),
-                Mistake(
+                Fault(
                     "weight transposed",
                     "The weight is (out, in): x @ weight.T. It is square, so no error stops you.",
                     _output_by(lambda c, x, w, b, norm: norm(x + c @ w + b)),
                 ),
-                Mistake("no bias", "The bias is not added.", _output_by(lambda c, x, w, b, norm: norm(x + c @ w.T))),
-                Mistake(
+                Fault("no bias", "The bias is not added.", _output_by(lambda c, x, w, b, norm: norm(x + c @ w.T))),
+                Fault(
                     "no projection",
                     "`context` is added as it is: the output projection, which mixes the heads, is left out.",
                     _output_by(lambda c, x, w, b, norm: norm(x + c)),
                 ),
-                Mistake(
+                Fault(
                     "context for the residual",
                     "`context` is added to its own projection. The residual is `x`, what the layer read.",
                     _output_by(lambda c, x, w, b, norm: norm(c + linear(c, w, b))),

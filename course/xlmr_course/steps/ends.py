@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from xlmr_course.material import Material, Sample, material
-from xlmr_course.step import Case, Function, Mistake, Step
+from xlmr_course.step import Case, Function, Fault, Step
 
 # ---- stack -----------------------------------------------------------------------------------------------------------
 
@@ -57,34 +57,34 @@ def _called(**other: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return wrong
 
 
-STACK_MISTAKES = (
-    Mistake(
+STACK_FAULTS = (
+    Fault(
         "last layer left out", "The last layer is not run: check the end of your range.", _with_layers(lambda x: x[:-1])
     ),
-    Mistake("first layer left out", "Layer 0 is not run: layers count from 0.", _with_layers(lambda x: x[1:])),
-    Mistake(
+    Fault("first layer left out", "Layer 0 is not run: layers count from 0.", _with_layers(lambda x: x[1:])),
+    Fault(
         "one layer for all",
         "Every layer uses the weights of layer 0. Each has its own.",
         _with_layers(lambda x: [x[0]] * len(x)),
     ),
-    Mistake(
+    Fault(
         "last weights for all",
         "Every layer uses the weights of the last: a closure that sees the loop's variable after the loop does that.",
         _with_layers(lambda x: [x[-1]] * len(x)),
     ),
-    Mistake("backwards", "The layers run from the last to the first.", _with_layers(lambda x: x[::-1])),
-    Mistake(
+    Fault("backwards", "The layers run from the last to the first.", _with_layers(lambda x: x[::-1])),
+    Fault(
         "each layer reads the embeddings",
         "A layer must read what the layer below it gave. Here only the last one counts, on the embeddings.",
         _with_layers(lambda x: x[-1:]),
     ),
-    Mistake("twice", "All layers run twice.", _with_layers(lambda x: x + x)),
-    Mistake(
+    Fault("twice", "All layers run twice.", _with_layers(lambda x: x + x)),
+    Fault(
         "mask not handed on",
         "Padding is not hidden: the mask does not reach the attention of each layer.",
         _called(attention_mask=lambda ids: torch.ones_like(ids)),
     ),
-    Mistake(
+    Fault(
         "positions from zero",
         "Positions are counted from 0; your function of the step `positions` is not used.",
         _called(position_ids=lambda ids: torch.arange(ids.shape[1]).expand_as(ids)),
@@ -93,7 +93,7 @@ STACK_MISTAKES = (
 STACK = Step(
     "stack",
     "All layers",
-    (Function("encode", ("text", "token", "feature"), stack_cases, STACK_MISTAKES),),
+    (Function("encode", ("text", "token", "feature"), stack_cases, STACK_FAULTS),),
 )
 
 # ---- the LM head -----------------------------------------------------------------------------------------------------
@@ -151,24 +151,24 @@ LM_HEAD = Step(
             ("text", "token", "piece"),
             _head_cases,
             (
-                Mistake(
+                Fault(
                     "no vocabulary bias",
                     "The bias of the vocabulary, one number for each piece, is not added. It is the part that ports "
                     "forget most often: it has a key of its own in the file.",
                     _head(vocabulary_bias=False),
                 ),
-                Mistake("no dense map", "The linear map of the head is left out.", _head(dense=False)),
-                Mistake("no dense bias", "The bias of the head's linear map is not added.", _head(dense_bias=False)),
-                Mistake("no activation", "GELU is left out.", _head(activation=_nothing)),
-                Mistake(
+                Fault("no dense map", "The linear map of the head is left out.", _head(dense=False)),
+                Fault("no dense bias", "The bias of the head's linear map is not added.", _head(dense_bias=False)),
+                Fault("no activation", "GELU is left out.", _head(activation=_nothing)),
+                Fault(
                     "tanh GELU",
                     "GELU is the tanh approximation; here, too, it is exact.",
                     _head(activation=lambda x: gelu(x, approximate="tanh")),
                 ),
-                Mistake("tanh", "The activation is tanh, which belongs to the pooler.", _head(activation=torch.tanh)),
-                Mistake("no norm", "The norm of the head is left out.", _head(norm=False)),
-                Mistake("norm before GELU", "The norm stands before GELU. It comes after it.", _head(norm_first=True)),
-                Mistake(
+                Fault("tanh", "The activation is tanh, which belongs to the pooler.", _head(activation=torch.tanh)),
+                Fault("no norm", "The norm of the head is left out.", _head(norm=False)),
+                Fault("norm before GELU", "The norm stands before GELU. It comes after it.", _head(norm_first=True)),
+                Fault(
                     "word table only",
                     "The vectors go to the word table as they are: dense map, GELU and norm are left out.",
                     _head(dense=False, activation=_nothing, norm=False),
@@ -250,43 +250,43 @@ LOADING = Step(
             ("name",),
             _loading_cases,
             (
-                Mistake(
+                Fault(
                     "queries and keys exchanged",
                     "query and key are exchanged: all shapes fit, and every score is transposed.",
                     _exchanged("q_proj", "k_proj"),
                 ),
-                Mistake(
+                Fault(
                     "keys and values exchanged",
                     "key and value are exchanged: all shapes fit.",
                     _exchanged("k_proj", "v_proj"),
                 ),
-                Mistake(
+                Fault(
                     "norms exchanged",
                     "attention.output.LayerNorm and output.LayerNorm are exchanged. The first follows attention, the second "
                     "the feed-forward part; look for the longer name first.",
                     _exchanged("attention_norm", "feed_forward_norm"),
                 ),
-                Mistake(
+                Fault(
                     "weights transposed",
                     "Square weights are transposed. The file has them as torch does: (out, in).",
                     _changed(_transposed),
                 ),
-                Mistake(
+                Fault(
                     "no vocabulary bias",
                     "lm_head.bias, the bias of the vocabulary, is not carried over.",
                     _without("decoder.bias"),
                 ),
-                Mistake(
+                Fault(
                     "decoder not tied",
                     "lm_head.decoder.weight is not in the file: it is the word table again. Put the same tensor there.",
                     _without("decoder.weight"),
                 ),
-                Mistake(
+                Fault(
                     "layers off by one",
                     "Each layer has the weights of the next.",
                     _changed(_off_by_one),
                 ),
-                Mistake(
+                Fault(
                     "unused rows of the position table cut",
                     "The first rows of the position table are cut off, because they are not used. Positions count from 2, so "
                     "every token would then read the wrong row.",
@@ -301,7 +301,7 @@ LOADING = Step(
                         )
                     ),
                 ),
-                Mistake(
+                Fault(
                     "keys that have no use",
                     "The result has names that the model lacks: leave position_ids and the pooler out.",
                     _changed(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, relu
 
 from xlmr_course.material import Material, Sample
-from xlmr_course.step import Case, Function, Mistake, Step
+from xlmr_course.step import Case, Function, Fault, Step
 from xlmr_course.steps.attention import LAYER
 
 
@@ -95,28 +95,28 @@ FEED_FORWARD = Step(
             ("text", "token", "feature"),
             _gelu_cases,
             (
-                Mistake(
+                Fault(
                     "tanh approximation",
                     "That is the tanh approximation of GELU, of GPT-2. XLM-R's is exact: x * Phi(x), by erf.",
                     lambda x: gelu(x, approximate="tanh"),
                 ),
-                Mistake(
+                Fault(
                     "sigmoid approximation",
                     "That is x * sigmoid(1.702 x), the quick GELU of CLIP. XLM-R's is exact, by erf.",
                     lambda x: x * torch.sigmoid(1.702 * x),
                 ),
-                Mistake("relu", "That is ReLU. XLM-R uses GELU: x * Phi(x).", lambda x: relu(x)),
-                Mistake(
+                Fault("relu", "That is ReLU. XLM-R uses GELU: x * Phi(x).", lambda x: relu(x)),
+                Fault(
                     "silu",
                     "That is SiLU, x * sigmoid(x). GELU weighs by the normal distribution.",
                     lambda x: x * x.sigmoid(),
                 ),
-                Mistake(
+                Fault(
                     "erf without the root of 2",
                     "Phi(x) is (1 + erf(x / sqrt(2))) / 2; the division by sqrt(2) is missing.",
                     lambda x: x * 0.5 * (1 + torch.erf(x)),
                 ),
-                Mistake("Phi without x", "Phi(x) is not multiplied by x.", lambda x: 0.5 * (1 + torch.erf(x / 2**0.5))),
+                Fault("Phi without x", "Phi(x) is not multiplied by x.", lambda x: 0.5 * (1 + torch.erf(x / 2**0.5))),
             ),
         ),
         Function(
@@ -124,34 +124,34 @@ FEED_FORWARD = Step(
             ("text", "token", "feature"),
             _feed_forward_cases,
             (
-                Mistake(
+                Fault(
                     "no residual", "`mid` is not added before the norm.", _by(lambda m, f: f[2](f[1](gelu(f[0](m)))))
                 ),
-                Mistake(
+                Fault(
                     "residual after the norm",
                     "`mid` is added after the norm. The norm comes last, over the sum.",
                     _by(lambda m, f: m + f[2](f[1](gelu(f[0](m))))),
                 ),
-                Mistake("no norm", "The sum is not normalised.", _by(lambda m, f: m + f[1](gelu(f[0](m))))),
-                Mistake(
+                Fault("no norm", "The sum is not normalised.", _by(lambda m, f: m + f[1](gelu(f[0](m))))),
+                Fault(
                     "no activation",
                     "Nothing stands between the two linear maps, and two linear maps are one.",
                     _with(lambda x: x),
                 ),
-                Mistake(
+                Fault(
                     "tanh GELU",
                     "The activation is the tanh approximation of GELU.",
                     _with(lambda x: gelu(x, approximate="tanh")),
                 ),
-                Mistake("relu", "The activation is ReLU.", _with(relu)),
-                Mistake("activation twice", "The activation is applied twice.", _with(lambda x: gelu(gelu(x)))),
-                Mistake(
+                Fault("relu", "The activation is ReLU.", _with(relu)),
+                Fault("activation twice", "The activation is applied twice.", _with(lambda x: gelu(gelu(x)))),
+                Fault(
                     "activation after the second map",
                     "The activation stands after the second linear map. It belongs between the two.",
                     _by(lambda m, f: f[2](m + gelu(f[1](f[0](m))))),
                 ),
-                Mistake("no first bias", "The bias of the first map is not added.", _by(_no_bias)),
-                Mistake("no second bias", "The bias of the second map is not added.", _by(_no_second_bias)),
+                Fault("no first bias", "The bias of the first map is not added.", _by(_no_bias)),
+                Fault("no second bias", "The bias of the second map is not added.", _by(_no_second_bias)),
             ),
         ),
     ),

@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from xlmr_core import XLMRobertaModel
 from xlmr_core.kernels import batch_of, packed_position_ids
 from xlmr_course.material import Material, Sample, material
-from xlmr_course.step import Case, Function, Mistake, Step
+from xlmr_course.step import Case, Function, Fault, Step
 from xlmr_course.steps.attention import LAYER
-from xlmr_course.steps.ends import STACK_MISTAKES, stack_cases
+from xlmr_course.steps.ends import STACK_FAULTS, stack_cases
 
 # ---- packed batches --------------------------------------------------------------------------------------------------
 
@@ -77,27 +77,27 @@ PACKING = Step(
             ("part",),
             _pack_cases,
             (
-                Mistake(
+                Fault(
                     "padding kept",
                     "The rows are joined with their padding. Only real tokens go into a packed batch.",
                     lambda input_ids, mask: (input_ids.flatten(), mask.sum(1)),
                 ),
-                Mistake(
+                Fault(
                     "widths for lengths",
                     "The lengths are those of the padded rows. Count the real tokens of each.",
                     lambda input_ids, mask: (input_ids[mask], torch.full((len(mask),), mask.shape[1])),
                 ),
-                Mistake(
+                Fault(
                     "token by token",
                     "The first tokens of all texts come first, then the second ones. A packed batch has text after text.",
                     lambda input_ids, mask: (input_ids.T[mask.T], mask.sum(1)),
                 ),
-                Mistake(
+                Fault(
                     "offsets for lengths",
                     "These are the ends of the texts. `lengths` are their numbers of tokens.",
                     lambda input_ids, mask: (input_ids[mask], mask.sum(1).cumsum(0)),
                 ),
-                Mistake(
+                Fault(
                     "special tokens dropped",
                     "<s> and </s> are gone. They are real tokens: the model reads them.",
                     lambda input_ids, mask: (
@@ -112,27 +112,27 @@ PACKING = Step(
             ("token",),
             _packed_position_cases,
             (
-                Mistake(
+                Fault(
                     "no restart",
                     "The count goes on from text to text. Each text begins at pad + 1 again.",
                     lambda lengths, pad: torch.arange(int(lengths.sum())) + pad + 1,
                 ),
-                Mistake(
+                Fault(
                     "from zero",
                     "Each text begins at 0. XLM-R counts from pad + 1, packed or not.",
                     lambda lengths, pad: torch.cat([torch.arange(n) for n in lengths.tolist()]),
                 ),
-                Mistake(
+                Fault(
                     "from one",
                     "Each text begins at 1. XLM-R counts from pad + 1 = 2.",
                     lambda lengths, pad: torch.cat([torch.arange(n) + 1 for n in lengths.tolist()]),
                 ),
-                Mistake(
+                Fault(
                     "from three",
                     "Each text begins at 3, one too late.",
                     lambda lengths, pad: torch.cat([torch.arange(n) + pad + 2 for n in lengths.tolist()]),
                 ),
-                Mistake(
+                Fault(
                     "numbers of texts",
                     "These are the numbers of the texts, not the positions of the tokens in them.",
                     lambda lengths, pad: _groups(lengths),
@@ -144,19 +144,19 @@ PACKING = Step(
             ("token", "feature"),
             _packed_context_cases,
             (
-                Mistake(
+                Fault(
                     "across texts",
                     "Every token looks at all texts of the batch. It may only look at its own.",
                     lambda q, k, v, lengths, heads: _attention(q, k, v, heads),
                 ),
-                Mistake(
+                Fault(
                     "to texts before",
                     "A token looks at its own text and at those before it: the mask is a triangle of blocks.",
                     lambda q, k, v, lengths, heads: _attention(
                         q, k, v, heads, _groups(lengths)[:, None] >= _groups(lengths)[None]
                     ),
                 ),
-                Mistake(
+                Fault(
                     "to other texts only",
                     "The mask is inverted: each token looks at the other texts and at itself.",
                     lambda q, k, v, lengths, heads: _attention(
@@ -167,12 +167,12 @@ PACKING = Step(
                         (_groups(lengths)[:, None] != _groups(lengths)[None]) | torch.eye(len(q), dtype=torch.bool),
                     ),
                 ),
-                Mistake(
+                Fault(
                     "not scaled",
                     "The products are not divided by sqrt(D).",
                     lambda q, k, v, lengths, heads: _each_alone(q, k, v, lengths, heads, (q.shape[-1] // heads) ** 0.5),
                 ),
-                Mistake(
+                Fault(
                     "one head",
                     "The features are not split into heads.",
                     lambda q, k, v, lengths, heads: _each_alone(q, k, v, lengths, 1),
@@ -295,17 +295,17 @@ TRAINING = Step(
             (),
             _loss_cases,
             (
-                Mistake(
+                Fault(
                     "mean over all tokens",
                     "The sum is divided by the number of all tokens. Divide by the number of those that have a label.",
                     lambda logits, labels: _loss(logits, labels) * (labels != NO_LABEL).double().mean(),
                 ),
-                Mistake(
+                Fault(
                     "sum",
                     "The losses are added, not averaged: longer batches would count more.",
                     lambda logits, labels: _loss(logits, labels) * (labels != NO_LABEL).sum(),
                 ),
-                Mistake(
+                Fault(
                     "mean of rows",
                     "The mean is taken in each text and then over the texts, so a token of a text with few labels "
                     "counts more.",
@@ -313,14 +313,14 @@ TRAINING = Step(
                         [_loss(a, b) for a, b in zip(logits, labels, strict=True)]
                     ).mean(),
                 ),
-                Mistake(
+                Fault(
                     "no softmax",
                     "The logit of the label is taken as it is: its log-probability needs the log-softmax.",
                     lambda logits, labels: (
                         -(logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0])[labels != NO_LABEL].mean()
                     ),
                 ),
-                Mistake(
+                Fault(
                     "no logarithm",
                     "Probabilities are averaged, without their logarithm.",
                     lambda logits, labels: (
@@ -329,12 +329,12 @@ TRAINING = Step(
                         ].mean()
                     ),
                 ),
-                Mistake(
+                Fault(
                     "sign",
                     "The sign is wrong: a loss is minus the log-probability.",
                     lambda logits, labels: -_loss(logits, labels),
                 ),
-                Mistake(
+                Fault(
                     "logarithm to the base 2",
                     "The logarithm is to the base 2. Losses of language models are in nats: the natural logarithm.",
                     lambda logits, labels: _loss(logits, labels) / torch.log(torch.tensor(2.0, dtype=torch.float64)),
@@ -346,29 +346,29 @@ TRAINING = Step(
             ("text", "token", "piece"),
             _gradient_cases,
             (
-                Mistake(
+                Fault(
                     "not averaged",
                     "The loss is a mean over the labelled tokens, so its gradient is divided by their number.",
                     lambda logits, labels: _softmax_minus_label(logits, labels) * _labelled(labels),
                 ),
-                Mistake(
+                Fault(
                     "averaged over all tokens",
                     "It is divided by the number of all tokens, not of those with a label.",
                     lambda logits, labels: _softmax_minus_label(logits, labels) * _labelled(labels) / labels.numel(),
                 ),
-                Mistake(
+                Fault(
                     "tokens without a label",
                     "Tokens without a label have a gradient. Nothing asks them for anything: theirs is 0.",
                     lambda logits, labels: _softmax_minus_label(logits, labels) / _labelled(labels).sum(),
                 ),
-                Mistake(
+                Fault(
                     "sign",
                     "The sign is wrong: it is probability minus label.",
                     lambda logits, labels: (
                         -_softmax_minus_label(logits, labels) * _labelled(labels) / _labelled(labels).sum()
                     ),
                 ),
-                Mistake(
+                Fault(
                     "label not taken away",
                     "Only the probabilities are there: 1 is to be taken away at the label.",
                     lambda logits, labels: logits.softmax(-1) * _labelled(labels) / _labelled(labels).sum(),
@@ -380,23 +380,23 @@ TRAINING = Step(
             ("part",),
             _adamw_cases,
             (
-                Mistake(
+                Fault(
                     "no bias correction",
                     "Both means begin at 0 and are too small at first: divide by 1 - beta**step.",
                     _adamw(correct=False),
                 ),
-                Mistake(
+                Fault(
                     "decay in the gradient",
                     "Weight decay is added to the gradient: that is Adam with L2. AdamW shrinks the weight by itself.",
                     _adamw(decoupled=False),
                 ),
-                Mistake("no decay", "The weight is not shrunk by lr * weight_decay.", _adamw(decay=False)),
-                Mistake(
+                Fault("no decay", "The weight is not shrunk by lr * weight_decay.", _adamw(decay=False)),
+                Fault(
                     "eps inside the root",
                     "eps stands inside the root. In Adam it is added to the root.",
                     _adamw(eps_inside=True),
                 ),
-                Mistake("sign", "The weight goes up the gradient.", _adamw(sign=1.0)),
+                Fault("sign", "The weight goes up the gradient.", _adamw(sign=1.0)),
             ),
         ),
     ),
@@ -462,32 +462,32 @@ XL = Step(
             ("text", "token", "feature"),
             _xl_cases,
             (
-                Mistake(
+                Fault(
                     "post-norm",
                     "The norms come after the sums, as in base and large. XL normalises what goes into each part.",
                     _xl_by(lambda x, a, f, n1, n2: n2(n1(x + a(x)) + f(n1(x + a(x))))),
                 ),
-                Mistake(
+                Fault(
                     "residual of the normalised vector",
                     "The normalised vector is added. The stream itself is not normalised: add what came in.",
                     _xl_by(lambda x, a, f, n1, n2: n2(n1(x) + a(n1(x))) + f(n2(n1(x) + a(n1(x))))),
                 ),
-                Mistake(
+                Fault(
                     "norms exchanged",
                     "The two norms are exchanged.",
                     _xl_by(lambda x, a, f, n1, n2: _second(x + a(n2(x)), f, n1)),
                 ),
-                Mistake(
+                Fault(
                     "no second norm",
                     "The second part reads the stream without its norm.",
                     _xl_by(lambda x, a, f, n1, n2: _second(x + a(n1(x)), f, lambda y: y)),
                 ),
-                Mistake(
+                Fault(
                     "in parallel",
                     "Both parts read the layer's input. The second reads what the first has added to.",
                     _xl_by(lambda x, a, f, n1, n2: x + a(n1(x)) + f(n2(x))),
                 ),
-                Mistake(
+                Fault(
                     "sandwich",
                     "What each part gives is normalised, too.",
                     _xl_by(lambda x, a, f, n1, n2: _second(x + n1(a(n1(x))), f, n2)),
@@ -501,7 +501,7 @@ XL = Step(
 NUMPY = Step(
     "numpy-port",  # a file numpy.py would hide the library
     "Port it to NumPy",
-    (Function("encode", ("text", "token", "feature"), stack_cases, STACK_MISTAKES),),
+    (Function("encode", ("text", "token", "feature"), stack_cases, STACK_FAULTS),),
     bonus=True,
     arrays="numpy",
 )

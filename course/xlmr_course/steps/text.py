@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm
 
 from xlmr_core.model import position_ids_from
 from xlmr_course.material import TEXTS, Material, Sample
-from xlmr_course.step import Case, Function, Mistake, Step
+from xlmr_course.step import Case, Function, Fault, Step
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
@@ -53,33 +53,33 @@ IDS = Step(
             ("token",),
             _id_cases,
             (
-                Mistake(
+                Fault(
                     "no offset",
                     "SentencePiece's own ids are used. The model's are one higher, because fairseq has put <pad> among "
                     "the special tokens: every word is taken for its neighbour in the list.",
                     lambda spm_ids: [0, *(3 if i == 0 else i for i in spm_ids), 2],
                 ),
-                Mistake(
+                Fault(
                     "unknown pieces shifted as well",
                     "SentencePiece's <unk> is 0; plus one that is <pad>, which attention hides. The model's <unk> is 3.",
                     lambda spm_ids: [0, *(i + 1 for i in spm_ids), 2],
                 ),
-                Mistake(
+                Fault(
                     "no special tokens",
                     "The row lacks <s> (0) in front and </s> (2) at the end. The model has never seen a row without.",
                     lambda spm_ids: _shifted(spm_ids),
                 ),
-                Mistake(
+                Fault(
                     "SentencePiece's special ids",
                     "In SentencePiece's own list <s> is 1 and </s> is 2. In the model <s> is 0, and 1 is <pad>.",
                     lambda spm_ids: [1, *_shifted(spm_ids), 2],
                 ),
-                Mistake(
+                Fault(
                     "special tokens shifted",
                     "The special tokens are counted in the model's own numbering already: they are not shifted.",
                     lambda spm_ids: [1, *_shifted(spm_ids), 3],
                 ),
-                Mistake(
+                Fault(
                     "no end",
                     "</s> (2) is missing at the end.",
                     lambda spm_ids: [0, *_shifted(spm_ids)],
@@ -91,27 +91,27 @@ IDS = Step(
             ("token",),
             _pair_cases,
             (
-                Mistake(
+                Fault(
                     "one separator",
                     "Between two texts there are two </s>, not one: RoBERTa closes the first text and opens the second.",
                     lambda first, second: [0, *_shifted(first), 2, *_shifted(second), 2],
                 ),
-                Mistake(
+                Fault(
                     "a second <s>",
                     "The second text begins with </s>, not with <s>.",
                     lambda first, second: [0, *_shifted(first), 2, 0, *_shifted(second), 2],
                 ),
-                Mistake(
+                Fault(
                     "texts exchanged",
                     "The second text comes first.",
                     lambda first, second: [0, *_shifted(second), 2, 2, *_shifted(first), 2],
                 ),
-                Mistake(
+                Fault(
                     "texts joined",
                     "Nothing parts the two texts.",
                     lambda first, second: [0, *_shifted(first), *_shifted(second), 2],
                 ),
-                Mistake(
+                Fault(
                     "no end",
                     "</s> (2) is missing at the end.",
                     lambda first, second: [0, *_shifted(first), 2, 2, *_shifted(second)],
@@ -147,41 +147,41 @@ POSITIONS = Step(
             ("text", "token"),
             _position_cases,
             (
-                Mistake(
+                Fault(
                     "from zero",
                     "Positions are counted from 0, as in BERT. XLM-R counts from pad + 1 = 2: rows 0 and 1 of the table "
                     "were never trained.",
                     lambda input_ids, pad: torch.arange(input_ids.shape[1]).expand_as(input_ids),
                 ),
-                Mistake(
+                Fault(
                     "padding counts",
                     "Padding is counted, too. Behind the text nobody sees it; in front of it every token is moved.",
                     lambda input_ids, pad: torch.arange(input_ids.shape[1]).expand_as(input_ids) + pad + 1,
                 ),
-                Mistake(
+                Fault(
                     "from one",
                     "The count begins at 1: the number of <pad> is not added to it.",
                     lambda input_ids, pad: _real(input_ids, pad).cumsum(1) * _real(input_ids, pad),
                 ),
-                Mistake(
+                Fault(
                     "padding has a position",
                     "A pad has the position pad, whose row of the table is zero; here it has the position of the token "
                     "before it.",
                     lambda input_ids, pad: _real(input_ids, pad).cumsum(1) + pad,
                 ),
-                Mistake(
+                Fault(
                     "padding at zero",
                     "Every position of a pad is multiplied to 0 after pad was added: add it last.",
                     lambda input_ids, pad: (_real(input_ids, pad).cumsum(1) + pad) * _real(input_ids, pad),
                 ),
-                Mistake(
+                Fault(
                     "through the batch",
                     "The count goes on from one text to the next. Each row begins at pad + 1 again.",
                     lambda input_ids, pad: (
                         _real(input_ids, pad).flatten().cumsum(0).view_as(input_ids) * _real(input_ids, pad) + pad
                     ),
                 ),
-                Mistake(
+                Fault(
                     "from three",
                     "The count begins one too late, at 3: a running sum begins at 1 already, so add pad, not pad + 1.",
                     lambda input_ids, pad: (_real(input_ids, pad).cumsum(1) + 1) * _real(input_ids, pad) + pad,
@@ -250,23 +250,23 @@ EMBEDDINGS = Step(
             ("text", "token", "feature"),
             _norm_cases,
             (
-                Mistake(
+                Fault(
                     "eps of another model",
                     "eps is not the argument but a number of its own, 1e-12 as in BERT. Pass `eps` on.",
                     lambda x, weight, bias, eps: _norm(x, weight, bias, 1e-12),
                 ),
-                Mistake(
+                Fault(
                     "eps outside the root",
                     "eps is added to the standard deviation. It belongs to the variance, inside the root.",
                     lambda x, weight, bias, eps: _norm_by(x, weight, bias, x.std(-1, correction=0, keepdim=True) + eps),
                 ),
-                Mistake(
+                Fault(
                     "variance of a sample",
                     "The sum of squares is divided by H - 1, as in statistics; `torch.var` does so unless you ask. The "
                     "norm divides by H.",
                     lambda x, weight, bias, eps: _norm_by(x, weight, bias, (x.var(-1, keepdim=True) + eps).sqrt()),
                 ),
-                Mistake(
+                Fault(
                     "over the tokens",
                     "Mean and variance are taken over the tokens of a text. They belong to the features of one token.",
                     lambda x, weight, bias, eps: (
@@ -274,17 +274,17 @@ EMBEDDINGS = Step(
                         + bias
                     ),
                 ),
-                Mistake(
+                Fault(
                     "no mean",
                     "The mean is not taken away: that is RMS norm, of other models.",
                     lambda x, weight, bias, eps: x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias,
                 ),
-                Mistake(
+                Fault(
                     "no weight and bias",
                     "The result is not multiplied by `weight` and moved by `bias`.",
                     lambda x, weight, bias, eps: _norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
                 ),
-                Mistake(
+                Fault(
                     "no bias",
                     "`bias` is not added at the end.",
                     lambda x, weight, bias, eps: _norm(x, weight, torch.zeros_like(bias), eps),
@@ -296,42 +296,42 @@ EMBEDDINGS = Step(
             ("text", "token", "feature"),
             _embedding_cases,
             (
-                Mistake(
+                Fault(
                     "no token type",
                     "The token-type vector is left out, because there is only one type. It is not zero: it was trained.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
                         word[input_ids] + position[positions], weight, bias, eps
                     ),
                 ),
-                Mistake(
+                Fault(
                     "no norm",
                     "The sum is returned without the norm.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: _sum(
                         input_ids, positions, word, position, token_type
                     ),
                 ),
-                Mistake(
+                Fault(
                     "no positions",
                     "The position vectors are not added: the model could not tell the order of words.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
                         word[input_ids] + token_type[0], weight, bias, eps
                     ),
                 ),
-                Mistake(
+                Fault(
                     "words scaled",
                     "Word vectors are multiplied by sqrt(H), as in the first Transformer. Not here.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
                         word[input_ids] * word.shape[1] ** 0.5 + position[positions] + token_type[0], weight, bias, eps
                     ),
                 ),
-                Mistake(
+                Fault(
                     "positions counted again",
                     "The rows of the position table are taken from 0 up, whatever `positions` says.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
                         word[input_ids] + position[: input_ids.shape[1]] + token_type[0], weight, bias, eps
                     ),
                 ),
-                Mistake(
+                Fault(
                     "norm of the words only",
                     "Only the word vectors are normalised, and the rest is added afterwards. The norm is of the sum.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: (
