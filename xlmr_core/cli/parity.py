@@ -15,6 +15,7 @@ from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
 from xlmr_core.cli.parity_match import command as match
 from xlmr_core.cli.parity_probe import command as probe
+from xlmr_core.cli.parity_shrink import command as shrink
 from xlmr_core.cli.parity_vectors import command as diagnose_vectors
 from xlmr_core.cli.progress import progress
 from xlmr_core.formatting import dtype_name
@@ -63,6 +64,7 @@ def command() -> None:
 command.add_command(diagnose_vectors)
 command.add_command(match)
 command.add_command(probe)
+command.add_command(shrink)
 
 
 @command.command("record")

@@ -354,12 +354,14 @@ def record_model(
     steps: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    weights_sha256: str | None = None,
 ) -> Trace:
     """Records a trace of a model that is loaded, for ids; other arguments and errors as those of `record`.
 
     Args:
         checkpoint: The model and what is known of where it comes from.
         inputs: input_ids and attention_mask, int64 (B, S).
+        weights_sha256: See `hash_of_weights`; of a large model it takes seconds. By default it is computed.
     """
     model = checkpoint.model
     if not taps and not grad and not steps:
@@ -368,7 +370,7 @@ def record_model(
         raise ValueError(f"{steps} steps of training are asked for; at most {MOST_STEPS} are recorded")
     if "" in taps:
         raise ValueError("a pattern of taps is empty; '**' is every tap")
-    sha256 = hash_of_weights(model)
+    sha256 = weights_sha256 or hash_of_weights(model)
     with one_thread():
         found = run_taps(_moved(model, device, dtype), inputs, taps, grad=grad, steps=steps)
     found = {tap: tensor.detach().cpu() for tap, tensor in found.items()}
