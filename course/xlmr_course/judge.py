@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from xlmr_course.material import material
-from xlmr_course.step import LOW, Case, Function, Fault, Step
+from xlmr_course.step import LOW, Case, Fault, Function, Step
 from xlmr_course.steps import STEPS
 
 RELATIVE = 1e-9  # of the largest expected number: the inputs are float64, so rounding stays far below

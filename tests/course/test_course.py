@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from xlmr_course.judge import Verdict, judge, judge_function
 from xlmr_course.material import material
-from xlmr_course.step import Function, Fault, Step
+from xlmr_course.step import Fault, Function, Step
 from xlmr_course.steps import STEPS
 from xlmr_course.workbook import Workbook
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from xlmr_course.material import Material, Sample
-from xlmr_course.step import Case, Function, Fault, Step
+from xlmr_course.step import Case, Fault, Function, Step
 
 LAYER = 1  # of the bundled model; the first has plain embeddings below it
 

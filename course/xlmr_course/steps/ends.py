@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from xlmr_course.material import Material, Sample, material
-from xlmr_course.step import Case, Function, Fault, Step
+from xlmr_course.step import Case, Fault, Function, Step
 
 # ---- stack -----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, relu
 
 from xlmr_course.material import Material, Sample
-from xlmr_course.step import Case, Function, Fault, Step
+from xlmr_course.step import Case, Fault, Function, Step
 from xlmr_course.steps.attention import LAYER
 
 

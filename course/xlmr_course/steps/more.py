@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from xlmr_core import XLMRobertaModel
 from xlmr_core.kernels import batch_of, packed_position_ids
 from xlmr_course.material import Material, Sample, material
-from xlmr_course.step import Case, Function, Fault, Step
+from xlmr_course.step import Case, Fault, Function, Step
 from xlmr_course.steps.attention import LAYER
 from xlmr_course.steps.ends import STACK_FAULTS, stack_cases
 

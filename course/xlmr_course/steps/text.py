@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm
 
 from xlmr_core.model import position_ids_from
 from xlmr_course.material import TEXTS, Material, Sample
-from xlmr_course.step import Case, Function, Fault, Step
+from xlmr_course.step import Case, Fault, Function, Step
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
