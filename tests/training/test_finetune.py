@@ -122,6 +122,12 @@ def embed_loss(model: Model, tokenizer: Any, rows: Rows) -> Tensor:
     anchors = vectors([row["anchor"] for row in rows])
     passages = vectors([row["positive"] for row in rows] + [row["negative"][0] for row in rows])
     scores = F.cosine_similarity(anchors[:, None], passages[None], dim=-1) / 0.05
+    right = {(row["anchor"], row["positive"]) for row in rows}
+    texts = [row["positive"] for row in rows] + [row["negative"][0] for row in rows]
+    for i, row in enumerate(rows):  # a translation of the same sentence in another row is no negative
+        for j, text in enumerate(texts):
+            if i != j and (row["anchor"], text) in right:
+                scores = scores.index_put((torch.tensor(i), torch.tensor(j)), torch.tensor(-torch.inf).double())
     return F.cross_entropy(scores, torch.arange(len(rows)))
 
 
@@ -162,7 +168,7 @@ CASES: dict[str, tuple[FinetuneSettings, Rows, Any, Theirs]] = {
         transformers.AutoModelForQuestionAnswering,
         answer_loss,
     ),
-    "embed": (replace(CLASSIFY, task="embed"), embed_rows(6), transformers.AutoModel, embed_loss),
+    "embed": (replace(CLASSIFY, task="embed"), [*embed_rows(6), embed_rows(2)[0]], transformers.AutoModel, embed_loss),
     "rerank": (
         replace(CLASSIFY, task="rerank"),
         rerank_rows(4),
@@ -335,6 +341,17 @@ def test_an_embedding_folder_has_the_files_of_sentence_transformers(checkpoint: 
     assert (config.pooling, config.normalize, config.max_tokens) == (("cls",), True, 20)
     modules = json.loads((tmp_path / "modules.json").read_text())
     assert [module["path"] for module in modules] == ["", "1_Pooling", "2_Normalize"]
+
+
+def test_sentence_transformers_makes_the_same_vectors(checkpoint: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed: pip install sentence-transformers"
+    )
+    rows = embed_rows(8)
+    finetune(rows, tmp_path, replace(CLASSIFY, task="embed", epochs=1), model=checkpoint, device="cpu")
+    texts = [row["anchor"] for row in rows]
+    theirs = torch.tensor(library.SentenceTransformer(str(tmp_path), device="cpu").encode(texts))
+    assert (Embed.from_pretrained(tmp_path).batch(texts) - theirs).abs().max() < 1e-6
 
 
 def test_a_head_with_the_same_classes_is_trained_further(checkpoint: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.lock import locked
 from xlmr_core.training.masking import mask_tokens
 from xlmr_core.training.optimization import learning_rate_at, parameter_groups, seed_step, update
+from xlmr_core.training.preparation import set_dropout
 from xlmr_core.training.run_folder import CHECKPOINT, EVALUATION, STATE, RunFolder, write_bytes, write_json
 from xlmr_core.training.vocabulary import train_vocabulary
 
@@ -258,7 +259,8 @@ def _run(
     corpus = Corpus(corpus_files, tokenizer, exponent=settings.language_exponent)
 
     torch.manual_seed(settings.seed)
-    model = _further(first, settings.dropout) if first else _fresh(settings, tokenizer.vocab_size)
+    model = first or _fresh(settings, tokenizer.vocab_size)
+    set_dropout(model, settings.dropout)
     network = distributed.parallel(model.train(), device, shard=shard)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), betas=(0.9, 0.98), eps=1e-6)
 
@@ -298,14 +300,6 @@ def _fresh(settings: PretrainSettings, vocab_size: int) -> XLMRobertaForMaskedLM
     except RuntimeError as error:  # torch raises it for too little memory
         raise ValueError(f"a model of these sizes cannot be made ({str(error).splitlines()[0]}): lower them") from error
     model.initialize()
-    return model
-
-
-def _further(first: XLMRobertaForMaskedLM, dropout: float) -> XLMRobertaForMaskedLM:
-    """The same model with another dropout."""
-    config = replace(first.config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    model = XLMRobertaForMaskedLM(config)
-    model.load_state_dict(first.state_dict())
     return model
 
 

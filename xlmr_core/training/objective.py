@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.training.batches import Batch, Examples
@@ -136,3 +137,21 @@ class HeldOut:
         """The language of a row; None where it does not say."""
         record = self.records[row]
         return record.label("language") if record.has("language") else None
+
+
+def columns(results: Sequence[Result]) -> tuple[list[Any], list[Any]]:
+    return [result.gold for result in results], [result.predicted for result in results]
+
+
+def full(numbers: Tensor) -> Tensor:
+    """In float32 at least: a loss in bfloat16 is too coarse."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
+def class_weights(choices: Choices, like: Tensor) -> Tensor | None:
+    return None if choices.class_weights is None else like.new_tensor(choices.class_weights)
+
+
+def padded(logits: Tensor, lengths: list[int]) -> Tensor:  # (T,) -> (B, S)
+    """A row for each sequence, filled up with what softmax makes 0."""
+    return pad_sequence(list(logits.split(lengths)), batch_first=True, padding_value=-torch.inf)

@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from xlmr_core.heads import (
     XLMRobertaForQuestionAnswering,
     XLMRobertaForSequenceClassification,
     XLMRobertaForTokenClassification,
 )
-from xlmr_core.model import XLMRobertaModel
 from xlmr_core.tasks.answer import Answer
-from xlmr_core.tasks.embed import POOLINGS
 from xlmr_core.training.batches import Batch
+from xlmr_core.training.contrastive import Embedding
 from xlmr_core.training.examples import IGNORED, Example, answers_of, count_classes, relevance
 from xlmr_core.training.metrics import (
     OUTSIDE,
@@ -29,12 +27,10 @@ from xlmr_core.training.metrics import (
     multi_label,
     per_class,
     ranking,
-    ranks,
     regression,
-    retrieval,
     single_label,
 )
-from xlmr_core.training.objective import Choices, HeldOut, Objective, Result
+from xlmr_core.training.objective import HeldOut, Objective, Result, class_weights, columns, full, padded
 from xlmr_core.training.records import Record
 
 ANSWER_TOKENS = 30  # longest answer in an evaluation
@@ -53,7 +49,7 @@ class SequenceObjective(Objective):
         return {ONE_LABEL: 1}
 
     def outputs(self, model: Any, batch: Batch) -> Tensor:  # -> (B, C)
-        return _full(model(**batch.inputs).logits)
+        return full(model(**batch.inputs).logits)
 
 
 class Classification(SequenceObjective):
@@ -70,11 +66,11 @@ class Classification(SequenceObjective):
         return [self.encoder.classify(record)]
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        weights = _weights(self.choices, outputs)
+        weights = class_weights(self.choices, outputs)
         return F.cross_entropy(outputs, batch.targets.long(), weights, reduction="sum")
 
     def weight(self, batch: Batch) -> float:
-        weights = _weights(self.choices, batch.targets)
+        weights = class_weights(self.choices, batch.targets)
         return len(batch.targets) if weights is None else weights[batch.targets.long()].sum().item()
 
     def predictions(self, outputs: Tensor, batch: Batch) -> Sequence[Any]:
@@ -83,10 +79,10 @@ class Classification(SequenceObjective):
         return [(self.labels[gold], self.labels[own]) for gold, own in zip(right, best, strict=True)]
 
     def scores(self, results: Sequence[Result]) -> Scores:
-        return single_label(*_columns(results))
+        return single_label(*columns(results))
 
     def class_scores(self, results: Sequence[Result]) -> Mapping[str, Scores]:
-        return per_class(*_columns(results), self.labels)
+        return per_class(*columns(results), self.labels)
 
 
 class MultiLabelClassification(SequenceObjective):
@@ -103,7 +99,7 @@ class MultiLabelClassification(SequenceObjective):
         return [self.encoder.classify_multi(record)]
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        weights = _weights(self.choices, outputs)  # of the texts that have the class
+        weights = class_weights(self.choices, outputs)  # of the texts that have the class
         targets = batch.targets.view_as(outputs).to(outputs.dtype)
         return F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weights, reduction="sum")
 
@@ -115,11 +111,11 @@ class MultiLabelClassification(SequenceObjective):
         return list(zip(targets, (outputs > 0).int().tolist(), strict=True))
 
     def scores(self, results: Sequence[Result]) -> Scores:
-        return multi_label(*_columns(results))
+        return multi_label(*columns(results))
 
     def class_scores(self, results: Sequence[Result]) -> Mapping[str, Scores]:
         numbers = range(len(self.labels))
-        by_number = per_class(*_columns(results), list(numbers))
+        by_number = per_class(*columns(results), list(numbers))
         return {label: by_number[i] for i, label in enumerate(self.labels)}
 
 
@@ -139,7 +135,7 @@ class Regression(SequenceObjective):
         return list(zip(batch.targets.tolist(), outputs[:, 0].tolist(), strict=True))
 
     def scores(self, results: Sequence[Result]) -> Scores:
-        return regression(*_columns(results))
+        return regression(*columns(results))
 
 
 class Reranking(SequenceObjective):
@@ -165,7 +161,7 @@ class Reranking(SequenceObjective):
         logits = outputs[:, 0]
         if len(batch.targets):  # a relevance for each passage
             return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="sum")
-        groups = _padded(logits, batch.sequences)  # (E, passages); the first one is relevant
+        groups = padded(logits, batch.sequences)  # (E, passages); the first one is relevant
         return F.cross_entropy(groups, torch.zeros_like(groups[:, 0], dtype=torch.long), reduction="sum")
 
     def predictions(self, outputs: Tensor, batch: Batch) -> Sequence[Any]:
@@ -185,7 +181,7 @@ class Reranking(SequenceObjective):
         return list(queries.values())
 
     def scores(self, results: Sequence[Result]) -> Scores:
-        return ranking(*_columns(results))
+        return ranking(*columns(results))
 
 
 # ---- a class for each word -------------------------------------------------------------------------------------------
@@ -208,15 +204,15 @@ class Tagging(Objective):
         return self.encoder.tag(record)
 
     def outputs(self, model: Any, batch: Batch) -> Tensor:  # -> (T, C)
-        return _full(model(**batch.inputs).logits)
+        return full(model(**batch.inputs).logits)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        weights = _weights(self.choices, outputs)
+        weights = class_weights(self.choices, outputs)
         return F.cross_entropy(outputs, batch.targets.long(), weights, ignore_index=IGNORED, reduction="sum")
 
     def weight(self, batch: Batch) -> float:
         labelled = batch.targets[batch.targets != IGNORED].long()
-        weights = _weights(self.choices, batch.targets)
+        weights = class_weights(self.choices, batch.targets)
         return len(labelled) if weights is None else weights[labelled].sum().item()
 
     def predictions(self, outputs: Tensor, batch: Batch) -> Sequence[Any]:
@@ -248,12 +244,12 @@ class Tagging(Objective):
         return per_class(gold, predicted, sorted({*gold, *predicted} - {OUTSIDE}))
 
     def _words(self, results: Sequence[Result]) -> tuple[list[str], list[str]]:
-        gold, predicted = _columns(results)
+        gold, predicted = columns(results)
         return list(chain.from_iterable(gold)), list(chain.from_iterable(predicted))
 
     def _entities(self, results: Sequence[Result]) -> tuple[list[str], list[str]]:
         iobes = any(label.startswith(("E-", "S-")) for label in self.labels)
-        return entity_lists(*_columns(results), iobes=iobes)
+        return entity_lists(*columns(results), iobes=iobes)
 
 
 # ---- an answer in a context ------------------------------------------------------------------------------------------
@@ -270,12 +266,12 @@ class Answering(Objective):
 
     def outputs(self, model: Any, batch: Batch) -> Tensor:  # -> (2, T)
         output = model(**batch.inputs)
-        return _full(torch.stack([output.start_logits, output.end_logits]))
+        return full(torch.stack([output.start_logits, output.end_logits]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         targets = batch.targets.long().view(-1, 2)  # (B, 2)
         losses = [
-            F.cross_entropy(_padded(logits, batch.lengths.tolist()), right, reduction="sum")
+            F.cross_entropy(padded(logits, batch.lengths.tolist()), right, reduction="sum")
             for logits, right in zip(outputs, targets.T, strict=True)
         ]
         return (losses[0] + losses[1]) / 2
@@ -306,67 +302,10 @@ class Answering(Objective):
         return []
 
     def scores(self, results: Sequence[Result]) -> Scores:
-        return answers(*_columns(results))
+        return answers(*columns(results))
 
 
-# ---- texts with the same meaning -------------------------------------------------------------------------------------
-
-
-class Embedding(Objective):
-    """A text is nearer to its positive than to the other texts of its batch (van den Oord et al. 2018, InfoNCE)."""
-
-    model_class = XLMRobertaModel
-    score_names = ("mrr", "accuracy_at_1")
-
-    def examples(self, record: Record) -> Iterable[Example]:
-        return [self.encoder.embed(record)]
-
-    def outputs(self, model: Any, batch: Batch) -> Tensor:  # -> (B, H)
-        hidden = _full(model(**batch.inputs).last_hidden_state)
-        pool = POOLINGS[self.choices.pooling]
-        return F.normalize(torch.stack([pool(own) for own in hidden.split(batch.lengths.tolist())]), dim=-1)
-
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        texts = [own.split([1, 1, len(own) - 2]) for own in outputs.split(batch.sequences)]
-        anchors, positives, negatives = (torch.cat(part) for part in zip(*texts, strict=True))
-        scores = anchors @ torch.cat([positives, negatives]).T / self.choices.temperature
-        return F.cross_entropy(scores, torch.arange(len(anchors), device=scores.device), reduction="sum")
-
-    def predictions(self, outputs: Tensor, batch: Batch) -> Sequence[Any]:
-        return [own[:2].cpu() for own in outputs.split(batch.sequences)]
-
-    def results(self, predictions: Sequence[Any], held_out: HeldOut) -> list[Result]:
-        """The rank of each positive among all different positives."""
-        numbers: dict[str, int] = {}
-        right = [numbers.setdefault(record.text("positive"), len(numbers)) for record in held_out.records]
-        passages = {number: vectors[1] for number, vectors in zip(right, predictions, strict=True)}
-        found = ranks(
-            torch.stack([vectors[0] for vectors in predictions]),
-            torch.stack([passages[number] for number in range(len(numbers))]),
-            right,
-        )
-        return [Result(held_out.language(row), 1, rank) for row, rank in enumerate(found)]
-
-    def scores(self, results: Sequence[Result]) -> Scores:
-        return retrieval(_columns(results)[1])
-
-
-def _columns(results: Sequence[Result]) -> tuple[list[Any], list[Any]]:
-    return [result.gold for result in results], [result.predicted for result in results]
-
-
-def _full(numbers: Tensor) -> Tensor:
-    """In float32 at least: a loss in bfloat16 is too coarse."""
-    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-
-
-def _weights(choices: Choices, like: Tensor) -> Tensor | None:
-    return None if choices.class_weights is None else like.new_tensor(choices.class_weights)
-
-
-def _padded(logits: Tensor, lengths: list[int]) -> Tensor:  # (T,) -> (B, S)
-    """A row for each sequence, filled up with what softmax makes 0."""
-    return pad_sequence(list(logits.split(lengths)), batch_first=True, padding_value=-torch.inf)
+# ---- the table of tasks ----------------------------------------------------------------------------------------------
 
 
 def objective_of(task: str, problem_type: str) -> type[Objective]:

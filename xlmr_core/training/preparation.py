@@ -47,15 +47,24 @@ def load_model(
     if labels and (_has_new_head(model) or set(labels) != set(config.labels)):
         config = replace(config, labels=tuple(labels))
         _add_new_head(model, config)
-    if dropout is not None:
-        config = replace(
-            config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, classifier_dropout=None
-        )
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
     model.config = config
+    if dropout is not None:
+        set_dropout(model, dropout)
     return model.train()
+
+
+def set_dropout(model: PretrainedModel, dropout: float) -> None:
+    """Changes the dropout probability of a model everywhere, in its config, too.
+
+    Args:
+        model: The model.
+        dropout: The probability.
+    """
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "classifier_dropout": None}
+    model.config = replace(model.config, **rates)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
 
 
 def freeze(model: PretrainedModel, layers: int | None) -> None:
