@@ -536,6 +536,12 @@ def test_a_damaged_file_of_a_run_is_an_error(
         run_with_evaluations(tmp_path / "out", checkpoint)
 
 
+def test_too_few_rows_for_a_score_are_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    settings = replace(CLASSIFY, problem_type="regression", metric="r2", epochs=1)
+    with pytest.raises(ValueError, match="the held-out rows are too few for the score 'r2'"):
+        finetune(number_rows(4), tmp_path, settings, held_out=number_rows(4)[:1], model=checkpoint, device="cpu")
+
+
 def test_another_run_in_the_folder_is_refused(whole: Path, checkpoint: Path) -> None:
     before = files_of(whole)
     with pytest.raises(ValueError, match="holds a run with other task, "):

@@ -85,7 +85,12 @@ class History:
 
         Returns:
             Whether it is the best one so far.
+
+        Raises:
+            ValueError: The scores do not have the metric.
         """
+        if self.metric not in scores:
+            raise ValueError(f"the held-out rows are too few for the score {self.metric!r}: give more, or use the loss")
         self.rows.append({"step": step, "scores": scores})
         write_json_lines(self.path, self.rows)
         return self._best() == len(self.rows) - 1
