@@ -10,6 +10,7 @@ from xlmr_core.cli.options import source_arguments, source_options
 from xlmr_core.config import PROBLEM_TYPES
 from xlmr_core.tasks.embed import POOLINGS
 from xlmr_core.training import FinetuneSettings, finetune
+from xlmr_core.training.distributed import rank
 
 TASKS = get_args(get_type_hints(FinetuneSettings)["task"])
 DEFAULTS = FinetuneSettings(task="classify")
@@ -137,6 +138,8 @@ def command(
         save_dtype=getattr(torch, save_dtype),
         **source,
     )
+    if rank() > 0:
+        return
     click.echo(f"wrote {output}")
     if evaluation is not None:
         click.echo(str(evaluation))

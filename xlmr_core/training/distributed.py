@@ -1,13 +1,13 @@
 """Training in several processes, as torchrun starts them. Without torchrun, the functions here change nothing.
 
-Every process draws the whole batch, and works on its own rows. Its loss is divided by what all processes predict, and
-the gradients are added up, so a step is that of one process but for the order in which numbers are added. Dropout is
-drawn by each process itself. Only the first process writes files and messages.
+Every process draws the whole batch and works on its own rows, or on its own batches of a step. Its loss is divided by
+what all processes predict, and the gradients are added up, so a step is that of one process but for the order in which
+numbers are added. Dropout is drawn by each process itself. Only the first process writes files and messages.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -30,6 +30,7 @@ SEEDS = 2**53  # more than the seeds of all steps: each process has its own from
 METADATA = ".metadata"  # the file that torch writes last
 
 Model = TypeVar("Model", bound=PretrainedModel)
+Batch = TypeVar("Batch")
 
 
 def rank() -> int:
@@ -109,6 +110,21 @@ def own_rows(batch: MaskedBatch) -> MaskedBatch:
     return MaskedBatch(batch.input_ids[own], positions, labels[own][positions])
 
 
+def own_batches(batches: Sequence[Batch]) -> list[tuple[Batch, float]]:
+    """The batches of this process in a step of several, and the factor of the loss of each.
+
+    Every process has as many, because each backward pass waits for the others: where they do not come out even, some
+    have the first batch once more with the factor 0.
+
+    Args:
+        batches: Those of all processes.
+    """
+    count = world_size()
+    own = [(batch, float(count)) for batch in batches[rank() :: count]]
+    missing = -(-len(batches) // count) - len(own)
+    return own + [(batches[0], 0.0)] * missing
+
+
 def mean(value: float) -> float:
     """The mean of a number over all processes.
 
@@ -122,7 +138,7 @@ def mean(value: float) -> float:
     return total.item() / world_size()
 
 
-def parallel(model: PretrainedModel, device: torch.device, *, shard: bool) -> nn.Module:
+def parallel(model: PretrainedModel, device: torch.device, *, shard: bool = False) -> nn.Module:
     """Brings a model to the device, and adds up its gradients over the processes.
 
     Args:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+import xlmr_core.training.distributed as distributed
 from xlmr_core.checkpoint.sentence_transformers import write_sentence_config
 from xlmr_core.checkpoint.writing import write_safetensors
 from xlmr_core.devices import check_device
@@ -42,7 +43,7 @@ from xlmr_core.training.preparation import (
 from xlmr_core.training.records import Source, identity_of, records_in
 from xlmr_core.training.report import Evaluation, History, evaluate
 from xlmr_core.training.run_folder import CHECKPOINT, EVALUATION, STATE, RunFolder, write_json
-from xlmr_core.training.state import restore_state, save_state, written_or_explained
+from xlmr_core.training.state import written_or_explained
 
 HISTORY, BEST = "history.jsonl", "best.safetensors"
 OF_EMBEDDINGS = ("modules.json", "sentence_bert_config.json")
@@ -121,7 +122,7 @@ def finetune(
     The checkpoint has the key layout `hf`, with the names of the classes; one for embedding is a sentence-transformers
     folder, too. With held-out rows, its weights are those of the best evaluation. If a run was killed, a call with the
     same arguments continues it from the last saved step and ends with the same weights, bit for bit on the same
-    machine. Only one process at a time can run in a folder.
+    machine. Only one run at a time can use a folder. Under torchrun, the processes share out the batches of each step.
 
     Args:
         train: The labelled rows: a csv, tsv or jsonl file, a folder that `save_to_disk` of `datasets` wrote, or an
@@ -138,7 +139,7 @@ def finetune(
 
     Returns:
         The scores of the written model on the held-out rows, which are also written to evaluation.json; None without
-        held-out rows.
+        held-out rows, and in the processes of torchrun but the first.
 
     Raises:
         ValueError: A row does not have what the task needs; `output` holds files of another model or run, or a damaged
@@ -146,7 +147,12 @@ def finetune(
         FloatingPointError: The loss or a weight became NaN or infinite. What was saved before stays.
         OSError: A file cannot be read or written.
     """
-    chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = check_device(distributed.own_device(device))
+    if settings.batches_per_step < distributed.world_size():
+        raise ValueError(
+            f"batches_per_step must be at least {distributed.world_size()}, the number of processes, not "
+            f"{settings.batches_per_step}: each takes some of the batches"
+        )
     if held_out is not None:
         import_scikit_learn()  # raises now what would else be raised after an epoch
     elif settings.patience is not None or settings.metric is not None:
@@ -158,7 +164,7 @@ def finetune(
     }
     folder = RunFolder(output, run, after=AFTER_A_STEP)
     folder.check()
-    with locked(output):
+    with distributed.joined(chosen), distributed.in_first(locked(output)):
         network, objective = _prepare(train, settings, model, fields, hub)
         examples = encoded(objective, records_in(train, fields))
         order = Order(
@@ -171,10 +177,13 @@ def finetune(
         rows = None
         if held_out is not None:
             rows = held_out_of(objective, records_in(held_out, fields), settings.batch_tokens)
-        if not folder.is_begun():
-            folder.begin()
+        with distributed.first_before_others():
+            if not folder.is_begun():
+                folder.begin()
         network.to(chosen)
         _train(network, objective, order, rows, settings, output, save_every)
+        if distributed.rank() > 0:
+            return None
         return _write(folder, network, objective, rows, settings, save_dtype)
 
 
@@ -221,19 +230,21 @@ def _train(
     """The loop: steps, evaluations and saved states, from the last saved state to the end of the run."""
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay, settings.layer_decay))
     state_file = output / STATE
-    step = restore_state(state_file, model, optimizer, order.steps) if state_file.exists() else 0
+    step = distributed.restore(state_file, model, optimizer, order.steps)
+    network = distributed.parallel(model, next(model.parameters()).device)
     history = History(output / HISTORY, settings.metric or objective.score_names[0], step)
-    with tqdm(total=order.steps, initial=step, unit="step", smoothing=0.05) as progress:
+    silent = distributed.rank() > 0
+    with tqdm(total=order.steps, initial=step, unit="step", smoothing=0.05, disable=silent) as progress:
         while step < order.steps and not history.is_over(settings.patience):
-            loss, tokens = train_step(model, optimizer, objective, order, settings, step)
+            loss, tokens = train_step(network, optimizer, objective, order, settings, step)
             step += 1
             is_due = held_out is not None and _is_due(step, order, settings.evaluate_every)
             if held_out is not None and is_due:
                 scores = evaluate(objective, model, held_out).scores
-                if history.add(step, scores):
+                if history.add(step, scores) and distributed.rank() == 0:
                     _write_weights(model, output / BEST)
             if is_due or step % save_every == 0 or step == order.steps:
-                save_state(state_file, model, optimizer, step)
+                distributed.save(state_file, model, optimizer, step)
             progress.update()
             rate = (progress.format_dict["rate"] or 0) * tokens
             progress.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
@@ -271,10 +282,10 @@ def train_step(
     total = sum(objective.weight(batch) for batch in batches) or 1.0  # of batches in which nothing is predicted
 
     def losses() -> Iterator[Tensor]:
-        for batch in batches:
+        for batch, factor in distributed.own_batches(batches):
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 outputs = objective.outputs(model, batch)
-            yield objective.loss(outputs, batch) / total
+            yield objective.loss(outputs, batch) * (factor / total)
 
     warmup = int(settings.warmup_share * order.steps)
     rate = learning_rate_at(step, highest=settings.learning_rate, steps=order.steps, warmup=warmup)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmr_core.json_files import read_text
+from xlmr_core.training.distributed import rank
 from xlmr_core.training.metrics import LOWER_IS_BETTER, Scores
 from xlmr_core.training.objective import HeldOut, Objective, Result
 from xlmr_core.training.run_folder import write_json_lines
@@ -77,7 +78,7 @@ class History:
         self.rows = [row for row in _read_rows(path) if row["step"] <= steps] if path.exists() else []
 
     def add(self, step: int, scores: Scores) -> bool:
-        """Writes an evaluation.
+        """Keeps an evaluation; the first process of torchrun writes it, too.
 
         Args:
             step: The number of steps that were taken.
@@ -92,7 +93,8 @@ class History:
         if self.metric not in scores:
             raise ValueError(f"the held-out rows are too few for the score {self.metric!r}: give more, or use the loss")
         self.rows.append({"step": step, "scores": scores})
-        write_json_lines(self.path, self.rows)
+        if rank() == 0:
+            write_json_lines(self.path, self.rows)
         return self._best() == len(self.rows) - 1
 
     def is_over(self, patience: int | None) -> bool:
