@@ -30,7 +30,7 @@ from training.labelled_rows import (
 
 from xlmr_core import Answer, Classify, Embed, Rerank, Tag, XLMRobertaModel
 from xlmr_core.tokenizer import XLMRobertaTokenizer
-from xlmr_core.training import FinetuneSettings, finetune, finetuning
+from xlmr_core.training import FinetuneSettings, distributed, finetune, finetuning
 from xlmr_core.training.batches import Order
 from xlmr_core.training.examples import Encoder
 from xlmr_core.training.objective import Choices
@@ -415,7 +415,8 @@ def test_a_killed_run_ends_with_the_same_bits(
 ) -> None:
     """Killed before or after one of the functions that take time or write, at its first or a later call."""
     calls = 0
-    function = getattr(finetuning, name)
+    module = distributed if name == "save_state" else finetuning
+    function = getattr(module, name)
 
     def die(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
@@ -428,7 +429,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning, name, die)
+        patch.setattr(module, name, die)
         with pytest.raises(KeyboardInterrupt):
             run_with_evaluations(tmp_path / "out", checkpoint)
     run_with_evaluations(tmp_path / "out", checkpoint)
