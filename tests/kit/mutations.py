@@ -270,7 +270,9 @@ def names_case(choose: random.Random, setting: Setting) -> bool:
     valid = copy.deepcopy(setting.names)
     if choose.random() < 0.5:
         tap = choose.choice(list(valid["names"]))
-        axes = choose.choice(["B S H", "B S N D", "S H", "T H", "B N Q K", "", "Z", "B B", "H"])
+        axes = choose.choice(
+            ["B S H", "B S N D", "S H", "T H", "B N Q K", "", "Z", "B B", "H", "B S (P H)", "L (B S) H"]
+        )
         valid["names"][tap] = {"name": valid["names"][tap], "axes": axes}
     if choose.random() < 0.6:
         path = setting.folder / "names.json"

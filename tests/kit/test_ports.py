@@ -229,6 +229,21 @@ def test_a_loop_without_end_is_ended(trace: Trace, model_file: Path, tmp_path: P
         run_onnx(path, trace.inputs, 1, limit=0.5)
 
 
+def test_a_file_that_asks_for_all_memory_is_refused(trace: Trace, model_file: Path, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    size = helper.make_tensor("v", TensorProto.INT64, [1], [2**42])
+    nodes = [
+        helper.make_node("Constant", [], ["size"], value=size),
+        helper.make_node("ConstantOfShape", ["size"], ["huge"]),
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["ids"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["huge", "sum"], ["out"]),
+    ]
+    with pytest.raises(TraceError, match="fails on the input of the trace"):
+        open_port(trace, made(tmp_path / "huge.onnx", nodes))
+
+
 def test_what_runs_a_model_may_be_missing(
     trace: Trace, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,10 @@ Nothing in the file is executed but operators that onnxruntime has: no library o
 read from the folder of the model only.
 """
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ MOST_BYTES = 2 * 2**30  # of a file: protobuf reads no more
 MOST_NODES = 100_000
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.preview")
 TIME_LIMIT = 900.0  # seconds for the run: a loop in a file may have no end
+MEMORY = 16 * 2**30  # bytes of a machine that does not say how many it has
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 SILENT = 4  # messages of onnxruntime on stderr: only fatal ones
 
@@ -48,6 +51,8 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor], pad: int, *, limit: float
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would merge nodes
     options.intra_op_num_threads = 1
     options.log_severity_level = SILENT
+    _limit_memory()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     try:
         session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -73,6 +78,19 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor], pad: int, *, limit: float
     finally:
         timer.cancel()
     return {name: torch.from_numpy(array) for name, array in zip(outputs, arrays, strict=True)}
+
+
+@cache
+def _limit_memory() -> None:
+    """Gives onnxruntime at most three quarters of this machine's memory: a file may ask for any amount."""
+    import onnxruntime
+
+    runtime: Any = onnxruntime
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else MEMORY
+    place = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    as_asked = 1  # the arena grows by what is asked for, and not by twice as much each time
+    arena = runtime.OrtArenaCfg({"max_mem": memory * 3 // 4, "arena_extend_strategy": as_asked})
+    runtime.create_and_register_allocator(place, arena)
 
 
 def _with_outputs(path: Path) -> tuple[bytes, list[str]]:
