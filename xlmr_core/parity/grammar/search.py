@@ -134,25 +134,30 @@ class LocalSearch:
     # ---- singles ----
 
     def tiers(self) -> Iterator[list[Hit]]:
-        """The hits among the edits of each tier."""
+        """The hits among the edits of each tier.
+
+        Where the gap has several layers, an edit is tried in all of them at once first, then in each.
+        """
         deadline = time.monotonic() + self.seconds
         edits = {name: self.grammar.edits(name) for name in self.gap}
+        last = _layer_of(self.target.tap, self.gap)
+        near = [name for name in self.gap if not name.startswith("layers.") or name.startswith(last)]
+        far = [name for name in self.gap if name not in near]
+        if len(self.gap) == 1:
+            self.scene.keep_parts_of(self.grammar.terms[self.gap[0]])
         low, later = 0.0, list[Hit]()  # those with an unusual number wait for simpler edits
         for high in TIERS:
-            hits, later = later, []
-            for name in reversed(self.gap):
-                if len(self.gap) == 1:
-                    self.scene.keep_parts_of(self.grammar.terms[name])
-                for edit in edits[name]:
-                    if low < edit.cost <= high:
-                        hits += self._hits(name, (edit,), edit.of(self.grammar.terms[name]))
-                        if len(self.gap) > 16 and time.monotonic() > deadline:
-                            break
-            self.tick(1)
-            later = [hit for hit in hits if hit.cost > high]
-            yield self._closest([hit for hit in hits if hit.cost <= high])
+            for names in (near, far) if far else (near,):
+                hits, later = later, []
+                for edit, name in _by_cost(edits, names, low, high):
+                    hits += self._hits(name, (edit,), edit.of(self.grammar.terms[name]), alone=names is far)
+                    if far and time.monotonic() > deadline:
+                        break
+                self.tick(1)
+                later = [hit for hit in hits if hit.cost > high]
+                yield self._closest([hit for hit in hits if hit.cost <= high])
             low = high
-        yield self._closest(self._pairs(edits, deadline))
+        yield self._closest([*later, *self._pairs(edits, deadline)])
         self.scene.forget()
 
     def _pairs(self, edits: Mapping[str, Sequence[Edit]], deadline: float) -> list[Hit]:
@@ -171,10 +176,17 @@ class LocalSearch:
                         return hits
         return hits
 
-    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term) -> list[Hit]:
-        """The edit in those scopes that the wrong tap can tell apart, where it gives the numbers."""
+    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term, *, alone: bool = False) -> list[Hit]:
+        """The edit in those scopes that the wrong tap can tell apart, where it gives the numbers.
+
+        Args:
+            name: The tap whose term is edited.
+            edits: One edit, or two.
+            term: What they make of its term.
+            alone: Whether the edit is tried at this tap only.
+        """
         hits: list[Hit] = []
-        for terms in self._seen_scopes(name, edits, term):
+        for terms in [{name: term}] if alone else self._seen_scopes(name, edits, term):
             found = self._judged(terms)
             if found is not None:
                 value, rms, extra = found
@@ -271,6 +283,20 @@ class LocalSearch:
         limit = best * math.sqrt(1 + 8 / math.sqrt(self.target.values.numel())) + 1e-300
         kept = [hit for hit in hits if hit.rms <= limit]
         return sorted(kept, key=lambda hit: (hit.cost, hit.rms))
+
+
+def _layer_of(tap: str, gap: Sequence[str]) -> str:
+    """The beginning of the names of the last layer of a gap."""
+    layers = [int(name.split(".")[1]) for name in gap if name.startswith("layers.")]
+    return f"layers.{max(layers)}." if layers else tap
+
+
+def _by_cost(
+    edits: Mapping[str, Sequence[Edit]], names: Sequence[str], low: float, high: float
+) -> list[tuple[Edit, str]]:
+    """The edits of these taps whose cost lies between, the most usual first."""
+    found = [(edit, name) for name in reversed(names) for edit in edits[name] if low < edit.cost <= high]
+    return sorted(found, key=lambda each: each[0].cost)
 
 
 def _rounds(terms: Mapping[str, Term]) -> bool:
