@@ -1,5 +1,5 @@
 # The one command of a contributor: `make check` runs what CI runs, in the environment that is active.
-.PHONY: check docs format test slow numerics lines pages
+.PHONY: check docs format test slow numerics lines pages ports
 
 check:
 	ruff format --check .
@@ -48,3 +48,8 @@ pages:
 	PYTHONPATH=.:tests python tools/what_catches_what.py
 	python tools/passes_elsewhere.py
 	python tools/scale_costs.py --page
+
+# Other implementations, each in an environment of its own, and docs/ports.md. It needs uv, npm, the package registries,
+# a file with a text a line, a folder to work in, and hours for all: make ports TEXTS=texts.txt WORK=/tmp/ports
+ports:
+	python benchmarks/ports/run.py --texts $(TEXTS) --work $(WORK) $(PORTS)

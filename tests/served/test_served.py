@@ -197,7 +197,7 @@ def test_a_few_wrong_texts_are_not_noise(vectors_of: Pipeline) -> None:
     noisy = torch.cat([vectors_of.run([one], steps, half) for one in inputs]).double()
     values = exact + 0.1 * (noisy - exact)
     verdict = judge(vectors_of, inputs, values, batches=[[index] for index in range(len(inputs))])
-    assert set(verdict.candidates[0].name.split(" + ")) == {"not_normalized", "truncated_with_end"}, verdict
+    assert [set(name.split(" + ")) for name in verdict.names] == [{"not_normalized", "truncated_with_end"}], verdict
 
 
 def test_noise_is_relative_to_the_vectors_that_are_judged(vectors_of: Pipeline) -> None:

@@ -258,11 +258,18 @@ class _Search:
                     break
             else:
                 precision = self.explained(errors)
-                share = float(errors.norm() / self.right_errors.norm())
-                enough = self.values.numel() >= FEW and share <= EXPLAINS
-                if precision == "float32" or (precision is not None and enough):
+                if precision == "float32" or (precision is not None and self.is_better(errors, faults)):
                     return Candidate(faults, float(errors.max()), precision, tried.specials_in_text)
         return None
+
+    def is_better(self, errors: Tensor, faults: tuple[PipelineFault, ...]) -> bool:
+        """Whether these errors are far smaller than without the faults, and of two faults, than with either of them."""
+        fewer = [self.right_errors]
+        if len(faults) > 1:
+            right = self.bases[self.base]
+            fewer += [self.errors(self.all(fault.made(right)), range(len(self.inputs))) for fault in faults]
+        least = min(float(one.norm()) for one in fewer)
+        return self.values.numel() >= FEW and float(errors.norm()) <= EXPLAINS * least
 
     # ---- rounding ----------------------------------------------------------------------------------------------------
 
