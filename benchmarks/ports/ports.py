@@ -15,7 +15,7 @@ PACKAGES = {
     "transformers": (*TRANSFORMERS, KIT),
     "sentence_transformers": (*TRANSFORMERS, "sentence-transformers", KIT),
     "tokenizers": ("tokenizers", "numpy"),
-    "curated_transformers": (TORCH, "numpy", "requests", "huggingface_hub<1", "curated-transformers"),
+    "curated_transformers": (TORCH, "numpy", "requests", "huggingface_hub<1", "safetensors", "curated-transformers"),
     "onnxruntime": ("onnxruntime", "onnx"),
     "openvino": ("openvino",),
     "ctranslate2": (*TRANSFORMERS_4, "ctranslate2"),  # its converter reads a field of the config that 5 has not
@@ -116,9 +116,9 @@ PORTS = (
         "transformers.js",
         "transformers_js",
         ("@huggingface/transformers", "onnxruntime-node"),
-        note="it reads special tokens from `tokenizer_config.json` only; without them a padded batch is an error. In an "
-        "earlier run, whose texts had no joiners, the vectors were `truncated_with_end`: texts that are cut lose `</s>`. "
-        "With wrong ids, too, the kit does not find that",
+        note="it reads special tokens from `tokenizer_config.json` only; without them a padded batch is an error. In "
+        "an earlier run, whose texts had no joiners, the vectors were `truncated_with_end`: texts that are cut lose "
+        "`</s>`. With wrong ids, too, the kit does not find that",
     ),
     Port(
         "llama.cpp",
