@@ -130,15 +130,15 @@ def study(arguments: argparse.Namespace) -> None:
 def case(made: Study, bug: Bug, kind: str, taps: Mapping[str, Array], seconds: float) -> dict[str, Any]:
     part = made.part(taps, kind)
     first = made.first_wrong(bug.first, part)
-    start = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    start = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         diagnosis = made.diagnose(part)
         said, tap, names = str(diagnosis), diagnosis.tap, [str(fault) for fault in diagnosis.faults]
     except OutOfTime:
         said, tap, names = "", None, []
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return {
         "bug": bug.id,
         "dump": kind,
@@ -148,7 +148,7 @@ def case(made: Study, bug: Bug, kind: str, taps: Mapping[str, Array], seconds: f
         "located": tap == first,
         "named": names,
         "said": said,
-        "seconds": round(time.perf_counter() - start, 2),
+        "seconds": round(time.process_time() - start, 2),
         "out_of_time": said == "",
     }
 
@@ -166,7 +166,7 @@ def rates(arguments: argparse.Namespace) -> None:
     cases = [json.loads(line) for line in Path(arguments.cases).read_text(encoding="utf-8").splitlines()]
     lines = Path(arguments.judged).read_text(encoding="utf-8").splitlines()
     judged = {(line["bug"], line["dump"]): line["verdict"] for line in map(json.loads, lines)}
-    print("| dump | cases | located | named right | wrong name | unnamed | out of time | median seconds |")
+    print("| dump | cases | located | named right | wrong name | unnamed | out of time | median processor seconds |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for kind in KINDS:
         rows = [row for row in cases if row["dump"] == kind]
@@ -192,14 +192,14 @@ def main() -> None:
     for name in ("effects", "study"):
         commands.choices[name].add_argument("bugs", nargs="*", metavar="BUG")
     commands.choices["study"].add_argument("-o", "--output", required=True)
-    commands.choices["study"].add_argument("--seconds", type=float, default=5.0, help="limit of a case")
+    commands.choices["study"].add_argument("--seconds", type=float, default=5.0, help="processor time that a case may take")
     commands.choices["study"].add_argument("--kinds", default=",".join(KINDS), help="kinds of dumps")
     command = commands.add_parser("rates", help=rates.__doc__)
     command.set_defaults(action=rates)
     command.add_argument("cases")
     command.add_argument("judged")
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     arguments = parser.parse_args()
     arguments.action(arguments)
 
