@@ -119,7 +119,7 @@ def controls(arguments: argparse.Namespace) -> None:
 
 
 def study(arguments: argparse.Namespace) -> None:
-    """Diagnoses the four dumps of each bug, and writes what was said. Bugs are taken in a random order, always the same."""
+    """Diagnoses the four dumps of each bug, in one random order of bugs, and writes what was said."""
     made = Study(arguments.model, TEXTS)
     bugs = chosen(arguments)
     random.Random(0).shuffle(bugs)
@@ -138,7 +138,7 @@ def case(made: Study, bug: Bug, kind: str, taps: Mapping[str, Array], seconds: f
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         diagnosis = made.diagnose(part)
-        said, names = str(diagnosis), [str(finding) for finding in diagnosis.findings]
+        said, names = str(diagnosis), [fault.name for finding in diagnosis.findings for fault in finding.faults]
         found = re.match(r"first divergence: (\S+)", said)
         tap = found[1] if found else None
     except OutOfTime:
@@ -176,6 +176,8 @@ def rates(arguments: argparse.Namespace) -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for kind in KINDS:
         rows = [row for row in cases if row["dump"] == kind]
+        if not rows:
+            continue
         counts = Counter(judged[row["bug"], kind] for row in rows)
         shares = [sum(row["located"] for row in rows), *(counts[verdict] for verdict in VERDICTS)]
         late = sum(row["out_of_time"] for row in rows)
