@@ -11,11 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from kit.test_trace_heads import write
+from safetensors.torch import save_file
 
-from xlmr_core import XLMRobertaForSequenceClassification
+from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 from xlmr_core.cli import main
 from xlmr_core.cli.progress import progress
-from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
+from xlmr_core.parity.adapters import dump_of
+from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS, find_fault
 from xlmr_core.parity.floors import FloorTable
 from xlmr_core.parity.trace import Trace
 
@@ -268,3 +270,26 @@ def test_a_trace_and_a_table_are_replaced_by_new_ones(own_folder: Path) -> None:
     result = xlmr("floor", own_folder / "model", trace, "--dtype", "float32", "--no-compiled")
     assert result.exit_code == 0, result.output
     assert xlmr("check", trace, own_folder / "model").exit_code == 0
+
+
+def test_a_fault_below_the_noise_is_reported_and_fails_only_when_strict(
+    recorded: Path, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    trace = Trace.load(recorded)
+    model = XLMRobertaForMaskedLM.from_pretrained(toy_checkpoint).eval().to(torch.bfloat16)
+    with find_fault("gelu_tanh").applied(model):
+        dump = dump_of(model, trace.inputs)
+    save_file({tap: tensor.contiguous() for tap, tensor in dump.items()}, tmp_path / "port.safetensors")
+    check = ["check", recorded, tmp_path / "port.safetensors"]
+    unknown = xlmr(*check)  # the trace names a folder that is not below this one
+    assert unknown.exit_code == 0
+    assert "name the checkpoint of the trace with --model" in unknown.stderr
+    found = xlmr(*check, "--model", toy_checkpoint)
+    assert found.exit_code == 0
+    assert "within noise, but leaning towards gelu_tanh (size" in found.stdout
+    strict = xlmr(*check, "--model", toy_checkpoint, "--strict", "--json")
+    assert strict.exit_code == 1
+    assert json.loads(strict.stdout)["leanings"][0]["name"] == "gelu_tanh"
+    assert xlmr(*check, "--strict").exit_code == 1  # it cannot be judged
+    assert xlmr(*check, "--strict", "--no-leaning").exit_code == 2
+    assert "leaning" not in xlmr(*check, "--no-leaning").stdout

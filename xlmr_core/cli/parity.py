@@ -13,6 +13,8 @@ from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
+from xlmr_core.cli.parity_headroom import command as headroom
+from xlmr_core.cli.parity_leaning import below_the_noise
 from xlmr_core.cli.parity_match import command as match
 from xlmr_core.cli.parity_probe import command as probe
 from xlmr_core.cli.parity_shrink import command as shrink
@@ -62,6 +64,7 @@ def command() -> None:
 
 
 command.add_command(diagnose_vectors)
+command.add_command(headroom)
 command.add_command(match)
 command.add_command(probe)
 command.add_command(shrink)
@@ -198,6 +201,14 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
     help="Table of noise floors.  [default: the one beside TRACE]",
 )
 @click.option("--exact", is_flag=True, help="Pass only equal values.")
+@click.option(
+    "--leaning/--no-leaning",
+    default=True,
+    show_default=True,
+    help="Where all taps of a dump agree, look for faults below the noise floors.",
+)
+@click.option("--model", help="Checkpoint for that search.  [default: the one that TRACE names, if it is here]")
+@click.option("--strict", is_flag=True, help="Exit status 1 also for a fault below the noise floors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option(
     "--plot",
@@ -215,6 +226,9 @@ def check_command(
     device: str,
     floors_file: Path | None,
     exact: bool,
+    leaning: bool,
+    model: str | None,
+    strict: bool,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -233,6 +247,10 @@ def check_command(
         raise click.UsageError(f"--plot writes {', '.join(FORMATS)}, not {plot.name}")
     if other is None and reference is None:
         raise click.UsageError("name what to compare: OTHER, or --reference transformers")
+    if strict and (exact or not leaning):
+        raise click.UsageError(
+            "--strict needs the search for faults below the noise: leave --exact and --no-leaning out"
+        )
     floors_file = floors_file or floors_path(trace_file)
     if plot is not None:
         check_output(plot, [trace_file, other, names, floors_file], is_picture, "a picture of that type")
@@ -244,6 +262,12 @@ def check_command(
         floors = replace(floors, computed_in=dtype or (dtype_name(found) if found else None))
     absent = matching.absent if matching else ()
     comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial, absent=absent)
+    is_foreign = reference is not None or Path(str(other)).is_file()
+    if leaning and floors is not None and comparison.ok and is_foreign:
+        kind = DTYPES.get(dtype or "") or found
+        ran = model or (other if reference else None)
+        hidden = below_the_noise(trace, actual, comparison, kind, ran, must=strict)
+        comparison = replace(comparison, leanings=hidden)
     if plot is not None:
         with written_as(plot) as temporary:
             plot_error_by_depth(comparison, temporary, format=plot.suffix[1:])
@@ -255,7 +279,7 @@ def check_command(
         notes += hints(trace, comparison, shapes_in(Path(other)), read_names(names) if names else {})
     for note in notes:
         click.echo(note, err=as_json)
-    if not comparison.ok:
+    if not comparison.ok or (strict and comparison.leans):
         raise SystemExit(1)
 
 

@@ -11,11 +11,23 @@ from typing_extensions import Unpack
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
-from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Comparison, Floors, compare
+from xlmr_core.parity.compare import (
+    LOGITS,
+    LOGSUMEXP,
+    TOP,
+    TOP_IDS,
+    Comparison,
+    Floors,
+    Leaning,
+    compare,
+    with_reduced_logits,
+)
 from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.floors import FloorTable, measure
 from xlmr_core.parity.foreign import fitted, read_dump, read_names
 from xlmr_core.parity.gradients import LOSSES, gradients, training_losses
+from xlmr_core.parity.leaning import leanings
+from xlmr_core.parity.local import Inputs
 from xlmr_core.parity.matching import Matching, match_file
 from xlmr_core.parity.simulate import SENTENCE
 from xlmr_core.parity.trace import (
@@ -28,6 +40,7 @@ from xlmr_core.parity.trace import (
     is_trace,
     one_thread,
 )
+from xlmr_core.progress import Tick, no_tick
 from xlmr_core.taps import matches
 
 
@@ -192,6 +205,38 @@ def check_trace(
             "a map of names (--names) says which is which"
         )
     return Comparison(present)
+
+
+def leanings_of(
+    trace: Trace,
+    checkpoint: Checkpoint,
+    actual: Mapping[str, Tensor],
+    comparison: Comparison,
+    dtype: torch.dtype,
+    tick: Tick = no_tick,
+) -> tuple[Leaning, ...]:
+    """What the noise floors hide: the faults whose effect is in a dump though every tap agrees (leaning.py).
+
+    Args:
+        trace: What was expected.
+        checkpoint: The checkpoint that the trace was recorded from.
+        actual: Tap -> tensor of the port.
+        comparison: Of the two. Only taps that agree are looked at.
+        dtype: What the port computes in.
+        tick: Is called with 1 for each fault that is tried.
+
+    Returns:
+        The faults and quantisations that were found.
+
+    Raises:
+        TraceError: The trace was recorded from other weights.
+    """
+    check_same_weights(trace, checkpoint)
+    dump = with_reduced_logits(actual, trace.top_ids, trace.tensors.get(TOP))
+    agree = {row.tap for row in comparison.rows if row.verdict in ("equal", "ok")}
+    inputs = Inputs(trace.inputs["input_ids"], trace.inputs["attention_mask"], trace.top_ids)
+    with one_thread():
+        return leanings(checkpoint.model, inputs, {tap: dump[tap] for tap in agree}, dtype, tick=tick)
 
 
 def _chosen(tap: str, patterns: Sequence[str], trace: Trace) -> bool:

@@ -81,16 +81,40 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Leaning:
+    """A fault or a quantisation whose effect is in a dump, below the noise floors (leaning.py). Prints as a line."""
+
+    name: str
+    size: float  # of its effect: 0 none of it, 1 all
+    error: float  # standard error of the size
+    sigmas: float  # how far the size is from 0: as unlikely as so many standard deviations of a normal distribution
+    candidates: int = 1  # that were tried
+    ties: tuple[str, ...] = ()  # those that explain the dump nearly as well
+    is_quantisation: bool = False
+
+    def __str__(self) -> str:
+        names = " or ".join((self.name, *self.ties))
+        about = f"size {self.size:.3f} +- {self.error:.3f}, {self.sigmas:.0f} sigma among {self.candidates} candidates"
+        return f"within noise, {'quantised:' if self.is_quantisation else 'but leaning towards'} {names} ({about})"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What `compare` found, in reading order. Prints as a table."""
 
     rows: tuple[Row, ...]
     skipped: tuple[str, ...] = ()  # taps that were let go because the other model has no such module
+    leanings: tuple[Leaning, ...] = ()  # of a dump that is within the floors everywhere
 
     @property
     def ok(self) -> bool:
         """Whether every expected tensor is there and within what rounding explains."""
         return all(row.ok for row in self.rows)
+
+    @property
+    def leans(self) -> bool:
+        """Whether it leans towards a fault: a quantisation is none."""
+        return any(not leaning.is_quantisation for leaning in self.leanings)
 
     @property
     def first_divergence(self) -> Row | None:
@@ -104,7 +128,7 @@ class Comparison:
         marks = ["  ", *("->" if row is first else "  " for row in self.rows)]
         lines = [f"{mark} {line}".rstrip() for mark, line in zip(marks, aligned(cells), strict=True)]
         skipped = [f"skipped, because the other model lacks their modules: {', '.join(self.skipped)}"]
-        return "\n".join([*lines, *(skipped if self.skipped else []), self.summary])
+        return "\n".join([*lines, *(skipped if self.skipped else []), self.summary, *map(str, self.leanings)])
 
     @property
     def summary(self) -> str:
@@ -124,11 +148,11 @@ class Comparison:
         return sum(row.verdict != "extra" for row in self.rows)
 
     def to_json(self) -> str:
-        """The same for programs: ok, first_divergence, rows, skipped. NaN and infinity, which JSON lacks, are null."""
+        """The same for programs: ok, first_divergence, rows, skipped, leanings. NaN and infinity are null."""
         rows = [{key: json_number(value) for key, value in asdict(row).items()} for row in self.rows]
         first = self.first_divergence
         found = {"ok": self.ok, "first_divergence": first.tap if first else None, "rows": rows}
-        found |= {"skipped": self.skipped}
+        found |= {"skipped": self.skipped, "leanings": [asdict(leaning) for leaning in self.leanings]}
         return json.dumps(found, indent=1)
 
 

@@ -43,6 +43,8 @@ from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop
 from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.grammar.unlisted import unlisted
 from xlmr_core.parity.judge import Judge, first_wrong, told_apart_at
+from xlmr_core.parity.leaning import leanings
+from xlmr_core.parity.local import Inputs
 from xlmr_core.parity.patterns import describe, growth
 from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator, one_mask
 from xlmr_core.pretrained import PretrainedModel
@@ -98,7 +100,7 @@ def diagnose(
     dump, dtype = checked_dump(model, dump, dtype)
     with threads_by_size(model, ids.numel()):
         simulator = Simulator(model, ids, mask, dump, dtype, top_ids, tick)
-        return search(
+        found = search(
             simulator,
             dump,
             model,
@@ -108,6 +110,9 @@ def diagnose(
             catalogue=catalogue,
             seconds=seconds,
         )
+        if not found.ok:
+            return found
+        return replace(found, leanings=leanings(model, Inputs(ids, mask, top_ids), dump, dtype, tick=tick))
 
 
 def search(

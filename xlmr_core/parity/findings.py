@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from xlmr_core.formatting import json_number
+from xlmr_core.parity.compare import Leaning
 from xlmr_core.parity.faults import Fault, TokenizerFault
 from xlmr_core.parity.simulate import SimulatedFault
 
@@ -49,6 +50,7 @@ class Diagnosis:
     agrees: int  # taps that agree without any fault
     compared: int
     stop: Stop  # why the search ended
+    leanings: tuple[Leaning, ...] = ()  # where nothing differs: what is below the noise
 
     @property
     def ok(self) -> bool:
@@ -72,7 +74,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         if self.ok:
-            return f"no difference beyond rounding at {self.compared} taps"
+            agreement = f"no difference beyond rounding at {self.compared} taps"
+            return "\n".join([agreement, *map(str, self.leanings)])
         lines = [f"first divergence: {self.first_tap} ({self.agrees} of {self.compared} taps agree)"]
         for finding in self.findings:
             lines += ["", *_finding_lines(finding)]
@@ -108,6 +111,7 @@ class Diagnosis:
         ]
         unexplained = None if self.tap is None else {"tap": self.tap, "looks_like": self.looks_like}
         found = {"ok": self.ok, "explained": self.explained, "first_tap": self.first_tap, "stop": self.stop}
+        found |= {"leanings": [asdict(leaning) for leaning in self.leanings]}
         return json.dumps(found | {"findings": findings, "unexplained": unexplained}, indent=1)
 
 

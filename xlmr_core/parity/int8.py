@@ -41,21 +41,29 @@ class QuantisedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, *, per_channel: bool) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(_rounded_weight(linear.weight.detach(), per_channel))
+        self.weight = nn.Parameter(rounded_weight(linear.weight.detach(), per_channel))
         self.bias = linear.bias
 
     def forward(self, input: Tensor) -> Tensor:  # (*, in) -> (*, out)
-        return F.linear(_rounded_input(input), self.weight, self.bias)
+        return F.linear(rounded_input(input), self.weight, self.bias)
 
 
-def _rounded_weight(weight: Tensor, per_channel: bool) -> Tensor:  # (out, in) -> (out, in)
+def rounded_weight(weight: Tensor, per_channel: bool) -> Tensor:  # (out, in) -> (out, in)
+    """A weight that is a whole number of steps, with one scale for all of it or one for each output feature."""
     largest = weight.abs().amax(dim=1, keepdim=True) if per_channel else weight.abs().amax()
     scale = (largest / LARGEST_WEIGHT).clamp(min=torch.finfo(weight.dtype).tiny)  # of a row of zeros, too
     return (weight / scale).round() * scale
 
 
-def _rounded_input(x: Tensor) -> Tensor:  # (*, in) -> (*, in)
+def rounded_input(x: Tensor, steps: int = INPUT_STEPS) -> Tensor:  # (*, in) -> (*, in)
+    """An input that is a whole number of steps, with one scale and one zero point for all of it."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)  # 0 must be among the numbers that int8 can hold
-    scale = ((high - low) / INPUT_STEPS).clamp(min=torch.finfo(x.dtype).tiny)
+    scale = ((high - low) / steps).clamp(min=torch.finfo(x.dtype).tiny)
     zero_point = (-low / scale).round()
-    return (((x / scale).round() + zero_point).clamp(0, INPUT_STEPS) - zero_point) * scale
+    return (((x / scale).round() + zero_point).clamp(0, steps) - zero_point) * scale
+
+
+def rounded_by_token(x: Tensor) -> Tensor:  # (*, in) -> (*, in)
+    """An input that is a whole number of steps from -127 to 127, with one scale for each token."""
+    scale = (x.abs().amax(dim=-1, keepdim=True) / LARGEST_WEIGHT).clamp(min=torch.finfo(x.dtype).tiny)
+    return (x / scale).round() * scale

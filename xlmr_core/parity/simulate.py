@@ -253,7 +253,7 @@ class Simulator:
 def _embedded(model: PretrainedModel, taps: frozenset[str], ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     positions = position_ids_from(ids, model.config.pad_token_id)
     with model.capture("embeddings.**") as seen:
-        hidden = _encoder(model).embeddings(ids, torch.zeros_like(ids), positions)
+        hidden = encoder_of(model).embeddings(ids, torch.zeros_like(ids), positions)
     return {tap: tensor for tap, tensor in seen.items() if tap in taps}, hidden
 
 
@@ -261,7 +261,7 @@ def _through_layer(
     model: PretrainedModel, taps: frozenset[str], layer: int, hidden: Tensor, mask: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     with model.capture(f"layers.{layer}.**") as seen:
-        hidden = _encoder(model).layers[layer](hidden, batch_of(mask, None))
+        hidden = encoder_of(model).layers[layer](hidden, batch_of(mask, None))
     return {tap: one_mask(tap, tensor) for tap, tensor in seen.items() if tap in taps}, hidden
 
 
@@ -277,7 +277,7 @@ def _above(
     wanted = taps | {LOGITS} if taps & {TOP, LOGSUMEXP} else taps
     names = [tap.name for tap in model.taps() if tap.name in wanted]
     names = [name for name in names if not name.startswith(("embeddings.", "layers."))]
-    with _given(_encoder(model), hidden), model.capture(*names) as seen:
+    with _given(encoder_of(model), hidden), model.capture(*names) as seen:
         out: Any = model(ids, mask)
     found = {tap: tensor for tap, tensor in with_reduced_logits(seen, top_ids).items() if tap in taps}
     if SENTENCE in taps:
@@ -285,7 +285,8 @@ def _above(
     return found
 
 
-def _encoder(model: PretrainedModel) -> XLMRobertaModel:
+def encoder_of(model: PretrainedModel) -> XLMRobertaModel:
+    """The encoder of a model with a head, or the model itself."""
     encoder = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
     assert isinstance(encoder, XLMRobertaModel)
     return encoder
