@@ -14,7 +14,7 @@ from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
 from xlmr_core.cli.parity_headroom import command as headroom
-from xlmr_core.cli.parity_leaning import below_the_noise
+from xlmr_core.cli.parity_leaning import below_the_noise, narrowest
 from xlmr_core.cli.parity_match import command as match
 from xlmr_core.cli.parity_probe import command as probe
 from xlmr_core.cli.parity_shrink import command as shrink
@@ -203,9 +203,9 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
 @click.option("--exact", is_flag=True, help="Pass only equal values.")
 @click.option(
     "--leaning/--no-leaning",
-    default=True,
-    show_default=True,
-    help="Where all taps of a dump agree, look for faults below the noise floors.",
+    default=None,
+    help="Where all taps of a dump agree, look for faults below the noise floors.  "
+    "[default: of dumps in less than float32, for in float32 the floors are narrow enough]",
 )
 @click.option("--model", help="Checkpoint for that search.  [default: the one that TRACE names, if it is here]")
 @click.option("--strict", is_flag=True, help="Exit status 1 also for a fault below the noise floors.")
@@ -226,7 +226,7 @@ def check_command(
     device: str,
     floors_file: Path | None,
     exact: bool,
-    leaning: bool,
+    leaning: bool | None,
     model: str | None,
     strict: bool,
     as_json: bool,
@@ -247,7 +247,7 @@ def check_command(
         raise click.UsageError(f"--plot writes {', '.join(FORMATS)}, not {plot.name}")
     if other is None and reference is None:
         raise click.UsageError("name what to compare: OTHER, or --reference transformers")
-    if strict and (exact or not leaning):
+    if strict and (exact or leaning is False):
         raise click.UsageError(
             "--strict needs the search for faults below the noise: leave --exact and --no-leaning out"
         )
@@ -263,8 +263,10 @@ def check_command(
     absent = matching.absent if matching else ()
     comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial, absent=absent)
     is_foreign = reference is not None or Path(str(other)).is_file()
+    kind = DTYPES.get(dtype or "") or found or narrowest(actual)
+    if leaning is None:
+        leaning = strict or kind != torch.float32
     if leaning and floors is not None and comparison.ok and is_foreign:
-        kind = DTYPES.get(dtype or "") or found
         ran = model or (other if reference else None)
         hidden = below_the_noise(trace, actual, comparison, kind, ran, must=strict)
         comparison = replace(comparison, leanings=hidden)

@@ -18,7 +18,7 @@ def below_the_noise(
     trace: Trace,
     actual: Mapping[str, Tensor],
     comparison: Comparison,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     model: str | None,
     *,
     must: bool,
@@ -29,7 +29,7 @@ def below_the_noise(
         trace: What was expected.
         actual: Tap -> tensor of the port.
         comparison: Of the two.
-        dtype: What the port computes in. By default the narrowest type of its tensors.
+        dtype: What the port computes in.
         model: The checkpoint. By default the one that the trace names, if it need not be downloaded.
         must: Whether it is an error that there is no checkpoint. Otherwise a message on standard error says so.
 
@@ -50,8 +50,11 @@ def below_the_noise(
             "faults below the noise were not looked for: name the checkpoint of the trace with --model", err=True
         )
         return ()
-    if dtype is None:
-        kinds = [tensor.dtype for tensor in actual.values() if tensor.dtype in DTYPES.values()]
-        dtype = max((*kinds, torch.float32), key=lambda kind: torch.finfo(kind).eps)
     with progress("looking below the noise", unit="fault") as tick:
         return leanings_of(trace, checkpoint, actual, comparison, dtype, tick)
+
+
+def narrowest(dump: Mapping[str, Tensor]) -> torch.dtype:
+    """The narrowest floating-point type in a dump; float32 if none is narrower."""
+    kinds = [tensor.dtype for tensor in dump.values() if tensor.dtype in DTYPES.values()]
+    return max((*kinds, torch.float32), key=lambda kind: torch.finfo(kind).eps)
