@@ -82,9 +82,13 @@ def test_faults_that_give_the_same_numbers_are_named_together(pair: reference.Pa
         dump = dump_of(pair.ours, batch)
     [finding] = diagnose(pair.ours, batch, dump).findings
     assert {fault.name for fault in finding.faults} == {"positions_from_zero", "position_rows_shifted"}
-    report = str(diagnose(pair.ours, batch, dump))
-    assert "the same numbers on this input" in report
-    assert "no tap does on this input; texts of several lengths may" in report
+    diagnosis = diagnose(pair.ours, batch, dump)
+    assert "the same numbers on this input" in str(diagnosis)
+    first, _ = (fault.name for fault in finding.faults)
+    words = "texts of several lengths, padded on the left"
+    assert f"to tell it from {first}: record another input, such as {words}\n" in str(diagnosis)
+    [found] = json.loads(diagnosis.to_json())["findings"]
+    assert (found["told_apart_at"], found["told_apart_by"]) == ([None], [words])
 
 
 def test_a_tie_names_the_tap_that_breaks_it(pair: reference.Pair) -> None:
@@ -96,7 +100,8 @@ def test_a_tie_names_the_tap_that_breaks_it(pair: reference.Pair) -> None:
     assert {first, second} == {"mask_too_weak", "mask_added_as_it_is"}
     assert finding.told_apart_at == ("layers.0.attention.scores",)
     assert f"to tell it from {first}: add layers.0.attention.scores to the dump" in str(diagnosis)
-    assert json.loads(diagnosis.to_json())["findings"][0]["told_apart_at"] == ["layers.0.attention.scores"]
+    [found] = json.loads(diagnosis.to_json())["findings"]
+    assert (found["told_apart_at"], found["told_apart_by"]) == (["layers.0.attention.scores"], [None])
     taps.append("layers.0.attention.scores")
     dump = dump_with(pair, "mask_too_weak", taps=taps)
     assert [len(finding.faults) for finding in diagnose(pair.ours, pair.batch, dump).findings] == [1]

@@ -23,6 +23,9 @@ from xlmr_core.parity.faults import FAULTS, find_fault
 # What a simulation cannot give, or not surely: other random numbers, and a sum that falls to the other side when it is
 # rounded to float16.
 NOT_REPRODUCIBLE = {"lm_head_untied", "scores_float16"}
+# The grammar may give the same in other words.
+ROUNDED = "the product of queries and keys is rounded to float16"
+IN_OTHER_WORDS = {"scores_float16": f"layers.0.attention.scores: {ROUNDED} (in every layer)"}
 IMPLEMENTATIONS = ("transformers", "numpy")
 NORMS = ("post-norm", "pre-norm")
 
@@ -145,7 +148,7 @@ def test_a_fault_is_localised_and_named(implementation: str, norm: str, name: st
         assert diagnosis.faults == (name,), str(diagnosis)
         assert diagnosis.explained
     else:
-        assert diagnosis.faults in ((), (name,)), "nothing else may be named"
+        assert diagnosis.faults in ((), (name,), (IN_OTHER_WORDS.get(name),)), "nothing else may be named"
         assert diagnosis.faults or diagnosis.looks_like
 
 

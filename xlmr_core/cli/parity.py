@@ -30,7 +30,7 @@ from xlmr_core.parity.check import (
     read_floors,
 )
 from xlmr_core.parity.compare import Floors
-from xlmr_core.parity.diagnose import diagnose
+from xlmr_core.parity.diagnose import SECONDS, diagnose
 from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
 from xlmr_core.parity.floors import devices_here, run_configurations
@@ -328,6 +328,13 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
     help="Precision of the port; int8 is not simulated.  [default: the narrowest type that holds its numbers]",
 )
 @click.option("--most", type=click.IntRange(min=1), default=3, show_default=True, help="Number of faults to look for.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=SECONDS,
+    show_default=True,
+    help="Time for pairs of changes; where the dump skips layers, for single ones, too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 def diagnose_command(
     trace_file: Path,
@@ -336,9 +343,13 @@ def diagnose_command(
     names: Path | None,
     dtype: str | None,
     most: int,
+    seconds: float,
     as_json: bool,
 ) -> None:
     """Find the faults that, made in our model, give the numbers of DUMP.
+
+    The faults of the catalogue (`xlmr parity faults`) are tried first. Where none fits, small changes of the operations
+    between the last right tap and the first wrong one are tried.
 
     DUMP is an .npz or .safetensors file of a port, another trace, or an ONNX or OpenVINO model (.onnx, .xml), which is
     run. Exit status 1 if anything differs from TRACE.
@@ -365,6 +376,7 @@ def diagnose_command(
             tokenizer=XLMRobertaTokenizer.from_pretrained(source) if other_ids else None,
             dtype=DTYPES[dtype] if dtype else narrower_dtype(dump),
             most=most,
+            seconds=seconds,
             tick=tick,
         )
     click.echo(found.to_json() if as_json else str(found))
@@ -378,7 +390,7 @@ def diagnose_command(
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every field as JSON.")
 def faults_command(name: str | None, as_json: bool) -> None:
-    """List the faults that `xlmr parity diagnose` can name, or describe the fault NAME."""
+    """List the faults that `xlmr parity diagnose` tries first, or describe the fault NAME."""
     faults = {
         fault.name: fault for fault in (*TOKENIZER_FAULTS, *FAULTS, *POOLING_FAULTS) if name in (None, fault.name)
     }

@@ -41,6 +41,7 @@ from xlmr_core.parity.faults import (
 )
 from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop
 from xlmr_core.parity.floors import threads_by_size
+from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.grammar.unlisted import unlisted
 from xlmr_core.parity.judge import Judge, first_wrong, told_apart_at
 from xlmr_core.parity.leaning import leanings
@@ -53,6 +54,7 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
 SECONDS = 60.0
+SHOWN_BY_INPUT = 16  # roundings: two faults that differ by less on another input would be a tie there, too
 DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
 
 
@@ -181,10 +183,18 @@ class _Search:
         assert run is not None
         taps = frozenset(tap.name for tap in self.model.taps())
         apart = told_apart_at(self.simulator, taps, self.made, finding.faults)
-        self.found.append(replace(finding, told_apart_at=apart))
+        by = self._told_apart_by(finding) if None in apart else (None,) * len(apart)
+        words = tuple(None if tap else each for tap, each in zip(apart, by, strict=True))
+        self.found.append(replace(finding, told_apart_at=apart, told_apart_by=words))
         self.made, self.run = (*self.made, fault), run
         self.__post_init__()
         return None
+
+    def _told_apart_by(self, finding: Finding) -> tuple[str | None, ...]:
+        """For each fault after the first, another input that shows a difference beyond rounding."""
+        simulated = [fault for fault in finding.faults if not isinstance(fault, TokenizerFault)]
+        same = SHOWN_BY_INPUT * torch.finfo(self.simulator.dtype).eps
+        return told_apart_by(self.simulator, self.model.config, self.made, simulated, same=same)[1:]
 
 
 def _explanation(state: _Search, wrong: Row) -> Finding | None:

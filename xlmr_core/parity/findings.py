@@ -38,6 +38,9 @@ class Finding:
     # For each fault after the first, the first tap at which it differs from the first fault: in the dump, that tap
     # would break the tie. None: they differ at no tap on this input.
     told_apart_at: tuple[str | None, ...] = ()
+    # For each fault after the first, another input that would break the tie, in words. None: a tap does, or none of the
+    # inputs that were tried.
+    told_apart_by: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Diagnosis:
                     for evidence in finding.evidence
                 ],
                 "told_apart_at": finding.told_apart_at,
+                "told_apart_by": finding.told_apart_by,
             }
             for finding in self.findings
         ]
@@ -117,9 +121,16 @@ class Diagnosis:
 
 def _finding_lines(finding: Finding) -> list[str]:
     lines = [_named(finding.faults[0])]
-    for other, tap in zip_longest(finding.faults[1:], finding.told_apart_at):
+    for other, tap, words in zip_longest(finding.faults[1:], finding.told_apart_at, finding.told_apart_by):
         lines.append(f"  or {_named(other)} (the same numbers on this input)")
-        more = f"add {tap} to the dump" if tap else "no tap does on this input; texts of several lengths may"
+        if tap:
+            more = f"add {tap} to the dump"
+        elif words:
+            more = f"record another input, such as {words}"
+        elif isinstance(other, TokenizerFault):
+            more = "record other texts"
+        else:
+            more = "no tap does on this input, nor does any other input that was tried"
         lines.append(f"     to tell it from {finding.faults[0].name}: {more}")
     width = max((len(evidence.tap) for evidence in finding.evidence), default=0)
     lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")

@@ -276,8 +276,16 @@ def _gelu_quick(x: Tensor) -> Tensor:
 
 
 def _weights_float16(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
+    modules = list(model.modules())
+    # A copy of the word table needs gigabytes: rows are rounded when they are looked up, unless a decoder reads it all.
+    decoders = [module.weight for module in modules if isinstance(module, nn.Linear)]
+    tables = [module.word_embeddings for module in modules if isinstance(module, Embeddings)]
+    tables = [table for table in tables if all(table.weight is not weight for weight in decoders)]
+    for table in tables:
+        change_output(undo, table, lambda rows: rows.half().to(rows))
     for parameter in model.parameters():
-        replace_values(undo, parameter, parameter.half())
+        if all(parameter is not table.weight for table in tables):
+            replace_values(undo, parameter, parameter.half())
 
 
 def _dropout_left_on(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:

@@ -20,6 +20,8 @@ def other_inputs(ids: Tensor, mask: Tensor, config: XLMRobertaConfig) -> Iterato
     """Inputs that show what this one may hide, made of its ids: in words, ids, mask."""
     pad = config.pad_token_id
     rows = [row[real.bool()] for row, real in zip(ids, mask, strict=True) if real.any()]
+    if not rows:
+        return
     longest = max(rows, key=len)
     limit = config.max_position_embeddings - pad - 1
     inner = longest[1:-1] if len(longest) > 2 else longest
@@ -30,9 +32,10 @@ def other_inputs(ids: Tensor, mask: Tensor, config: XLMRobertaConfig) -> Iterato
     yield ("texts of several lengths, padded on the left", *_padded(lengths, pad, left=True))
     yield ("one longer text", longer[None], torch.ones_like(longer[None]))
     yield ("more texts in the batch", *_padded([*lengths, short.flip(0), longer], pad, left=False))
-    one = torch.ones_like(longest)
-    one[len(longest) // 2] = 0
-    yield ("a text with padding inside", torch.where(one.bool(), longest, pad)[None], one[None])
+    if len(longest) > 2:
+        one = torch.ones_like(longest)
+        one[len(longest) // 2] = 0
+        yield ("a text with padding inside", torch.where(one.bool(), longest, pad)[None], one[None])
 
 
 def _padded(rows: Sequence[Tensor], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
@@ -46,9 +49,25 @@ def _padded(rows: Sequence[Tensor], pad: int, *, left: bool) -> tuple[Tensor, Te
 
 
 def told_apart_by(
-    simulator: Simulator, config: XLMRobertaConfig, made: tuple[SimulatedFault, ...], faults: Sequence[SimulatedFault]
+    simulator: Simulator,
+    config: XLMRobertaConfig,
+    made: tuple[SimulatedFault, ...],
+    faults: Sequence[SimulatedFault],
+    *,
+    same: float = SAME,
 ) -> tuple[str | None, ...]:
-    """For each fault, the first input that shows a difference from the first fault; None if none of them does."""
+    """For each fault, the first input that shows a difference from the first fault; None if none of them does.
+
+    Args:
+        simulator: Makes faults in the model.
+        config: Of the model.
+        made: The faults that were found before.
+        faults: Those to be compared with the first of them.
+        same: The largest difference that does not count, relative to the largest value of a tap.
+
+    Returns:
+        The inputs in words.
+    """
     found: list[str | None] = [None] * len(faults)
     for words, ids, mask in other_inputs(simulator.input_ids, simulator.attention_mask, config):
         if None not in found[1:]:
@@ -57,7 +76,7 @@ def told_apart_by(
         for index, fault in enumerate(faults):
             if index and found[index] is None:
                 other = _outcome(simulator, (*made, fault), ids, mask)
-                if first is not None and other is not None and not _same(first, other, mask.bool()):
+                if first is not None and other is not None and not _same(first, other, mask.bool(), same):
                     found[index] = words
     return tuple(found)
 
@@ -78,12 +97,14 @@ def _outcome(
     return found | {SENTENCE: pool(out.last_hidden_state, mask)}
 
 
-def _same(first: dict[str, Tensor], other: dict[str, Tensor], real: Tensor) -> bool:
+def _same(first: dict[str, Tensor], other: dict[str, Tensor], real: Tensor, same: float) -> bool:
     for tap, tensor in first.items():
+        if tap not in other or other[tap].shape != tensor.shape:
+            return False
         if tensor.shape[: real.dim()] == real.shape:
             a, b = tensor[real], other[tap][real]
         else:
             a, b = (elements(tap, each, real) for each in (tensor, other[tap]))
-        if not torch.allclose(a, b, rtol=SAME, atol=SAME * float(a.abs().max()), equal_nan=True):
+        if not torch.allclose(a, b, rtol=same, atol=same * float(a.abs().max()), equal_nan=True):
             return False
     return True
