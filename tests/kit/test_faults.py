@@ -1,5 +1,6 @@
 """Every parity comparison is seen to fail: each fault of the catalogue is made in our model, and must be noticed."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -264,3 +265,19 @@ def test_a_missing_key_bias_changes_nothing_after_softmax() -> None:
     assert is_far(healthy["layers.0.attention.scores"], faulty["layers.0.attention.scores"], pair.real)
     assert not is_far(healthy["layers.0.attention.probs"], faulty["layers.0.attention.probs"], pair.real)
     assert not is_far(healthy["lm_head.logits"], faulty["lm_head.logits"], pair.real)
+
+
+@torch.no_grad()
+def test_weights_in_float16_need_no_copy_of_the_word_table() -> None:
+    torch.manual_seed(0)
+    model = XLMRobertaModel(reference.POST_NORM).eval()
+    half = copy.deepcopy(model)
+    for parameter in half.parameters():
+        parameter.copy_(parameter.half())
+    ids = torch.tensor([[0, 7, 8, 9, 2]])
+    table = model.embeddings.word_embeddings.weight
+    stored = table.data_ptr()
+    with find_fault("weights_float16").applied(model):
+        assert table.data_ptr() == stored
+        assert torch.equal(model(ids).last_hidden_state, half(ids).last_hidden_state)
+    assert not torch.equal(model(ids).last_hidden_state, half(ids).last_hidden_state)
