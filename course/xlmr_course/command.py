@@ -77,8 +77,9 @@ def lines(verdict: Verdict, hints: int) -> list[str]:
     if hints >= 1 and verdict.where:
         shown.append(f"  where: {verdict.where}")
     if hints >= 2:
-        unknown = "no fault that is known here gives these numbers; compare your lines with the page's formula"
-        shown.append(f"  why: {verdict.fault}. {verdict.why}" if verdict.fault else f"  why: {unknown}")
+        cause = f"{verdict.fault}. {verdict.why}" if verdict.fault else verdict.why
+        if cause:
+            shown.append(f"  why: {cause}")
     elif verdict.where and hints == 0:
         shown.append("  --hint shows where; --why shows the cause")
     elif verdict.fault:

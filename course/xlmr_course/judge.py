@@ -8,19 +8,20 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from xlmr_course.convert import UnexpectedError, copied, given_as, returned, same
 from xlmr_course.material import material
 from xlmr_course.step import LOW, Case, Fault, Function, Step
 from xlmr_course.steps import STEPS
@@ -28,6 +29,7 @@ from xlmr_course.steps import STEPS
 RELATIVE = 1e-9  # of the largest expected number: the inputs are float64, so rounding stays far below
 SLOW_SECONDS, SLOW_TIMES = 0.5, 50  # a function is slow if it takes longer than both: in all, and times the solution
 LONGEST = 90.0  # seconds for one step
+UNKNOWN = "no fault that is known here gives this result"
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,21 @@ def judge(step: Step, file: Path) -> list[Verdict]:
     if arrays not in ("torch", "numpy"):
         symptom = f"ARRAYS is {arrays!r} in {file.name}: write 'torch' or 'numpy'"
         return [Verdict(function.name, False, symptom) for function in step.functions]
-    if step.arrays == "numpy" and "import torch" in file.read_text(encoding="utf-8"):
+    if step.arrays == "numpy" and re.search(r"^\s*(import|from) torch\b", file.read_text(encoding="utf-8"), re.M):
         return [
             Verdict(x.name, False, f"{file.name} imports torch: this step is to be done without")
             for x in step.functions
         ]
-    return [judge_function(step, function, space.get(function.name), arrays, file) for function in step.functions]
+    verdicts = [judge_function(step, function, space.get(function.name), arrays, file) for function in step.functions]
+    return [_after(verdict, verdicts[:index]) for index, verdict in enumerate(verdicts)]
+
+
+def _after(verdict: Verdict, above: Sequence[Verdict]) -> Verdict:
+    """A function without a known fault may call one above it that is wrong."""
+    wrong = [other.function for other in above if not other.ok]
+    if verdict.fault or not verdict.why or not wrong:
+        return verdict
+    return replace(verdict, why=f"{UNKNOWN}; if it calls `{wrong[-1]}`, which is wrong as well, mend that first")
 
 
 def run_file(file: Path) -> dict[str, Any]:
@@ -98,18 +109,18 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
     cases = function.cases(material())
     seconds = 0.0
     for case in cases:
-        given = {name: _to(arrays, value) for name, value in case.arguments.items()}
-        before = {name: _copy(value) for name, value in given.items()}
+        given = {name: given_as(arrays, value) for name, value in case.arguments.items()}
+        before = {name: copied(value) for name, value in given.items()}
         start = time.perf_counter()
         try:
             with torch.no_grad():
                 result = written(**given)
-        except NotImplementedError:
-            return Verdict(function.name, False, "not written yet")
+        except NotImplementedError as error:
+            return Verdict(function.name, False, _not_written(error, file))
         except Exception as error:
-            return Verdict(function.name, False, f"on {case.about}: {_where_raised(error, file)}")
+            return _raised(function, case, error, arrays, file)
         seconds += time.perf_counter() - start
-        changed = [name for name in given if not _same(before[name], given[name])]
+        changed = [name for name in given if not same(before[name], given[name])]
         if changed:
             return Verdict(
                 function.name,
@@ -118,8 +129,8 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
                 "look for `+=`, `*=`, `out=`, or a method that ends in an underscore",
             )
         try:
-            results.append(_from(result, case.expected))
-        except _UnexpectedError as error:
+            results.append(returned(result, case.expected))
+        except UnexpectedError as error:
             return Verdict(function.name, False, f"on {case.about}: {error}")
     wrong = [(case, result) for case, result in zip(cases, results, strict=True) if not agrees(case, result)]
     if not wrong:
@@ -129,108 +140,9 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
     fault = _recognised(function, cases, results)
     where = _where(function, case, result)
     if fault is None:
-        return Verdict(function.name, False, symptom, where)
+        unknown = f"{UNKNOWN}; compare your lines with the page's formula"
+        return Verdict(function.name, False, symptom, where, why=unknown)
     return Verdict(function.name, False, symptom, where, fault.name, fault.why)
-
-
-# ---- from torch to what the learner writes in, and back --------------------------------------------------------------
-
-
-def _to(arrays: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().numpy().copy() if arrays == "numpy" else value.detach().clone()
-    if isinstance(value, Mapping):
-        return {name: _to(arrays, one) for name, one in value.items()}
-    if callable(value) and arrays == "numpy":
-        return _with_arrays(value)
-    return list(value) if isinstance(value, list) else value
-
-
-def _with_arrays(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    def call(array: Any) -> Any:
-        return function(torch.from_numpy(np.ascontiguousarray(array))).numpy()
-
-    return call
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, Mapping):
-        return {name: _copy(one) for name, one in value.items()}
-    return value.copy() if isinstance(value, list | np.ndarray) else value
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
-
-
-class _UnexpectedError(Exception):
-    """What came back is not of the kind that is asked for."""
-
-
-def _from(result: Any, expected: Any) -> Any:
-    """The result as a tensor, or as a tuple, dict or list as expected."""
-    if result is None:
-        raise _UnexpectedError("it returns None: is `return` missing?")
-    if isinstance(expected, dict):
-        if not isinstance(result, Mapping):
-            raise _UnexpectedError(f"it returns {_kind(result)}; expected a dict")
-        odd = next((str(name) for name, value in result.items() if not isinstance(value, Tensor | np.ndarray)), None)
-        if odd is not None:
-            raise _UnexpectedError(f"the value of {odd!r} is no tensor")
-        return {str(name): _tensor(value, None) for name, value in result.items()}
-    if isinstance(expected, tuple):
-        if not isinstance(result, tuple | list) or len(result) != len(expected):
-            raise _UnexpectedError(f"it returns {_kind(result)}; expected {len(expected)} things: return a, b")
-        return tuple(_tensor(a, b) for a, b in zip(result, expected, strict=True))
-    if isinstance(expected, list):
-        numbers = result.tolist() if isinstance(result, Tensor | np.ndarray) else result
-        if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-            raise _UnexpectedError(f"it returns {_kind(result)}; expected a list of integers")
-        return numbers
-    return _tensor(result, expected)
-
-
-def _tensor(value: Any, expected: Tensor | None) -> Tensor:
-    if isinstance(value, int | float | np.generic):
-        value = np.asarray(value)
-    if isinstance(value, list):
-        try:
-            value = np.asarray(value)
-        except ValueError:
-            raise _UnexpectedError("it returns lists of unequal lengths") from None
-    if not isinstance(value, Tensor | np.ndarray):
-        raise _UnexpectedError(f"it returns {_kind(value)}; expected an array")
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-    if expected is None:
-        return tensor.double()
-    if expected.is_floating_point() != tensor.is_floating_point():
-        kinds = "floating-point numbers" if expected.is_floating_point() else "integers"
-        raise _UnexpectedError(f"it returns {tensor.dtype} numbers; expected {kinds}")
-    if expected.is_floating_point() and tensor.dtype != torch.float64:
-        raise _UnexpectedError(
-            f"it returns {str(tensor.dtype).removeprefix('torch.')} for float64: something on the way rounds. Make new "
-            "arrays with the dtype of the input"
-        )
-    return tensor.double() if expected.is_floating_point() else tensor.long()
-
-
-def _shapes(found: Tensor, expected: Tensor) -> str:
-    message = f"it returns the shape {tuple(found.shape)}; expected {tuple(expected.shape)}"
-    if sorted(found.shape) == sorted(expected.shape):
-        return message + ": the axes are in another order"
-    if found.numel() == expected.numel():
-        return message + ": the same numbers, with axes that are split or joined differently"
-    return message
-
-
-def _kind(value: Any) -> str:
-    return "a tuple" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 # ---- right or wrong --------------------------------------------------------------------------------------------------
@@ -284,8 +196,8 @@ def _recognised(function: Function, cases: Sequence[Case], results: Sequence[Any
         for case, result in zip(cases, results, strict=True):
             with torch.no_grad():
                 try:
-                    theirs = _from(fault.make(**_to("torch", case.arguments)), case.expected)
-                except _UnexpectedError:
+                    theirs = returned(fault.make(**given_as("torch", case.arguments)), case.expected)
+                except UnexpectedError:
                     break
             hidden = None if case.hidden is None else theirs <= LOW
             if not agrees(Case(case.arguments, theirs, case.about, case.counts, hidden), result):
@@ -298,10 +210,44 @@ def _recognised(function: Function, cases: Sequence[Case], results: Sequence[Any
 # ---- the words -------------------------------------------------------------------------------------------------------
 
 
+def _own_frames(error: Exception, file: Path) -> list[traceback.FrameSummary]:
+    """The frames in the learner's folder."""
+    folder = file.parent.resolve()
+    return [x for x in traceback.extract_tb(error.__traceback__) if Path(x.filename).resolve().parent == folder]
+
+
 def _where_raised(error: Exception, file: Path) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    frames = _own_frames(error, file)
     line = f" in line {frames[-1].lineno}" if frames else ""
+    if frames and Path(frames[-1].filename).name != file.name:
+        line += f" of {Path(frames[-1].filename).name}"
     return f"{type(error).__name__}{line}: {error}"
+
+
+def _not_written(error: NotImplementedError, file: Path) -> str:
+    frames = _own_frames(error, file)
+    if not frames or Path(frames[-1].filename).name == file.name:
+        return "not written yet"
+    return f"it calls `{frames[-1].name}` of {Path(frames[-1].filename).name}, which is not written yet"
+
+
+def _raised(function: Function, case: Case, error: Exception, arrays: str, file: Path) -> Verdict:
+    symptom = f"on {case.about}: {_where_raised(error, file)}"
+    modules = [(step.file, sys.modules.get(step.file.removesuffix(".py"))) for step in STEPS]
+    others = [name for name, module in modules if module and getattr(module, "ARRAYS", "torch") != arrays]
+    if not others:
+        return Verdict(function.name, False, symptom)
+    why = f"{file.name} has ARRAYS = {arrays!r}, and imports {others[0]}, which has the other: write both in one."
+    return Verdict(function.name, False, symptom, fault="torch and NumPy mixed", why=why)
+
+
+def _shapes(found: Tensor, expected: Tensor) -> str:
+    message = f"it returns the shape {tuple(found.shape)}; expected {tuple(expected.shape)}"
+    if sorted(found.shape) == sorted(expected.shape):
+        return message + ": the axes are in another order"
+    if found.numel() == expected.numel():
+        return message + ": the same numbers, with axes that are split or joined differently"
+    return message
 
 
 def _symptom(case: Case, result: Any) -> str:
@@ -316,12 +262,13 @@ def _symptom(case: Case, result: Any) -> str:
         missing, extra = expected.keys() - result.keys(), result.keys() - expected.keys()
         wrong = [x for x in expected if x in result and not _agree(expected[x], result[x], case)]
         parts = [
-            f"{len(names)} names {word}, such as {min(names)}"
-            for names, word in ((missing, "are missing"), (extra, "have no place in the model"))
+            f"{word}: {len(names)}, such as {min(names)}"
+            for names, word in ((missing, "missing names"), (extra, "names that the model lacks"))
             if names
         ]
         if wrong:
-            parts.append(f"{len(wrong)} tensors are wrong, such as {wrong[0]}")
+            of_one = _symptom(Case({}, expected[wrong[0]], ""), result[wrong[0]])
+            parts.append(f"wrong tensors: {len(wrong)}, such as {wrong[0]}: {of_one}")
         return "; ".join(parts)
     if isinstance(expected, tuple):
         number = next(i for i, (a, b) in enumerate(zip(expected, result, strict=True)) if not _agree(a, b, case))
@@ -333,13 +280,16 @@ def _symptom(case: Case, result: Any) -> str:
     wrong = _wrong(expected, result, case)
     share = float(wrong.sum() / (_over(case.counts, wrong).sum() if case.counts is not None else wrong.numel()))
     place = tuple(wrong.nonzero()[0].tolist())
-    return (
-        f"{share:.0%} of the numbers are wrong; at {list(place)} is {_n(result[place])}, expected {_n(expected[place])}"
-    )
+    found, right = _apart(float(result[place]), float(expected[place]))
+    if not place:
+        return f"it is {found}; expected {right}"
+    return f"{share:.0%} of the numbers are wrong; at {list(place)} is {found}, expected {right}"
 
 
-def _n(number: Tensor) -> str:
-    return f"{float(number):.4g}"
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers with four digits, or with as many as show that they differ."""
+    pairs = ((f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(4, 18))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (repr(one), repr(other)))
 
 
 def _where(function: Function, case: Case, result: Any) -> str:
@@ -382,7 +332,7 @@ def _slow(step: Step, function: Function, cases: Sequence[Case], seconds: float)
     if seconds < SLOW_SECONDS:
         return ""
     solution = run_file(step.solution)[function.name]
-    arguments = [{x: _to(step.arrays or "torch", value) for x, value in case.arguments.items()} for case in cases]
+    arguments = [{x: given_as(step.arrays or "torch", value) for x, value in case.arguments.items()} for case in cases]
     start = time.perf_counter()
     for given in arguments:
         solution(**given)
@@ -397,7 +347,9 @@ def _slow(step: Step, function: Function, cases: Sequence[Case], seconds: float)
 def main() -> None:
     name, file = sys.argv[1:]
     step = next(step for step in STEPS if step.name == name)
-    print(json.dumps([asdict(verdict) for verdict in judge(step, Path(file))]))
+    verdicts = judge(step, Path(file))
+    print()  # what the learner's functions print may end without a line break
+    print(json.dumps([asdict(verdict) for verdict in verdicts]))
 
 
 if __name__ == "__main__":

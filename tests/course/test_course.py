@@ -107,6 +107,65 @@ def test_files_that_cannot_be_marked(tmp_path: Path) -> None:
     assert "has no function position_ids" in written("x = 1\n", tmp_path).symptom
     assert "write 'torch' or 'numpy'" in written("ARRAYS = 'jax'\n", tmp_path).symptom
     assert "to be done without" in written("import torch\n", tmp_path, "numpy-port").symptom
+    assert "has no function" in written("# no import torch here\n", tmp_path, "numpy-port").symptom
+
+
+def put(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+
+
+def test_an_error_in_another_file_is_said_to_be_there(tmp_path: Path) -> None:
+    put(tmp_path, positions="def position_ids(input_ids, pad):\n    return input_ids.nothing\n")
+    text = "from positions import position_ids\ndef encode(input_ids, **_):\n    return position_ids(input_ids, 1)\n"
+    verdict = written(text, tmp_path, "stack")
+    assert "AttributeError in line 2 of positions.py" in verdict.symptom
+    assert verdict.why == ""
+    put(tmp_path, positions="ARRAYS = 'numpy'\ndef position_ids(input_ids, pad):\n    return input_ids.astype(int)\n")
+    verdict = written(text, tmp_path, "stack")
+    assert verdict.fault == "torch and NumPy mixed"
+    assert "imports positions.py" in verdict.why
+    put(tmp_path, positions="def position_ids(input_ids, pad):\n    raise NotImplementedError\n")
+    verdict = written(text, tmp_path, "stack")
+    assert verdict.symptom == "it calls `position_ids` of positions.py, which is not written yet"
+
+
+def test_numbers_are_shown_with_the_digits_that_differ(tmp_path: Path) -> None:
+    text = "from torch.nn.functional import gelu\ndef activation(x):\n    return gelu(x) * (1 + 1e-7)\n"
+    words = written(text, tmp_path, "feed-forward").symptom.split(" is ")[1]
+    found, expected = words.split(", expected ")
+    assert found != expected
+    verdict = written("def loss(logits, labels):\n    return logits.sum() * 0 + 1\n", tmp_path, "training")
+    assert "it is 1; expected 8." in verdict.symptom
+
+
+def test_without_a_known_fault_the_function_above_may_be_the_cause(tmp_path: Path) -> None:
+    step = next(step for step in STEPS if step.name == "embeddings")
+    text = (
+        "def norm(x, weight, bias, eps):\n    return x * 2\n"
+        "def embed(input_ids, positions, word, position, token_type, weight, bias, eps):\n"
+        "    return norm(word[input_ids], weight, bias, eps)\n"
+    )
+    put(tmp_path, embeddings=text)
+    norm, embed = judge(step, tmp_path / step.file)
+    assert "compare your lines with the page's formula" in norm.why
+    assert "if it calls `norm`, which is wrong as well, mend that first" in embed.why
+
+
+def test_wrong_tensors_of_a_file_are_described(tmp_path: Path) -> None:
+    text = "".join(f"{line}\n" for line in STEPS[10].solution.read_text(encoding="utf-8").splitlines())
+    text += "right = load\ndef load(published):\n    return {x: y[:1] for x, y in right(published).items()}\n"
+    symptom = written(text, tmp_path, "loading").symptom
+    assert "wrong tensors: " in symptom
+    assert "it returns the shape" in symptom
+
+
+def test_what_a_function_prints_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = Workbook.start(tmp_path)
+    put(tmp_path, positions="def position_ids(input_ids, pad):\n    print('seen', end='')\n    return input_ids\n")
+    [verdict] = book.check(STEPS[1])
+    assert not verdict.ok
+    assert capsys.readouterr().out.startswith("seen")
 
 
 def test_a_slow_way_is_right_and_is_said_to_be_slow(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ HEADS = Step(
                     ),
                 ),
                 Fault(
+                    "tokens last",
+                    "The axes are (B, N, D, S), as the keys are needed later. Here the tokens come before the features.",
+                    lambda x, weight, bias, heads: _rows(linear(x, weight, bias), heads).transpose(2, 3),
+                ),
+                Fault(
                     "heads backwards",
                     "The heads are in the opposite order.",
                     lambda x, weight, bias, heads: _rows(linear(x, weight, bias), heads).flip(1),
@@ -223,6 +228,12 @@ CONTEXT = Step(
                     lambda scores, v: _merged(scores.softmax(dim=1) @ v),
                 ),
                 Fault(
+                    "softmax over everything",
+                    "All weights of all rows together add up to 1: the sum lacks an axis. Those of each row must: sum "
+                    "over the last axis, and keep it (keepdims=True).",
+                    lambda scores, v: _merged(scores.flatten().softmax(0).view_as(scores) @ v),
+                ),
+                Fault(
                     "merged without transpose",
                     "(B, N, S, D) is reshaped to (B, S, H) in one go. Exchange tokens and heads first.",
                     lambda scores, v: (scores.softmax(-1) @ v).reshape(v.shape[0], v.shape[2], -1),
@@ -316,6 +327,11 @@ OUTPUT = Step(
                     "residual after the norm",
                     "`x` is added after the norm. In XLM-R base and large the norm comes last, over the sum.",
                     _output_by(lambda c, x, w, b, norm: x + norm(linear(c, w, b))),
+                ),
+                Fault(
+                    "residual twice",
+                    "`x` is added before the norm and again after it. Only the sum before the norm has it.",
+                    _output_by(lambda c, x, w, b, norm: x + norm(x + linear(c, w, b))),
                 ),
                 Fault(
                     "norm before",

@@ -46,6 +46,25 @@ def _with_layers(choose: Callable[[list[nn.Module]], list[nn.Module]]) -> Callab
     return wrong
 
 
+def _queries_for_keys(layer: Any) -> nn.Module:
+    attention = layer.attention
+    attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
+    return layer
+
+
+def _scaled_by_width(layer: Any) -> nn.Module:
+    heads = material().config.num_attention_heads
+    for parameter in layer.attention.q_proj.parameters():  # a smaller query is a smaller score
+        parameter.data /= heads**0.5
+    return layer
+
+
+def _last_norm(parameters: Mapping[str, Tensor], **given: Any) -> Tensor:
+    right = _with_layers(lambda layers: layers)(**given)
+    prefix = f"layers.{material().config.num_hidden_layers - 1}.feed_forward_norm."
+    return layer_norm(right, right.shape[-1:], parameters[prefix + "weight"], parameters[prefix + "bias"], given["eps"])
+
+
 def _called(**other: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """The model with other arguments, each a function of input_ids."""
 
@@ -86,8 +105,23 @@ STACK_FAULTS = (
     ),
     Fault(
         "positions from zero",
-        "Positions are counted from 0; your function of the step `positions` is not used.",
+        "Positions are counted from 0. Use your function of the step `positions`; the id of <pad> is 1.",
         _called(position_ids=lambda ids: torch.arange(ids.shape[1]).expand_as(ids)),
+    ),
+    Fault(
+        "queries and keys exchanged",
+        "k_proj makes the queries and q_proj the keys.",
+        _with_layers(lambda layers: [_queries_for_keys(layer) for layer in layers]),
+    ),
+    Fault(
+        "scaled by the width of the model",
+        "The scores are divided by sqrt(H). D is the width of one head, H / N.",
+        _with_layers(lambda layers: [_scaled_by_width(layer) for layer in layers]),
+    ),
+    Fault(
+        "a norm at the end",
+        "The result of the last layer is normalised once more. Only XL has a norm at the end.",
+        lambda parameters, **given: _last_norm(parameters, **given),
     ),
 )
 STACK = Step(
@@ -126,13 +160,15 @@ def _head(
     norm: bool = True,
     vocabulary_bias: bool = True,
     norm_first: bool = False,
+    residual: bool = False,
 ) -> Callable[..., Tensor]:
     def wrong(hidden: Tensor, word: Tensor, bias: Tensor, eps: float, **given: Tensor) -> Tensor:
         def normed(x: Tensor) -> Tensor:
             return layer_norm(x, x.shape[-1:], given["norm_weight"], given["norm_bias"], eps) if norm else x
 
         x = linear(hidden, given["dense_weight"], given["dense_bias"] if dense_bias else None) if dense else hidden
-        x = activation(normed(x)) if norm_first else normed(activation(x))
+        added = hidden if residual else torch.zeros_like(hidden)
+        x = activation(normed(x)) if norm_first else normed(activation(x) + added)
         return x @ word.T + bias if vocabulary_bias else x @ word.T
 
     return wrong
@@ -167,6 +203,16 @@ LM_HEAD = Step(
                 ),
                 Fault("tanh", "The activation is tanh, which belongs to the pooler.", _head(activation=torch.tanh)),
                 Fault("no norm", "The norm of the head is left out.", _head(norm=False)),
+                Fault(
+                    "softmax",
+                    "These are probabilities. The softmax is not part of the head.",
+                    lambda **given: _head()(**given).softmax(-1),
+                ),
+                Fault(
+                    "residual",
+                    "`hidden` is added before the norm. The head has no residual connection.",
+                    _head(residual=True),
+                ),
                 Fault("norm before GELU", "The norm stands before GELU. It comes after it.", _head(norm_first=True)),
                 Fault(
                     "word table only",
@@ -227,6 +273,15 @@ def _without(part: str) -> Callable[..., Names]:
     return _changed(lambda right, _published: {name: x for name, x in right.items() if part not in name})
 
 
+def _with_useless(*parts: str) -> Callable[..., Names]:
+    def change(right: Names, published: Names) -> Names:
+        return right | {
+            name.removeprefix("roberta."): x for name, x in published.items() if any(part in name for part in parts)
+        }
+
+    return _changed(change)
+
+
 def _transposed(right: Names, _published: Names) -> Names:
     return {name: x.T if "_proj.weight" in name and x.shape[0] == x.shape[1] else x for name, x in right.items()}
 
@@ -272,6 +327,11 @@ LOADING = Step(
                     _changed(_transposed),
                 ),
                 Fault(
+                    "everything transposed",
+                    "Every matrix is transposed, the tables as well. The file has them as torch does: (out, in).",
+                    _changed(lambda right, _p: {name: x.T if x.ndim == 2 else x for name, x in right.items()}),
+                ),
+                Fault(
                     "no vocabulary bias",
                     "lm_head.bias, the bias of the vocabulary, is not carried over.",
                     _without("decoder.bias"),
@@ -304,13 +364,17 @@ LOADING = Step(
                 Fault(
                     "keys that have no use",
                     "The result has names that the model lacks: leave position_ids and the pooler out.",
-                    _changed(
-                        lambda right, p: (
-                            right | {name: x for name, x in p.items() if "pooler" in name or "position_ids" in name}
-                            if "roberta.pooler.dense.bias" in p
-                            else right
-                        )
-                    ),
+                    _with_useless("pooler", "position_ids"),
+                ),
+                Fault(
+                    "position_ids kept",
+                    "The pooler is left out, but position_ids is not. It is a list of numbers, not a weight.",
+                    _with_useless("position_ids"),
+                ),
+                Fault(
+                    "pooler kept",
+                    "position_ids is left out, but the pooler is not. This model has none.",
+                    _with_useless("pooler"),
                 ),
             ),
         ),

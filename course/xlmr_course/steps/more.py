@@ -83,6 +83,16 @@ PACKING = Step(
                     lambda input_ids, mask: (input_ids.flatten(), mask.sum(1)),
                 ),
                 Fault(
+                    "not packed",
+                    "The ids are still (B, S). A packed batch has one axis: the real tokens of all texts.",
+                    lambda input_ids, mask: (input_ids, mask.sum(1)),
+                ),
+                Fault(
+                    "counted over the texts",
+                    "The real tokens of each column are counted. A length is the sum over a row: axis 1.",
+                    lambda input_ids, mask: (input_ids[mask], mask.sum(0)),
+                ),
+                Fault(
                     "widths for lengths",
                     "The lengths are those of the padded rows. Count the real tokens of each.",
                     lambda input_ids, mask: (input_ids[mask], torch.full((len(mask),), mask.shape[1])),
@@ -126,6 +136,11 @@ PACKING = Step(
                     "from one",
                     "Each text begins at 1. XLM-R counts from pad + 1 = 2.",
                     lambda lengths, pad: torch.cat([torch.arange(n) + 1 for n in lengths.tolist()]),
+                ),
+                Fault(
+                    "one too few",
+                    "Each text lacks its last position: a range ends before its end.",
+                    lambda lengths, pad: torch.cat([torch.arange(pad + 1, pad + n) for n in lengths.tolist()]),
                 ),
                 Fault(
                     "from three",
@@ -278,6 +293,16 @@ def _adamw(
     return wrong
 
 
+def _corrected_returned(**given: Any) -> Three:
+    weight, mean, square = _adamw()(**given)
+    return weight, mean / (1 - given["beta1"] ** given["step"]), square / (1 - given["beta2"] ** given["step"])
+
+
+def _decay_last(**given: Any) -> Three:
+    weight, mean, square = _adamw(decay=False)(**given)
+    return weight * (1 - given["lr"] * given["weight_decay"]), mean, square
+
+
 def _softmax_minus_label(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.softmax(-1) - one_hot(labels.clamp(min=0), logits.shape[-1])
 
@@ -304,6 +329,11 @@ TRAINING = Step(
                     "sum",
                     "The losses are added, not averaged: longer batches would count more.",
                     lambda logits, labels: _loss(logits, labels) * (labels != NO_LABEL).sum(),
+                ),
+                Fault(
+                    "sum over the number of texts",
+                    "The sum is divided by the number of texts. Divide by the number of labelled tokens.",
+                    lambda logits, labels: _loss(logits, labels) * (labels != NO_LABEL).sum() / len(labels),
                 ),
                 Fault(
                     "mean of rows",
@@ -357,6 +387,14 @@ TRAINING = Step(
                     lambda logits, labels: _softmax_minus_label(logits, labels) * _labelled(labels) / labels.numel(),
                 ),
                 Fault(
+                    "only the label hidden",
+                    "Tokens without a label keep their probabilities, and nothing is averaged: multiply the whole "
+                    "difference by the mask, and divide by n.",
+                    lambda logits, labels: (
+                        logits.softmax(-1) - one_hot(labels.clamp(min=0), logits.shape[-1]) * _labelled(labels)
+                    ),
+                ),
+                Fault(
                     "tokens without a label",
                     "Tokens without a label have a gradient. Nothing asks them for anything: theirs is 0.",
                     lambda logits, labels: _softmax_minus_label(logits, labels) / _labelled(labels).sum(),
@@ -397,6 +435,16 @@ TRAINING = Step(
                     _adamw(eps_inside=True),
                 ),
                 Fault("sign", "The weight goes up the gradient.", _adamw(sign=1.0)),
+                Fault(
+                    "corrected means returned",
+                    "mean' and square' are returned. Only this step uses them: the next one needs mean and square.",
+                    _corrected_returned,
+                ),
+                Fault(
+                    "decay last",
+                    "The weight is shrunk after the step, and the step with it. Shrink it first.",
+                    _decay_last,
+                ),
             ),
         ),
     ),
@@ -476,6 +524,11 @@ XL = Step(
                     "norms exchanged",
                     "The two norms are exchanged.",
                     _xl_by(lambda x, a, f, n1, n2: _second(x + a(n2(x)), f, n1)),
+                ),
+                Fault(
+                    "one norm for both",
+                    "`attention_norm` stands before both parts. The second has its own, `feed_forward_norm`.",
+                    _xl_by(lambda x, a, f, n1, n2: _second(x + a(n1(x)), f, n1)),
                 ),
                 Fault(
                     "no second norm",

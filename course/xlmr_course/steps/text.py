@@ -75,6 +75,11 @@ IDS = Step(
                     lambda spm_ids: [1, *_shifted(spm_ids), 2],
                 ),
                 Fault(
+                    "<s> and </s> exchanged",
+                    "The row begins with 2 and ends with 0. <s>, the begin, is 0; </s>, the end, is 2.",
+                    lambda spm_ids: [2, *_shifted(spm_ids), 0],
+                ),
+                Fault(
                     "special tokens shifted",
                     "The special tokens are counted in the model's own numbering already: they are not shifted.",
                     lambda spm_ids: [1, *_shifted(spm_ids), 3],
@@ -285,6 +290,13 @@ EMBEDDINGS = Step(
                     lambda x, weight, bias, eps: _norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
                 ),
                 Fault(
+                    "bias before the weight",
+                    "`bias` is added before the product with `weight`. Multiply by `weight` first.",
+                    lambda x, weight, bias, eps: (
+                        (_norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps) + bias) * weight
+                    ),
+                ),
+                Fault(
                     "no bias",
                     "`bias` is not added at the end.",
                     lambda x, weight, bias, eps: _norm(x, weight, torch.zeros_like(bias), eps),
@@ -329,6 +341,13 @@ EMBEDDINGS = Step(
                     "The rows of the position table are taken from 0 up, whatever `positions` says.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
                         word[input_ids] + position[: input_ids.shape[1]] + token_type[0], weight, bias, eps
+                    ),
+                ),
+                Fault(
+                    "token type after the norm",
+                    "The token-type vector is added after the norm. The norm is of the sum of all three.",
+                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: (
+                        _norm(word[input_ids] + position[positions], weight, bias, eps) + token_type[0]
                     ),
                 ),
                 Fault(

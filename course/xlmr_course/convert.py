@@ -1,0 +1,101 @@
+"""From torch to what the learner writes in, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def given_as(arrays: str, value: Any) -> Any:
+    """A copy of an argument, in "torch" or in "numpy"."""
+    if isinstance(value, Tensor):
+        return value.detach().numpy().copy() if arrays == "numpy" else value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: given_as(arrays, one) for name, one in value.items()}
+    if callable(value) and arrays == "numpy":
+        return _with_arrays(value)
+    return list(value) if isinstance(value, list) else value
+
+
+def _with_arrays(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    def call(array: Any) -> Any:
+        return function(torch.from_numpy(np.ascontiguousarray(array))).numpy()
+
+    return call
+
+
+def copied(value: Any) -> Any:
+    """A copy of an argument, of the same kind."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {name: copied(one) for name, one in value.items()}
+    return value.copy() if isinstance(value, list | np.ndarray) else value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments hold the same numbers."""
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+class UnexpectedError(Exception):
+    """What came back is not of the kind that is asked for."""
+
+
+def returned(result: Any, expected: Any) -> Any:
+    """The result as a tensor, or as a tuple, dict or list as expected."""
+    if result is None:
+        raise UnexpectedError("it returns None: is `return` missing?")
+    if isinstance(expected, dict):
+        if not isinstance(result, Mapping):
+            raise UnexpectedError(f"it returns {_kind(result)}; expected a dict")
+        odd = next((str(name) for name, value in result.items() if not isinstance(value, Tensor | np.ndarray)), None)
+        if odd is not None:
+            raise UnexpectedError(f"the value of {odd!r} is no tensor")
+        return {str(name): _tensor(value, None) for name, value in result.items()}
+    if isinstance(expected, tuple):
+        if not isinstance(result, tuple | list) or len(result) != len(expected):
+            raise UnexpectedError(f"it returns {_kind(result)}; expected {len(expected)} things: return a, b")
+        return tuple(_tensor(a, b) for a, b in zip(result, expected, strict=True))
+    if isinstance(expected, list):
+        numbers = result.tolist() if isinstance(result, Tensor | np.ndarray) else result
+        if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+            raise UnexpectedError(f"it returns {_kind(result)}; expected a list of integers")
+        return numbers
+    return _tensor(result, expected)
+
+
+def _tensor(value: Any, expected: Tensor | None) -> Tensor:
+    if isinstance(value, int | float | np.generic):
+        value = np.asarray(value)
+    if isinstance(value, list):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise UnexpectedError("it returns lists of unequal lengths") from None
+    if not isinstance(value, Tensor | np.ndarray):
+        raise UnexpectedError(f"it returns {_kind(value)}; expected an array")
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    if expected is None:
+        return tensor.double()
+    if expected.is_floating_point() != tensor.is_floating_point():
+        kinds = "floating-point numbers" if expected.is_floating_point() else "integers"
+        raise UnexpectedError(f"it returns {tensor.dtype} numbers; expected {kinds}")
+    if expected.is_floating_point() and tensor.dtype != torch.float64:
+        raise UnexpectedError(
+            f"it returns {str(tensor.dtype).removeprefix('torch.')} for float64: something on the way rounds. Make new "
+            "arrays with the dtype of the input"
+        )
+    return tensor.double() if expected.is_floating_point() else tensor.long()
+
+
+def _kind(value: Any) -> str:
+    return "a tuple" if isinstance(value, tuple) else f"a {type(value).__name__}"
