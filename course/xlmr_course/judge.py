@@ -200,7 +200,9 @@ def _recognised(function: Function, cases: Sequence[Case], results: Sequence[Any
                 except UnexpectedError:
                     break
             hidden = None if case.hidden is None else theirs <= LOW
-            if not agrees(Case(case.arguments, theirs, case.about, case.counts, hidden), result):
+            reshaped = isinstance(theirs, Tensor) and theirs.shape != case.expected.shape
+            counts = None if reshaped else case.counts  # it has the axes of the right result
+            if not agrees(Case(case.arguments, theirs, case.about, counts, hidden), result):
                 break
         else:
             return fault

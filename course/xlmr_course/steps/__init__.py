@@ -1,11 +1,13 @@
-"""The steps in their order. Each module has one."""
+"""The steps in their order."""
 
 from xlmr_course.step import Step
 from xlmr_course.steps.attention import CONTEXT, HEADS, OUTPUT, SCORES
+from xlmr_course.steps.bonus import NUMPY, XL
 from xlmr_course.steps.ends import LM_HEAD, LOADING, STACK
 from xlmr_course.steps.layer import FEED_FORWARD
-from xlmr_course.steps.more import NUMPY, PACKING, TRAINING, XL
+from xlmr_course.steps.packing import PACKING
 from xlmr_course.steps.text import EMBEDDINGS, IDS, POSITIONS
+from xlmr_course.steps.training import TRAINING
 
 STEPS: tuple[Step, ...] = (
     IDS,
