@@ -10,6 +10,7 @@ import torch
 
 from xlmr_course.judge import run_file
 from xlmr_course.material import material
+from xlmr_course.step import Step
 from xlmr_course.steps import STEPS
 from xlmr_course.workbook import Workbook
 
@@ -25,14 +26,14 @@ def fill(book: Workbook, text: str, top_k: int) -> list[tuple[float, str]]:
         top_k: How many.
 
     Raises:
-        ValueError: A step that is needed was not passed, or the text has not exactly one mask.
+        ValueError: A step that is needed was not passed or fails now, or the text has not exactly one mask.
     """
     missing = [step for step in USED if step not in book.passed()]
     if missing:
         raise ValueError(f"first pass {', '.join(missing)}: your functions of these steps are used here")
     if text.count("<mask>") != 1:
         raise ValueError(f"{text!r} has {text.count('<mask>')} masks: write exactly one <mask>")
-    spaces = {step.name: run_file(book.file(step)) for step in STEPS if step.name in USED}
+    spaces = {step.name: _guarded(step, run_file)(book.file(step)) for step in STEPS if step.name in USED}
     space, made = _functions(spaces), material()
     parameters = space["load"](made.published)
     before, after = text.split("<mask>")
@@ -69,10 +70,24 @@ def _functions(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[..
     found: dict[str, Callable[..., Any]] = {}
     for step in STEPS:
         for function in step.functions if step.name in spaces else ():
-            written = spaces[step.name][function.name]
+            written = spaces[step.name].get(function.name)
             numpy = spaces[step.name].get("ARRAYS") == "numpy"
-            found[function.name] = _with_tensors(written) if numpy else written
+            found[function.name] = _guarded(step, _with_tensors(written) if numpy else written)
     return found
+
+
+def _guarded(step: Step, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A file may have changed since it passed: its errors are the learner's, not the program's."""
+
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except Exception as error:
+            raise ValueError(
+                f"{step.file} fails with {type(error).__name__}: {error}. Run `xlmr course check {step.name}`"
+            ) from None
+
+    return call
 
 
 def _with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
