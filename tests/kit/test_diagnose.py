@@ -355,7 +355,7 @@ def test_the_command_takes_a_trace_with_the_top_logits_alone(checkpoint: Path, t
     tensors = {**trace.tensors, "lm_head.logits.top_values": logits.gather(-1, ids)}
     tensors["lm_head.logits.logsumexp"] = logits.double().logsumexp(-1).float()
     replace(trace, tensors=tensors).save(wrong)
-    arguments = ["parity", "diagnose", str(right), str(wrong), "--json", "--model", str(checkpoint)]
+    arguments = ["parity", "diagnose", str(right), str(wrong), "--json", "--seconds", "5", "--model", str(checkpoint)]
     found = json.loads(CliRunner().invoke(main, arguments).output)
     assert found["first_tap"] == "lm_head.logits"
     assert found["findings"][0]["faults"][0]["name"] == "vocabulary_bias_missing"

@@ -14,9 +14,32 @@ from torch import Tensor
 
 from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.grammar import functions, transforms
-from xlmr_core.parity.grammar.terms import Term, Terms, add, norm, number, resolved, tap, weight
-
-Rule = Callable[[Term], Term | None]
+from xlmr_core.parity.grammar.rules import (
+    Rule,
+    bare_norm,
+    bare_of,
+    exchanged,
+    opened,
+    rearranged,
+    renamed,
+    same_number,
+    variant_of,
+)
+from xlmr_core.parity.grammar.terms import Term, Terms, norm, number, resolved, tap, weight
+from xlmr_core.parity.grammar.words import (
+    CLAMPED,
+    FLOWS,
+    LOWERED,
+    PROJECTIONS,
+    ROWWISE,
+    SAYS,
+    VARIANTS,
+    cost_of,
+    is_of_heads,
+    module_of,
+    plain,
+    words_of,
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +64,6 @@ class Edit:
 
     def of(self, term: Term) -> Term:
         return term.with_part(self.path, self.part)
-
-
-def opened(start: float) -> Term:
-    """A number that is to be estimated."""
-    return Term("open", value=start)
 
 
 @dataclass(frozen=True)
@@ -97,17 +115,18 @@ class Grammar:
         if part.op == "weight":
             yield from self._weight(path, part)
         elif part.op == "number":
-            yield edit(opened(part.value), 1.2, f"{{}} stands where {_plain(part.value)} should", _same_number(part))
+            yield edit(opened(part.value), 1.2, f"{{}} stands where {plain(part.value)} should", same_number(part))
         elif part.op in VARIANTS:
             for kind in VARIANTS[part.op]:
                 new = replace(part, value=kind)
-                yield edit(new, _cost_of(part.op, kind), SAYS[part.op].format(kind, _words(part)), _variant(part, kind))
+                says = SAYS[part.op].format(kind, words_of(part))
+                yield edit(new, cost_of(part.op, kind), says, variant_of(part, kind))
         if part.op in FLOWS or part.op == "tap":
             yield from self._flow(name, path, part)
         if part.op == "add":
             yield from self._addition(path, part)
         if part.op == "standard":
-            yield edit(part.args[0], 1.4, "the input of the norm is not normalised", _bare_norm)
+            yield edit(part.args[0], 1.4, "the input of the norm is not normalised", bare_norm)
         if part.op == "hide":
             for kind in ("padding", "real keys", "distance", "distance by head", "diagonal", "first key"):
                 inner = part.args[0] if kind in ("padding", "real keys") else part
@@ -126,7 +145,7 @@ class Grammar:
         if not is_table:
             for other, its in self.weights.items():
                 if its.shape == tensor.shape and other != name:
-                    cost = 2.0 if _module(other).split(".")[:2] == _module(name).split(".")[:2] else 2.3
+                    cost = 2.0 if module_of(other).split(".")[:2] == module_of(name).split(".")[:2] else 2.3
                     yield Edit(path, weight(other), cost, f"{other} is used for {name}")
                 elif tensor.dim() == 2 and its.shape == tensor.shape[::-1]:
                     new = Term("tensor", (weight(other),), "transposed")
@@ -166,19 +185,19 @@ class Grammar:
 
     def _modules(self, name: str, term: Term) -> Iterator[Edit]:
         """Weight and bias together: those of another module, or cut wrongly out of a fused one."""
-        for module in sorted({_module(leaf) for leaf in term.leaves("weight")}):
-            own = [leaf for leaf in term.leaves("weight") if _module(leaf) == module]
+        for module in sorted({module_of(leaf) for leaf in term.leaves("weight")}):
+            own = [leaf for leaf in term.leaves("weight") if module_of(leaf) == module]
             if len(own) < 2:
                 continue
-            for other in sorted({_module(leaf) for leaf in self.weights}):
+            for other in sorted({module_of(leaf) for leaf in self.weights}):
                 pairs = {leaf: other + leaf[len(module) :] for leaf in own}
                 if other != module and all(self._alike(a, b) for a, b in pairs.items()):
                     near = other.split(".")[:2] == module.split(".")[:2]
-                    new = term.map(lambda part, pairs=pairs: _renamed(part, pairs))
+                    new = term.map(lambda part, pairs=pairs: renamed(part, pairs))
                     yield Edit((), new, 1.1 if near else 1.4, f"{other} is used for {module}")
                     if near and module.startswith("layers."):
                         says = f"{module} and {other.split('.', 2)[2]} are exchanged"
-                        yield Edit((), new, 1.1, says, _exchanged(module, other), whole=True)
+                        yield Edit((), new, 1.1, says, exchanged(module, other), whole=True)
                     if module.startswith("layers.") and other.split(".")[2:] == module.split(".")[2:]:
                         ours, theirs = (".".join(name.split(".")[:2]) for name in (module, other))
                         says = f"all weights of {theirs} are used for {ours}"
@@ -240,7 +259,7 @@ class Grammar:
 
     def _flow(self, name: str, path: tuple[int, ...], part: Term) -> Iterator[Edit]:
         """Edits of any value between two operations."""
-        letters, what = self._letters(name, part), _words(part)
+        letters, what = self._letters(name, part), words_of(part)
         if part.op == "tap":
             for other in self._others(name, part):
                 cost = 1.6 if other.split(".")[:2] == name.split(".")[:2] or other.endswith(".input") else 2.2
@@ -260,7 +279,7 @@ class Grammar:
         yield Edit(path, Term("clamp", (part, opened(CLAMPED))), 2.7, f"{what} is cut off at {{}}")
         yield Edit(path, Term("capped", (part, opened(CLAMPED))), 2.8, f"{what} is capped by tanh at {{}}")
         yield Edit(path, Term("add", (part, opened(0.0))), 2.8, f"{{}} is added to {what}")
-        if letters == transforms.MAPS or (part.op in ("merge",) or _is_of_heads(part)):
+        if letters == transforms.MAPS or (part.op in ("merge",) or is_of_heads(part)):
             for head in range(self.heads):
                 yield Edit(path, Term("without head", (part,), head), 2.6, f"head {head} of {what} is 0")
         for other in self._others(name, part, like=letters):
@@ -350,8 +369,8 @@ class Grammar:
 
     def _addition(self, path: tuple[int, ...], part: Term) -> Iterator[Edit]:
         a, b = part.args
-        first, second = _words(a), _words(b)
-        yield Edit(path, a, 1.0, f"{second} is not added", _bare_of(b))
+        first, second = words_of(a), words_of(b)
+        yield Edit(path, a, 1.0, f"{second} is not added", bare_of(b))
         yield Edit(path, b, 1.5, f"{first} is missing, only {second} is left")
         yield Edit(path, Term("add", (a, Term("mul", (b, number(2.0))))), 1.2, f"{second} is added twice")
         yield Edit(path, Term("add", (a, Term("mul", (b, opened(1.0))))), 1.6, f"{second} is added {{}} times")
@@ -362,216 +381,12 @@ class Grammar:
     def _exchanges(self, name: str, term: Term) -> Iterator[Edit]:
         """Two steps in the other order, and steps left out. A tap below may be opened for it."""
         for path, part in term.walk():
-            for new, cost, says in _rearranged(part):
+            for new, cost, says in rearranged(part):
                 yield Edit(path, new, cost, says.removeprefix("order: "))
             below = self.terms.get(part.value) if part.op == "tap" else None
             if below is not None and below.op in ("add", "hide"):
                 opened_up = term.with_part(path, below)
                 for inner_path, inner in opened_up.walk():
-                    for new, cost, says in _rearranged(inner):
+                    for new, cost, says in rearranged(inner):
                         if says.startswith("order: "):
                             yield Edit((), opened_up.with_part(inner_path, new), cost, says.removeprefix("order: "))
-
-
-def _rearranged(part: Term) -> Iterator[tuple[Term, float, str]]:
-    """Other orders of the operations in a term."""
-    inner = _norm_input(part)
-    if inner is not None:
-        yield inner, 1.0, "the norm is missing"
-        if inner.op == "add":
-            a, b = inner.args
-            yield add(a, _with_norm_input(part, b)), 1.1, f"order: the norm is applied to {_words(b)} only, before " \
-                f"{_words(a)} is added"  # fmt: skip
-            yield add(b, _with_norm_input(part, a)), 1.3, f"order: the norm is applied to {_words(a)} only, before " \
-                f"{_words(b)} is added"  # fmt: skip
-            yield add(inner, part), 2.4, "order: the input of the norm is added to its output"
-            yield add(a, part), 2.2, f"order: {_words(a)} is added again after the norm"
-            yield add(b, part), 2.3, f"order: {_words(b)} is added again after the norm"
-            for only, other in ((a, b), (b, a)):
-                yield _with_norm_input(part, only), 1.4, f"order: {_words(other)} is not added before the norm"
-        else:
-            yield add(inner, part), 2.3, "the input of the norm is added to its output"
-        yield _with_norm_input(part, part), 1.6, "the norm is applied twice"
-        scale_first = Term("mul", (Term("add", (part.args[0].args[0], part.args[1])), part.args[0].args[1]))
-        yield scale_first, 2.4, "the bias of the norm is added before its weight multiplies"
-    elif part.op in UNARY:
-        yield part.args[0], 1.2, f"{UNARY[part.op]} is missing"
-        if part.op != "hide":
-            yield replace(part, args=(part, *part.args[1:])), 1.8, f"{UNARY[part.op]} is applied twice"
-        if part.args[0].op == "add":
-            a, b = part.args[0].args
-            yield add(replace(part, args=(a, *part.args[1:])), b), 1.9, f"order: {_words(b)} is added after " \
-                f"{UNARY[part.op]}"  # fmt: skip
-            yield add(replace(part, args=(b, *part.args[1:])), a), 2.2, f"order: {_words(a)} is added after " \
-                f"{UNARY[part.op]}"  # fmt: skip
-    elif part.op == "mul" and part.args[1].op == "number":
-        yield part.args[0], 1.0, "the scale is missing"
-        twice = Term("mul", (part, part.args[1]))
-        yield twice, 1.2, "the scale is applied twice"
-    elif part.op == "mul":
-        yield part.args[0], 1.2, f"{_words(part.args[1])} does not multiply"
-        shifted = Term("mul", (part.args[0], Term("add", (part.args[1], number(1.0)))))
-        yield shifted, 1.9, f"1 is added to {_words(part.args[1])}"
-        centred = Term("mul", (part.args[0], Term("add", (part.args[1], number(-1.0)))))
-        yield centred, 2.4, f"1 is subtracted from {_words(part.args[1])}"
-    if part.op == "hide" and part.args[0].op == "mul":
-        yield replace(part, args=(part.args[0].args[0],)), 1.0, "the scale is missing"
-    if part.op == "softmax" and part.args[0].op == "hide":
-        shown = replace(part, args=(part.args[0].args[0],))
-        yield Term("values", (shown,), "0 for padded keys"), 1.8, "order: the mask is applied after the softmax"
-    if part.op == "softmax":
-        yield Term("values", (part,), "0 for padded keys"), 1.9, "the probs of padding are set to 0 after the softmax"
-    if part.op == "dot":
-        yield replace(part, args=part.args[::-1]), 1.4, "queries and keys are exchanged in their product"
-
-
-def _norm_input(part: Term) -> Term | None:
-    """What a norm with weight and bias reads, if the part is one."""
-    if part.op == "add" and part.args[0].op == "mul" and part.args[0].args[0].op == "standard":
-        return part.args[0].args[0].args[0]
-    return None
-
-
-def _with_norm_input(part: Term, new: Term) -> Term:
-    return part.with_part((0, 0, 0), new)
-
-
-def _bare_norm(part: Term) -> Term | None:
-    return part.args[0] if part.op == "standard" else None
-
-
-def _bare_of(leaf: Term) -> tuple[tuple[str, Rule], ...]:
-    """No module of this kind has its bias: of linear maps, or of norms."""
-    if leaf.op != "weight" or not leaf.value.endswith(".bias"):
-        return ()
-    of_norm = leaf.value.endswith("norm.bias")
-
-    def rule(part: Term) -> Term | None:
-        if part.op != "add" or part.args[1].op != "weight" or not part.args[1].value.endswith(".bias"):
-            return None
-        return part.args[0] if part.args[1].value.endswith("norm.bias") == of_norm else None
-
-    return (("of every norm" if of_norm else "of every linear map", rule),)
-
-
-def _same_number(leaf: Term) -> Rule:
-    """Every number of that value: an eps is the same everywhere."""
-    return lambda part: opened(leaf.value) if part == leaf else None
-
-
-def _variant(like: Term, kind: object) -> Rule:
-    def rule(part: Term) -> Term | None:
-        return replace(part, value=kind) if part.op == like.op and part.value == like.value else None
-
-    return rule
-
-
-def _exchanged(module: str, other: str) -> tuple[tuple[str, Rule], ...]:
-    """Two modules of a layer stand for each other: in every layer, or in this one."""
-
-    def among(layers: str) -> Rule:
-        def rule(part: Term) -> Term | None:
-            if part.op != "weight" or not part.value.startswith(layers):
-                return None
-            at, (a, b) = ".".join(part.value.split(".")[:2]), (module.split(".", 2)[2], other.split(".", 2)[2])
-            own, leaf = _module(part.value).split(".", 2)[2], part.value.rpartition(".")[2]
-            return weight(f"{at}.{b if own == a else a}.{leaf}") if own in (a, b) else None
-
-        return rule
-
-    here = ".".join(module.split(".")[:2])
-    return (("in every layer", among("layers.")), (f"in layer {here.split('.')[1]} only", among(f"{here}.")))
-
-
-def _renamed(part: Term, pairs: Mapping[str, str]) -> Term:
-    return weight(pairs[part.value]) if part.op == "weight" and part.value in pairs else part
-
-
-# ---- words -----------------------------------------------------------------------------------------------------------
-
-ROWWISE = tuple(kind for kind in transforms.PRECISIONS if "tensor" not in kind and "column" not in kind)
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-CLAMPED = -1.0  # the size is read off the largest value
-FLOWS = ("add", "mul", "linear", "standard", "activation", "rows", "dot", "hide", "softmax", "merge", "mix", "split",
-         "select")  # fmt: skip
-UNARY = {"activation": "the activation", "hide": "the mask", "softmax": "the softmax"}
-VARIANTS: Mapping[str, Sequence[object]] = {
-    "activation": tuple(functions.ACTIVATIONS),
-    "standard": tuple(functions.NORMS),
-    "hide": tuple(functions.HIDDEN_KEYS),
-    "softmax": tuple(functions.SOFTMAX),
-    "select": tuple(functions.SELECT),
-    "ids": tuple(functions.IDS),
-    "types": (1, 2, 3),
-    "positions": tuple(functions.POSITIONS),
-    "split": tuple(functions.SPLITS),
-    "merge": tuple(functions.MERGES),
-}
-SAYS = {
-    "activation": "the activation is {0}",
-    "standard": "the norm divides or centres otherwise: {0}",
-    "hide": "the mask hides {0}, not the padded keys",
-    "softmax": "the softmax is taken over {0}",
-    "select": "the {0} of the token vectors is taken",
-    "ids": "the ids are {0}",
-    "types": "the token type is {0}",
-    "positions": "positions are {0}",
-    "split": "heads are split otherwise: {0}",
-    "merge": "heads are merged otherwise: {0}",
-}
-LOWERED = {
-    "padding": "padding, in place of hiding it",
-    "real keys": "real tokens, in place of hiding padding",
-    "distance": "each key, times its distance from the query",
-    "distance by head": "each key, times its distance and the slope of the head (ALiBi)",
-    "diagonal": "each token with itself",
-    "first key": "the first token",
-}
-USUAL = {"gelu_pytorch_tanh", "relu", "quick gelu", "silu", "unbiased", "nothing", "real tokens", "queries",
-         "eps outside", "mean", "first", "no transpose", "features in turn", "over tokens", "from 0, padding counted",
-         "from 1", "from pad + 1, padding counted", "one too low above 3", "rms"}  # fmt: skip
-
-
-def _cost_of(op: str, kind: object) -> float:
-    return 1.0 if kind in USUAL else 1.3
-
-
-def _words(part: Term) -> str:
-    """A part in words."""
-    if part.op in ("tap", "weight"):
-        return str(part.value)
-    if part.op == "mul" and part.args[1].op == "number":
-        return _words(part.args[0])
-    return {
-        "linear": f"the product with {_leaf(part)}",
-        "standard": "the normalised value",
-        "activation": "the value after the activation",
-        "dot": "the product of queries and keys",
-        "hide": "the masked scores",
-        "softmax": "the probs",
-        "rows": f"the rows of {_leaf(part)}",
-        "split": f"{_tap_of(part)}, split into heads,",
-        "mix": "the product of probs and values",
-        "merge": "the merged heads",
-        "select": "the chosen vector",
-    }.get(part.op, "the sum" if part.op == "add" else "the value")
-
-
-def _leaf(part: Term) -> str:
-    return next(iter(part.leaves("weight")), "")
-
-
-def _tap_of(part: Term) -> str:
-    return next(iter(part.leaves("tap")), "")
-
-
-def _module(leaf: str) -> str:
-    return leaf.rpartition(".")[0]
-
-
-def _is_of_heads(part: Term) -> bool:
-    return part.op == "tap" and part.value.endswith(("attention.q", "attention.k", "attention.v", "attention.context"))
-
-
-def _plain(value: float) -> str:
-    return f"{value:.6g}"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from xlmr_core.parity.compare import logsumexp
 from xlmr_core.parity.grammar import functions, transforms
-from xlmr_core.parity.grammar.terms import Term
+from xlmr_core.parity.grammar.terms import Term, resolved
 
 
 class Scene:
@@ -232,8 +232,6 @@ class Recorded(Scene):
         return self.tap(at)
 
     def tap(self, name: str) -> Tensor:
-        from xlmr_core.parity.grammar.terms import resolved
-
         name = resolved(name)
         if name in self._fresh:
             return self._fresh[name]

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.compare import Dump, Row, elements
-from xlmr_core.parity.grammar.carry import Change
 from xlmr_core.parity.grammar.changes import Edit, Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
-from xlmr_core.parity.grammar.terms import Term, in_layer, number, resolved
+from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.scopes import scopes
+from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.grammar.transforms import PRECISIONS
 from xlmr_core.parity.simulate import one_mask
 from xlmr_core.progress import Tick, no_tick
@@ -166,7 +167,7 @@ class LocalSearch:
         for name in reversed(self.gap):
             term = self.grammar.terms[name]
             for first in edits[name]:
-                if first.cost > PAIRED or _open_of(first.part) is not None:
+                if first.cost > PAIRED or open_of(first.part) is not None:
                     continue
                 once = first.of(term)
                 for second in self.grammar.edits(name, once):
@@ -190,13 +191,13 @@ class LocalSearch:
             found = self._judged(terms)
             if found is not None:
                 value, rms, extra = found
-                filled = {tap: _filled(each, value) for tap, each in terms.items()}
+                seen = {tap: filled(each, value) for tap, each in terms.items()}
                 says = " and ".join(edit.says for edit in edits)
                 if value is not None:
                     says = says.replace("{}", in_words(value, self.config))
                 cost = sum(edit.cost for edit in edits) + extra
                 shown = rms < SHOWN * self.before
-                hits.append(Hit(name, _filled(term, value), edits, says, cost, rms, shown, filled))
+                hits.append(Hit(name, filled(term, value), edits, says, cost, rms, shown, seen))
         return hits
 
     def _seen_scopes(self, name: str, edits: tuple[Edit, ...], term: Term) -> Iterator[dict[str, Term]]:
@@ -210,14 +211,14 @@ class LocalSearch:
 
     def _judged(self, terms: Mapping[str, Term]) -> tuple[float | None, float, float] | None:
         """(the open number, what is left, how unusual the number is) if the terms give the numbers of the dump."""
-        start = next((start for term in terms.values() if (start := _open_of(term)) is not None), None)
+        start = next((start for term in terms.values() if (start := open_of(term)) is not None), None)
         self.tried += 1
         if start is None:
             left = self._left(self._computed(terms))
             return (None, left.rms, 0.0) if self._agrees(left, terms) else None
 
         def compute(value: float) -> Tensor | None:
-            found = self._computed({tap: _filled(term, value) for tap, term in terms.items()})
+            found = self._computed({tap: filled(term, value) for tap, term in terms.items()})
             return None if found is None else self.target.compared(found)
 
         is_eps = any(_is_eps(term) for term in terms.values())
@@ -226,7 +227,7 @@ class LocalSearch:
             return None
         usual = usual_near(best, EPS if is_eps else self.usual)
         for place, value in enumerate([*usual[:4], best.value]):
-            left = self._left(self._computed({tap: _filled(term, value) for tap, term in terms.items()}))
+            left = self._left(self._computed({tap: filled(term, value) for tap, term in terms.items()}))
             if self._agrees(left, terms):
                 return value, left.rms, 0.0 if place < min(len(usual), 4) else 0.9
         return None
@@ -304,125 +305,5 @@ def _rounds(terms: Mapping[str, Term]) -> bool:
     return any(kind in PRECISIONS for kind in kinds)
 
 
-def _open_of(term: Term) -> float | None:
-    return next((part.value for _, part in term.walk() if part.op == "open"), None)
-
-
-def _filled(term: Term, value: float | None) -> Term:
-    return term if value is None else term.map(lambda part: number(value) if part.op == "open" else part)
-
-
 def _is_eps(term: Term) -> bool:
     return any(part.op == "standard" and part.args[1].op == "open" for _, part in term.walk())
-
-
-# ---- where an edit was made ------------------------------------------------------------------------------------------
-
-
-def scopes(
-    grammar: Grammar, name: str, edits: tuple[Edit, ...], term: Term, layers: int
-) -> Iterator[tuple[dict[str, Term], str]]:
-    """The places that may have an edit, in words: the one tap, its like in every layer, every operation of its kind."""
-    parts = name.split(".")
-    whole = any(edit.whole for edit in edits)
-    if whole and len(edits) > 1:
-        return
-    if parts[0] != "layers":
-        yield {name: term}, ""
-    elif whole:
-        pass
-    else:
-        here = int(parts[1])
-        rest = ".".join(parts[2:])
-        if len(edits) == 1 and edits[0].path:
-            yield from _wherever(grammar, name, edits[0], term, layers)
-        for relative in (True, False):
-            moved = {f"layers.{j}.{rest}": in_layer(term, here, j, layers, relative=relative) for j in range(layers)}
-            terms = {tap: each for tap, each in moved.items() if each and _possible(grammar, tap, each)}
-            if len(terms) > 1:
-                yield terms, where(terms, rest, layers)
-            if not any(leaf.split(".")[:2] != parts[:2] for leaf in (*term.leaves("tap"), *term.leaves("weight"))):
-                break
-        yield {name: term}, f" (in layer {here} only)"
-    for of, kind in edits[0].kinds if len(edits) == 1 else ():
-        everywhere: dict[str, Term] = {}
-        for tap, own in grammar.terms.items():
-            new = own.map(lambda part, kind=kind: kind(part) or part)
-            if new != own:
-                everywhere[tap] = new
-        if everywhere.keys() - {name}:
-            yield everywhere, f" ({of})"
-            inside = {tap: each for tap, each in everywhere.items() if tap.startswith("layers.")}
-            if inside and len(inside) != len(everywhere):
-                yield inside, f" ({of} in the layers)"
-
-
-def _wherever(
-    grammar: Grammar, name: str, edit: Edit, term: Term, layers: int
-) -> Iterator[tuple[dict[str, Term], str]]:
-    """The edit wherever the same value is computed: a pre-norm layer normalises once what q, k and v read."""
-    here = int(name.split(".")[1])
-    old, new = grammar.terms[name], term
-    for index in edit.path:
-        old, new = old.args[index], new.args[index]
-    if not old.args:
-        return
-
-    def among(there: Sequence[int]) -> dict[str, Term]:
-        terms: dict[str, Term] = {}
-        for layer in there:
-            before, after = (in_layer(part, here, layer, layers, relative=True) for part in (old, new))
-            for tap, own in grammar.terms.items():
-                if tap.startswith(f"layers.{layer}.") and after is not None:
-                    changed = own.map(lambda part, a=before, b=after: b if part == a else part)
-                    if changed != own and _possible(grammar, tap, changed):
-                        terms[tap] = changed
-        return terms
-
-    only = among([here])
-    if len(only) > 1:
-        yield among(range(layers)), " (in every layer)"
-        yield only, f" (in layer {here} only)"
-
-
-def _possible(grammar: Grammar, name: str, term: Term) -> bool:
-    """Whether all that the term of a tap reads is there before it."""
-    places = grammar.places
-    return all(places.get(resolved(leaf), 0) < places[name] for leaf in term.leaves("tap"))
-
-
-def changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
-    """The hit as changes of the whole model, in every scope that gives the terms in which it was seen."""
-    found: list[Change] = []
-    opened = next((edit for edit in hit.edits if _open_of(edit.part) is not None), None)
-    term = hit.term
-    for terms, where in scopes(grammar, hit.tap, hit.edits, term, layers):
-        if opened is not None:
-            value = _value_of(hit)
-            terms = {tap: _filled(each, value) for tap, each in terms.items()}
-        if all(terms.get(tap) == each for tap, each in hit.terms.items()):
-            found.append(Change(terms, hit.says, where, hit.cost))
-    return found
-
-
-def _value_of(hit: Hit) -> float | None:
-    """The number that was put in place of the open one."""
-    for edit in hit.edits:
-        for path, part in edit.part.walk():
-            if part.op == "open":
-                filled = hit.term
-                for index in (*edit.path, *path):
-                    filled = filled.args[index]
-                return filled.value
-    return None
-
-
-def where(terms: Mapping[str, Term], rest: str, layers: int) -> str:
-    """The layers of a change in words."""
-    inside = {int(tap.split(".")[1]) for tap in terms if tap.endswith(rest)}
-    outside = sorted(set(range(layers)) - inside)
-    if len(inside) == 1:
-        return f" (in layer {min(inside)} only)"
-    if len(outside) <= 2:
-        return f" (in every layer but {' and '.join(map(str, outside))})" if outside else " (in every layer)"
-    return f" (in layers {', '.join(map(str, sorted(inside)))})"

@@ -11,7 +11,9 @@ from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.changes import Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.inputs import told_apart_by
-from xlmr_core.parity.grammar.search import Hit, LocalSearch, changes_of, where
+from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.scopes import scopes, where
+from xlmr_core.parity.grammar.search import Hit, LocalSearch
 from xlmr_core.parity.grammar.terms import in_layer, terms_of, weights_of
 from xlmr_core.parity.judge import Judge, Reached
 from xlmr_core.parity.simulate import SimulatedFault
@@ -75,7 +77,7 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
     layers, pad = config.num_hidden_layers, config.pad_token_id
     found: list[tuple[float, Reached]] = []
     for hit in hits:
-        changes = changes_of(grammar, hit, layers)
+        changes = _changes_of(grammar, hit, layers)
         reached = [
             (change, its) for change in changes if (its := judge.reached(fault_of(change, pad), shown=hit.shown))
         ]
@@ -88,6 +90,32 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
     end = max((reached.end for _, reached in found), default=0)
     best = [(cost, reached) for cost, reached in found if reached.end == end]
     return _different(judge, config, [reached for _, reached in sorted(best, key=lambda each: each[0])])
+
+
+def _changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
+    """The hit as changes of the whole model, in every scope that gives the terms in which it was seen."""
+    found: list[Change] = []
+    opened = next((edit for edit in hit.edits if open_of(edit.part) is not None), None)
+    term = hit.term
+    for terms, words in scopes(grammar, hit.tap, hit.edits, term, layers):
+        if opened is not None:
+            value = _value_of(hit)
+            terms = {tap: filled(each, value) for tap, each in terms.items()}
+        if all(terms.get(tap) == each for tap, each in hit.terms.items()):
+            found.append(Change(terms, hit.says, words, hit.cost))
+    return found
+
+
+def _value_of(hit: Hit) -> float | None:
+    """The number that was put in place of the open one."""
+    for edit in hit.edits:
+        for path, part in edit.part.walk():
+            if part.op == "open":
+                there = hit.term
+                for index in (*edit.path, *path):
+                    there = there.args[index]
+                return there.value
+    return None
 
 
 def _different(judge: Judge, config: XLMRobertaConfig, best: list[Reached]) -> list[Reached]:
