@@ -1,4 +1,4 @@
-"""Paths: the type of a path argument, and the data that comes with the package."""
+"""Paths: the type of a path argument, and the data that comes with the package, by name."""
 
 from importlib import resources
 from os import PathLike
@@ -7,6 +7,10 @@ from pathlib import Path
 from xlmr_core.errors import CheckpointError
 
 StrPath = str | PathLike[str]
+
+BUNDLED = "xlmr-tiny"  # the masked language model that comes with the package
+BUNDLED_LANGUAGE = "xlmr-langid"  # the classifier that comes with it
+ALL_BUNDLED = (BUNDLED, BUNDLED_LANGUAGE)
 
 
 def package_data(name: str) -> Path:

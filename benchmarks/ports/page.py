@@ -20,7 +20,7 @@ the texts of [`xlmr parity probe`](served-vectors.md).
 
 `benchmarks/ports/run.py` makes the environments, runs the ports and writes this page: {date}, Python {python}, CPU,
 PyTorch 2.13.0 where a port needs it. The file has {lines} lines of at most 100 tokens, from the Universal Declaration
-of Human Rights in 100 languages.
+of Human Rights.
 
 - *equal* is bit for bit. *agrees* is to the noise of the precision, which is measured
   ([what passes](trace-format.md#what-passes)); the worst tap is named, with its error and its share of the allowance.

@@ -125,8 +125,7 @@ PORTS = (
         "node_llama_cpp",
         ("node-llama-cpp",),
         note="where `tokenizer_config.json` does not name `unk_token`, its file has no `<unk>`, and unknown pieces get "
-        "the id of `</s>` (`unk_is_end`). Texts are cut and vectors brought to length 1 by our script; its GELU is a "
-        "table in float16",
+        "the id of `</s>` (`unk_is_end`). Texts are cut and vectors brought to length 1 by our script",
     ),
 )
 

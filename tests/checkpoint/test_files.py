@@ -12,9 +12,10 @@ from checkpoint import published
 
 from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint import CheckpointError, bundled, find_tokenizer, inspect_checkpoint
-from xlmr_core.checkpoint.files import BUNDLED, files_in, local_path, open_weights
+from xlmr_core.checkpoint.files import files_in, local_path, open_weights
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
+from xlmr_core.paths import BUNDLED
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ def test_what_is_nothing_at_all(source: str) -> None:
 
 def test_the_bundled_name_and_a_folder_of_that_name(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xlmr_core.checkpoint.files.bundled", lambda: Path("the bundled one"))
-    assert local_path(BUNDLED) == Path("the bundled one")
+    monkeypatch.setattr("xlmr_core.checkpoint.files.bundled", lambda name: Path(f"the bundled {name}"))
+    assert local_path(BUNDLED) == Path(f"the bundled {BUNDLED}")
     (tmp_path / BUNDLED).mkdir()
     assert local_path(BUNDLED) == Path(BUNDLED)  # what exists on disk wins
     with pytest.raises(CheckpointError, match="no weights that can be read"):

@@ -10,10 +10,9 @@ from typing import Any
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.errors import CheckpointError
-from xlmr_core.paths import StrPath, package_data
+from xlmr_core.paths import ALL_BUNDLED, StrPath, package_data
 
 CATALOGUE = "catalogue.toml"
-BUNDLED = "xlmr-tiny"  # the checkpoint that comes with the package
 HEADS = {  # the end of transformers' class name -> what the model is for
     "ForMaskedLM": "masked-lm",
     "ForSequenceClassification": "classification",
@@ -164,7 +163,7 @@ def hub_id(name: str) -> str:
 def near_names(name: str) -> list[str]:
     """Up to three short names that are similar to `name`."""
     catalogue = read_catalogue()
-    return get_close_matches(name, [BUNDLED, *map(short_name, (*catalogue.published, *catalogue.refused))], n=3)
+    return get_close_matches(name, [*ALL_BUNDLED, *map(short_name, (*catalogue.published, *catalogue.refused))], n=3)
 
 
 def check_on_hub(entry: Published) -> None:

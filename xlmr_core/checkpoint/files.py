@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from xlmr_core.checkpoint.archive import TARS, unpack
-from xlmr_core.checkpoint.catalogue import BUNDLED
 from xlmr_core.checkpoint.fairseq import check_dictionary, check_settings, config_from, note_on, pieces_of
 from xlmr_core.checkpoint.pickles import check_tensors, read_pickle
 from xlmr_core.config import HONOURED, XLMRobertaConfig
 from xlmr_core.config_fields import unknown_fields
 from xlmr_core.errors import CheckpointError
 from xlmr_core.json_files import read_json_object
-from xlmr_core.paths import StrPath, package_data
+from xlmr_core.paths import ALL_BUNDLED, BUNDLED, StrPath, package_data
 from xlmr_core.spec import files_beside
 
 CONFIG = "config.json"
@@ -50,15 +49,15 @@ class Files:
     unknown: tuple[str, ...] = ()  # names of files that the hub may have: offline, the cache does not show
 
 
-def bundled() -> Path:
-    """The folder of the checkpoint that comes with the package. Raises CheckpointError if there is none."""
-    return package_data(BUNDLED)
+def bundled(name: str = BUNDLED) -> Path:
+    """The folder of a checkpoint that comes with the package. Raises CheckpointError if there is none."""
+    return package_data(name)
 
 
 def local_path(source: StrPath) -> Path | None:
     """The file or folder that `source` means, or None if it can only be a hub id.
 
-    What exists on disk wins, then the bundled name. A tar is unpacked to a temporary folder, which is gone when Python
+    What exists on disk wins, then the bundled names. A tar is unpacked to a temporary folder, which is gone when Python
     ends. Raises CheckpointError for what looks like a path and is not there, and for a tar that is refused.
     """
     path = Path(os.path.expanduser(source))
@@ -66,8 +65,8 @@ def local_path(source: StrPath) -> Path | None:
         is_tar = path.is_file() and path.name.endswith(TARS)
         heads = files_beside().values()
         return unpack(path, (FAIRSEQ, *WEIGHTS, *heads, CONFIG, TOKENIZER, DICTIONARY)) if is_tar else path
-    if source == BUNDLED:
-        return bundled()
+    if source in ALL_BUNDLED:
+        return bundled(str(source))
     name = str(source)
     looks_like_path = name.startswith((".", "~")) or "\\" in name or path.is_absolute() or name.count("/") > 1
     if not isinstance(source, str) or looks_like_path or name.endswith((*SUFFIXES, ".json")):

@@ -8,13 +8,14 @@ import click
 
 from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
+from xlmr_core.paths import BUNDLED_LANGUAGE
 from xlmr_core.tasks import Classify, LabelScore
 from xlmr_core.tasks.classify import Activation, ZeroShot
 
 
 @click.command("classify")
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@task_options(top_k=True)
+@task_options(top_k=True, default=BUNDLED_LANGUAGE)
 @click.option("--field", default="text", show_default=True, help="The field of the input that has the text.")
 @click.option("--pair-field", help="The field that has a second text, which is read together with the first.")
 @click.option(
@@ -40,9 +41,10 @@ def command(
     multi_label: bool,
     **common: Any,
 ) -> None:
-    """Label each TEXT, or each row of the input.
+    """Label each TEXT, or each row of the input. The bundled classifier names the language.
 
     \b
+    xlmr classify "Dobrý den" --top-k 3
     xlmr classify "What a fine day" --model cardiffnlp/twitter-xlm-roberta-base-sentiment
     xlmr classify "It was a draw" --candidate sports --candidate politics --model joeddav/xlm-roberta-large-xnli
     """
@@ -58,7 +60,9 @@ def command(
         options: dict[str, Any] = {"activation": activation}
         stream, record, show = "stream", _record, _show
     columns_of_results = ("label", "score")
-    command = Command("classify", Classify, columns, record, show, columns_of_results, "labels", options, stream)
+    command = Command(
+        "classify", Classify, columns, record, show, columns_of_results, "labels", options, stream, BUNDLED_LANGUAGE
+    )
     run(command, texts, common)
 
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from xlmr_core.cli.options import BUNDLED, source_arguments, source_options
+from xlmr_core.cli.options import source_arguments, source_options
 from xlmr_core.cli.progress import progress
 from xlmr_core.errors import CheckpointError
 from xlmr_core.explore import explore
 from xlmr_core.explore.measure import runs
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.model import XLMRobertaModel
+from xlmr_core.paths import BUNDLED
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from xlmr_core.hub_options import HubOptions
+from xlmr_core.paths import BUNDLED
 from xlmr_core.text_files import LONGEST_LINE, TOO_LONG, WAY_OUT, arriving_lines
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-BUNDLED = "xlmr-tiny"
 REVISION = "Branch, tag or commit of the repository on the hub."
 OFFLINE = "Use only files on this machine; never connect to the hub."
 
@@ -58,11 +58,12 @@ def hub_arguments(revision: str | None, cache_dir: str | None, offline: bool) ->
     return {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
 
 
-def source_options(function: Function) -> Function:
+def source_options(function: Function, *, default: str = BUNDLED) -> Function:
     """A decorator that adds --model and the options of `hub_options` to a command.
 
     Args:
         function: The command.
+        default: The bundled checkpoint that is used without --model.
 
     Returns:
         The command with the options.
@@ -70,12 +71,14 @@ def source_options(function: Function) -> Function:
     model = click.option(
         "--model",
         help="Checkpoint: a hub id, a name in `xlmr models`, a folder or a weights file.  "
-        "[default: the bundled xlmr-tiny]",
+        f"[default: the bundled {default}]",
     )
     return model(hub_options()(function))
 
 
-def source_arguments(model: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> dict[str, Any]:
+def source_arguments(
+    model: str | None, revision: str | None, cache_dir: str | None, offline: bool, *, default: str = BUNDLED
+) -> dict[str, Any]:
     """Turns the values of `source_options` into keyword arguments of `from_pretrained`.
 
     A message on standard error says when the default model is used.
@@ -85,15 +88,16 @@ def source_arguments(model: str | None, revision: str | None, cache_dir: str | N
         revision: The value of --revision.
         cache_dir: The value of --cache-dir.
         offline: Whether --offline was given.
+        default: The bundled checkpoint that is used without --model.
 
     Returns:
         The keyword arguments.
     """
     if model is None:
         click.echo(
-            f"using the bundled {BUNDLED}, a small model for demonstration; choose another with --model", err=True
+            f"using the bundled {default}, a small model for demonstration; choose another with --model", err=True
         )
-    return {"source": model or BUNDLED, **hub_arguments(revision, cache_dir, offline)}
+    return {"source": model or default, **hub_arguments(revision, cache_dir, offline)}
 
 
 class Given(NamedTuple):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from xlmr_core.checkpoint.files import BUNDLED, bundled
+from xlmr_core.checkpoint.files import bundled
 from xlmr_core.json_files import read_json_object
 from xlmr_core.parity.floors import FORMAT
 from xlmr_core.parity.formats import JSON_LIMIT
+from xlmr_core.paths import ALL_BUNDLED
 
 STARTS = {".svg": (b"<?xml", b"<svg"), ".png": (b"\x89PNG",), ".pdf": (b"%PDF",)}  # first bytes of a picture
 
@@ -32,7 +33,8 @@ def check_output(
     """
     places = {output.resolve(), output.parent.resolve() / output.name}  # of a link: where it points, and where it is
     for name in inputs:
-        source = bundled() if name == BUNDLED and not os.path.exists(name) else Path(name or "").expanduser()
+        is_bundled = name in ALL_BUNDLED and not os.path.exists(name)
+        source = bundled(str(name)) if is_bundled else Path(name or "").expanduser()
         if not name or not os.path.exists(source):  # not given, or a hub id
             continue
         if source.is_dir() and any(place.is_relative_to(source.resolve()) for place in places):

@@ -18,6 +18,7 @@ from xlmr_core.cli.options import source_arguments, source_options
 from xlmr_core.cli.progress import progress
 from xlmr_core.cli.result_file import Format, ResultFile, Vectors, format_of
 from xlmr_core.cli.rows import Row, answers, in_chunks, rows_of_arguments, rows_of_file
+from xlmr_core.paths import BUNDLED
 from xlmr_core.tasks.rows import BATCH_TOKENS
 from xlmr_core.tasks.task import Task
 
@@ -26,16 +27,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def task_options(*, truncate: bool = True, top_k: bool = False) -> Callable[[Function], Function]:
+def task_options(
+    *, truncate: bool = True, top_k: bool = False, default: str = BUNDLED
+) -> Callable[[Function], Function]:
     """A decorator: the options that the commands of the tasks share.
 
     Args:
         truncate: Whether --truncate is one of them; not where long texts are read in windows.
         top_k: Whether --top-k is one of them.
+        default: The bundled checkpoint that is used without --model.
     """
     existing = click.Path(exists=True, dir_okay=False, path_type=Path)
     options: list[Callable[[Function], Function]] = [
-        source_options,
+        partial(source_options, default=default),
         click.option("--input", "-i", type=existing, help="Read the rows of a txt, jsonl, csv, tsv or parquet file."),
         click.option(
             "--output",
@@ -95,6 +99,7 @@ class Command:
     items: str | None = None  # the key of `record` whose list gives a csv file several lines for a row
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of `stream`
     stream: str = "stream"  # the method of the task
+    default: str = BUNDLED  # the checkpoint without --model
 
 
 def run(command: Command, texts: tuple[str, ...], common: Mapping[str, Any]) -> None:
@@ -131,7 +136,8 @@ def run(command: Command, texts: tuple[str, ...], common: Mapping[str, Any]) -> 
             else in_chunks(islice(rows_of_file(source, command.columns), writer.rows if writer else 0, None))
         )
         first = next(chunks, [])  # before the model is loaded: the file may not have the columns
-        hub = source_arguments(common["model"], common["revision"], common["cache_dir"], common["offline"])
+        given = (common["model"], common["revision"], common["cache_dir"], common["offline"])
+        hub = source_arguments(*given, default=command.default)
         task: Any = command.task.from_pretrained(device=common["device"], dtype=DTYPES[common["dtype"]], **hub)
         if writer:
             _set_width(writer.format, task, options)
