@@ -23,7 +23,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_contains_only_the_package_and_the_checkpoint(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    weights = ("weights/catalogue.toml", "weights/xlmr-tiny/config.json", "weights/xlmr-tiny/model.safetensors")
+    weights = (
+        "weights/catalogue.toml",
+        "weights/xlmr-tiny/config.json",
+        "weights/xlmr-tiny/model.safetensors",
+        "weights/xlmr-langid/config.json",
+    )
     for name in ("py.typed", "model.py", *weights):
         assert f"xlmr_core/{name}" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xlmr_core", "xlmr_course"}

@@ -2,7 +2,7 @@
 
     python tools/language_rows.py FOLDER rows
 
-writes rows/train.csv and rows/eval.csv, and rows/text/LANG.txt, the training text of each language by itself. A language
+writes rows/train.csv, rows/eval.csv, and rows/text/LANG.txt, the training text of each language by itself. A language
 with few lines is left out. The same files give the same rows.
 """
 

@@ -78,6 +78,17 @@ class TestResults:
         assert (second["row"], second["text"]) == (2, "a bird")
         assert best.label in xlmr("classify", "the cat", "--model", models["classify"]).stdout.splitlines()[1]
 
+    def test_classify_names_the_language_without_a_model(self) -> None:
+        texts = {
+            "Guten Morgen, wie geht es Ihnen?": "de",
+            "Де тут вихід?": "uk",
+            "これは何ですか。": "ja",
+            "Where is it?": "en",
+        }
+        result = xlmr("classify", *texts, "--top-k", 1, "--json")
+        assert [record["labels"][0]["label"] for record in records(result.stdout)] == list(texts.values())
+        assert "the bundled xlmr-langid" in result.stderr
+
     def test_classify_by_labels_of_your_own(self, models: dict[str, Path], tmp_path: Path) -> None:
         torch.manual_seed(0)
         labels = ["entailment", "contradiction"]

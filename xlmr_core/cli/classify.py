@@ -44,7 +44,7 @@ def command(
     """Label each TEXT, or each row of the input. The bundled classifier names the language.
 
     \b
-    xlmr classify "Dobrý den" --top-k 3
+    xlmr classify "Guten Morgen, wie geht es Ihnen?" --top-k 3
     xlmr classify "What a fine day" --model cardiffnlp/twitter-xlm-roberta-base-sentiment
     xlmr classify "It was a draw" --candidate sports --candidate politics --model joeddav/xlm-roberta-large-xnli
     """

@@ -1,0 +1,91 @@
+"""The taps that may have an edit: only one, its like in every layer, or every operation of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from xlmr_core.parity.grammar.changes import Edit, Grammar
+from xlmr_core.parity.grammar.terms import Term, in_layer, resolved
+
+
+def scopes(
+    grammar: Grammar, name: str, edits: tuple[Edit, ...], term: Term, layers: int
+) -> Iterator[tuple[dict[str, Term], str]]:
+    """The new terms of the taps that may have an edit, with the words for them."""
+    parts = name.split(".")
+    whole = any(edit.whole for edit in edits)
+    if whole and len(edits) > 1:
+        return
+    if parts[0] != "layers":
+        yield {name: term}, ""
+    elif whole:
+        pass
+    else:
+        here = int(parts[1])
+        rest = ".".join(parts[2:])
+        if len(edits) == 1 and edits[0].path:
+            yield from _wherever(grammar, name, edits[0], term, layers)
+        for relative in (True, False):
+            moved = {f"layers.{j}.{rest}": in_layer(term, here, j, layers, relative=relative) for j in range(layers)}
+            terms = {tap: each for tap, each in moved.items() if each and _possible(grammar, tap, each)}
+            if len(terms) > 1:
+                yield terms, where(terms, rest, layers)
+            if not any(leaf.split(".")[:2] != parts[:2] for leaf in (*term.leaves("tap"), *term.leaves("weight"))):
+                break
+        yield {name: term}, f" (in layer {here} only)"
+    for of, kind in edits[0].kinds if len(edits) == 1 else ():
+        everywhere: dict[str, Term] = {}
+        for tap, own in grammar.terms.items():
+            new = own.map(lambda part, kind=kind: kind(part) or part)
+            if new != own:
+                everywhere[tap] = new
+        if everywhere.keys() - {name}:
+            yield everywhere, f" ({of})"
+            inside = {tap: each for tap, each in everywhere.items() if tap.startswith("layers.")}
+            if inside and len(inside) != len(everywhere):
+                yield inside, f" ({of} in the layers)"
+
+
+def _wherever(
+    grammar: Grammar, name: str, edit: Edit, term: Term, layers: int
+) -> Iterator[tuple[dict[str, Term], str]]:
+    """The edit wherever the same value is computed: a pre-norm layer normalises once what q, k and v read."""
+    here = int(name.split(".")[1])
+    old, new = grammar.terms[name], term
+    for index in edit.path:
+        old, new = old.args[index], new.args[index]
+    if not old.args:
+        return
+
+    def among(there: Sequence[int]) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        for layer in there:
+            before, after = (in_layer(part, here, layer, layers, relative=True) for part in (old, new))
+            for tap, own in grammar.terms.items():
+                if tap.startswith(f"layers.{layer}.") and after is not None:
+                    changed = own.map(lambda part, a=before, b=after: b if part == a else part)
+                    if changed != own and _possible(grammar, tap, changed):
+                        terms[tap] = changed
+        return terms
+
+    only = among([here])
+    if len(only) > 1:
+        yield among(range(layers)), " (in every layer)"
+        yield only, f" (in layer {here} only)"
+
+
+def _possible(grammar: Grammar, name: str, term: Term) -> bool:
+    """Whether all that the term of a tap reads is there before it."""
+    places = grammar.places
+    return all(places.get(resolved(leaf), 0) < places[name] for leaf in term.leaves("tap"))
+
+
+def where(terms: Mapping[str, Term], rest: str, layers: int) -> str:
+    """The layers of a change in words."""
+    inside = {int(tap.split(".")[1]) for tap in terms if tap.endswith(rest)}
+    outside = sorted(set(range(layers)) - inside)
+    if len(inside) == 1:
+        return f" (in layer {min(inside)} only)"
+    if len(outside) <= 2:
+        return f" (in every layer but {' and '.join(map(str, outside))})" if outside else " (in every layer)"
+    return f" (in layers {', '.join(map(str, sorted(inside)))})"
