@@ -147,7 +147,7 @@ def test_a_port_in_int8_is_judged_by_floors_of_its_own(recorded: Path, dump: Pat
         (["check", "{trace}", "{folder}", "--plot", "a.bmp"], "--plot writes .svg, .png, .pdf, not a.bmp"),
         (["check", "{trace}", "{folder}", "--taps", "nothing.*"], "no tap of the trace matches"),
         (["check", "{trace}", "{folder}", "--floors", "none.json"], "there is no none.json"),
-        (["check", "{trace}", "{folder}/config.json"], "neither .npz nor .safetensors"),
+        (["check", "{trace}", "{folder}/config.json"], "is not .npz, .safetensors, .onnx or .xml"),
         (["check", "{trace}", "{folder}/model.safetensors", "--names", "{folder}/config.json"], "not a map of names"),
         (["check", "{folder}/model.safetensors", "{folder}"], "is not a trace"),
         (["diagnose", "{trace}", "{trace}", "--dtype", "int8"], "Diagnose a dump of the port before it was quantised"),
