@@ -95,12 +95,12 @@ class Judge:
         rows: tuple[Row, ...] = ()
         for index in range(run.start, simulator.count):
             rows += run.rows(self.dump, index)
+            if any(row.tap == wrong.tap and (row.allowed or 0.0) >= wrong.max_abs for row in rows) and not shown:
+                return None
             first = first_wrong(rows)
             if first is not None:
                 return rows if self.order.index(first.tap) > self.start else None
             if index == simulator.part_of(wrong.tap):
-                if any(row.tap == wrong.tap and (row.allowed or 0.0) >= wrong.max_abs for row in rows) and not shown:
-                    return None
                 run.parts(simulator.count)  # all that is left at once: faults are made and lifted once
         return rows
 
