@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from heldout_ports import BUGS, HERE, PORTS, Array, Bug, dump
 from models import TEXTS, control_texts, random_model, tiny
-from ports import BUGS, HERE, PORTS, Array, Bug, dump
 
 from xlmr_core import XLMRobertaModel, XLMRobertaTokenizer
 from xlmr_core.parity.diagnose import diagnose

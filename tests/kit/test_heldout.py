@@ -63,7 +63,7 @@ def test_the_first_wrong_tap_is_the_one_of_the_truth(runner: Any, study: Any, na
 
 
 def test_every_bug_changes_its_port(runner: Any) -> None:
-    import ports
+    import heldout_ports as ports
 
     for bug in runner.BUGS.values():
         compile(ports.source(bug.port, bug.changes), bug.id, "exec")

@@ -1,6 +1,6 @@
 """The three ports, right or with a bug: a bug is a list of changes of the port's own text.
 
-from ports import BUGS, dump
+from heldout_ports import BUGS, dump
 
 dump("torch", folder, ids, mask)                               # the right port: (B, S, H) at every tap
 dump("torch", folder, ids, mask, changes=BUGS["torch-01"].changes)
