@@ -213,7 +213,8 @@ def ask(port: Port, checked: Checked, folder: Path, request: Path, work: Path) -
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(run, env=os.environ | OFFLINE, stdout=file, stderr=file, timeout=SECONDS)
     if done.returncode:
-        return {"errors": {"script": log.read_text(encoding="utf-8").strip().splitlines()[-1]}}
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        return {"errors": {"script": last.replace(str(work.resolve()), "WORK")}}
     answer = json.loads((out / "answer.json").read_text(encoding="utf-8"))
     verdict: dict[str, Any] = {"errors": answer["errors"]}
     ids = checked.ids(answer["ids"]) if answer.get("ids") else None
