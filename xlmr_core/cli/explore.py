@@ -6,11 +6,9 @@ import click
 
 from xlmr_core.cli.options import source_arguments, source_options
 from xlmr_core.cli.progress import progress
-from xlmr_core.errors import CheckpointError
 from xlmr_core.explore import explore
 from xlmr_core.explore.measure import runs
-from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import XLMRobertaModel
+from xlmr_core.parity.trace import Checkpoint
 from xlmr_core.paths import BUNDLED
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
@@ -46,10 +44,7 @@ def command(
     xlmr explore "What are <mask> doing here?" --beside "Що ви <mask> робите?" -o page.html
     """
     source = source_arguments(model, revision, cache_dir, offline)
-    try:
-        loaded = XLMRobertaForMaskedLM.from_pretrained(**source)
-    except CheckpointError:
-        loaded = XLMRobertaModel.from_pretrained(**source)
+    loaded = Checkpoint.load(**source).model
     tokenizer = XLMRobertaTokenizer.from_pretrained(**source)
     texts = [text] if beside is None else [text, beside]
     with progress("exploring", total=runs(loaded, len(texts))) as tick:

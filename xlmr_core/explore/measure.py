@@ -66,7 +66,8 @@ def _measured(
 ) -> TextMeasures:
     layers = model.config.num_hidden_layers
     ids = torch.tensor([[token.id for token in tokens]], device=next(model.parameters()).device)
-    with model.capture("embeddings.output", "layers.*.output", "layers.*.attention.probs") as seen:
+    head = ["lm_head.logits"] if isinstance(model, XLMRobertaForMaskedLM) else []
+    with model.capture("embeddings.output", "layers.*.output", "layers.*.attention.probs", *head) as seen:
         model(ids)
     tick(1)
     hidden = [seen["embeddings.output"], *(seen[f"layers.{i}.output"] for i in range(layers))]
@@ -75,7 +76,7 @@ def _measured(
     lens = heads_off = None
     if isinstance(model, XLMRobertaForMaskedLM):
         at_depths = [_likeliest(_logits(model, vectors)[0], LENS_PIECES) for vectors in hidden[:-1]]
-        logits = _logits(model, hidden[-1])[0]  # (S, V)
+        logits = seen["lm_head.logits"][0].float()  # (S, V)
         at_depths.append(_likeliest(logits, PREDICTIONS))
         lens = _stacked(at_depths)
         masks = tuple(i for i, token in enumerate(tokens) if token.id == tokenizer.mask_token_id)
