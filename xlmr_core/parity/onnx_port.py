@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from xlmr_core.parity.formats import TraceError, shortened
-from xlmr_core.parity.port_inputs import fed
+from xlmr_core.parity.port_inputs import MOST_NODES, TIME_LIMIT, fed, reason
 
 MOST_BYTES = 2 * 2**30  # of a file: protobuf reads no more
-MOST_NODES = 100_000
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.preview")
-TIME_LIMIT = 900.0  # seconds for the run: a loop in a file may have no end
 MEMORY = 16 * 2**30  # bytes of a machine that does not say how many it has
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 SILENT = 4  # messages of onnxruntime on stderr: only fatal ones
@@ -57,7 +55,7 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor], pad: int, *, limit: float
     try:
         session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for each kind of problem, without one above them
-        raise TraceError(f"onnxruntime cannot load {path}: {_reason(error)}") from error
+        raise TraceError(f"onnxruntime cannot load {path}: {reason(error)}") from error
     del content
     asked = [
         (each.name, each.type.removeprefix("tensor(").removesuffix(")"), each.shape) for each in session.get_inputs()
@@ -74,7 +72,7 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor], pad: int, *, limit: float
         arrays: list[Any] = session.run(outputs, given, run)
     except Exception as error:
         late = f" (it was ended after {limit:g} seconds)" if run.terminate else ""
-        raise TraceError(f"{path} fails on the input of the trace{late}: {_reason(error)}") from error
+        raise TraceError(f"{path} fails on the input of the trace{late}: {reason(error)}") from error
     finally:
         timer.cancel()
     return {name: torch.from_numpy(array) for name, array in zip(outputs, arrays, strict=True)}
@@ -109,7 +107,7 @@ def _with_outputs(path: Path) -> tuple[bytes, list[str]]:
         if model.functions:
             model = inliner.inline_local_functions(model)
     except Exception as error:  # protobuf and onnx have errors of their own, and a corrupt file finds them all
-        raise TraceError(f"{path} is not an ONNX model, or it is damaged ({_reason(error)})") from error
+        raise TraceError(f"{path} is not an ONNX model, or it is damaged ({reason(error)})") from error
     graph = model.graph
     if not graph.node:
         raise TraceError(f"{path} is not an ONNX model, or it is empty: its graph has no node")
@@ -135,7 +133,7 @@ def _with_outputs(path: Path) -> tuple[bytes, list[str]]:
     try:
         return model.SerializeToString(), names
     except Exception as error:
-        raise TraceError(f"{path} cannot be run with its tensors as outputs: {_reason(error)}") from error
+        raise TraceError(f"{path} cannot be run with its tensors as outputs: {reason(error)}") from error
 
 
 def _reads_outside(node: Any) -> bool:
@@ -170,10 +168,6 @@ def _tensors_of(graph: Any, depth: int = 0) -> Iterator[Any]:
             yield from [attribute.t, *attribute.tensors]
             for inner in [attribute.g, *attribute.graphs]:
                 yield from _tensors_of(inner, depth + 1) if inner.node or inner.initializer else ()
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _not_installed(path: Path) -> TraceError:

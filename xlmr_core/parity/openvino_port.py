@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from xlmr_core.parity.formats import TraceError
-from xlmr_core.parity.port_inputs import fed
+from xlmr_core.parity.port_inputs import MOST_NODES, TIME_LIMIT, fed, reason
 
 MOST_BYTES = 256 * 2**20  # of an .xml file: it has no weights
-MOST_NODES = 100_000
-TIME_LIMIT = 900.0  # seconds for the run: a loop in a file may have no end
 FLOATS = ("f32", "f16", "f64")
 STORED = ("Constant", "Parameter", "Result")
 
@@ -55,7 +53,7 @@ def run_openvino(path: Path, inputs: Mapping[str, Tensor], pad: int, *, limit: f
     except TraceError:
         raise
     except Exception as error:  # openvino raises RuntimeError and others for a corrupt file
-        raise TraceError(f"{path} is not an OpenVINO model, or it is damaged ({_reason(error)})") from error
+        raise TraceError(f"{path} is not an OpenVINO model, or it is damaged ({reason(error)})") from error
     asked = [(each.get_any_name(), each.get_element_type().get_type_name(), _shape(each)) for each in compiled.inputs]
     given = fed(path, asked, inputs, pad)
     try:
@@ -69,7 +67,7 @@ def run_openvino(path: Path, inputs: Mapping[str, Tensor], pad: int, *, limit: f
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(f"{path} fails on the input of the trace: {_reason(error)}") from error
+        raise TraceError(f"{path} fails on the input of the trace: {reason(error)}") from error
 
 
 def _inner(model: Any) -> list[tuple[str, Any]]:
@@ -96,7 +94,3 @@ def _key(output: Any) -> tuple[str, int]:
 
 def _shape(port: Any) -> list[int | None]:
     return [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

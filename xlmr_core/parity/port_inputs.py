@@ -1,4 +1,4 @@
-"""The inputs of a trace under the names and in the types that an exported model takes them."""
+"""What runs of exported models share: their limits, and the inputs of a trace as they take them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,8 @@ from torch import Tensor
 from xlmr_core.model import position_ids_from
 from xlmr_core.parity.formats import TraceError, shortened
 
+MOST_NODES = 100_000  # of a graph
+TIME_LIMIT = 900.0  # seconds for a run: a loop in a file may have no end
 DTYPES = {
     "int64": torch.int64, "i64": torch.int64, "int32": torch.int32, "i32": torch.int32, "bool": torch.bool,
     "boolean": torch.bool, "float": torch.float32, "f32": torch.float32, "float16": torch.float16, "f16": torch.float16,
@@ -59,3 +61,8 @@ def fed(
         names = ", ".join(shortened(name) for name, _, _ in asked) or "nothing"
         raise TraceError(f"{path} takes {names}; expected one input of ids, and a mask, types or positions beside it")
     return given
+
+
+def reason(error: Exception) -> str:
+    """What another library says of a problem, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
