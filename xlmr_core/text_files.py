@@ -1,12 +1,15 @@
-"""Text line by line: UTF-8 and of bounded length, or an error that names the place."""
+"""Text line by line and tables row by row: UTF-8, or an error that names the place."""
 
+import csv
 from collections.abc import Iterator
 from io import BufferedIOBase
 from os import PathLike
+from pathlib import Path
 
 WAY_OUT = "convert it to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`"
 LONGEST_LINE = 2**20  # bytes; an endless line would fill the memory
 TOO_LONG = f"the line is longer than {LONGEST_LINE} bytes; split it"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 READ_AT_ONCE = 2**16  # bytes; what a pipe holds
 
 
@@ -29,6 +32,31 @@ def read_lines(path: str | PathLike[str]) -> Iterator[str]:
                     f"{path}, line {number}: byte {line[error.start]:#04x} is not UTF-8; {WAY_OUT}"
                 ) from None
             yield text.rstrip("\r\n")
+
+
+def table_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row of a csv or tsv file: the header first, then the rows that are not empty.
+
+    Args:
+        path: A file that ends with .csv or .tsv, UTF-8.
+        errors: What `open` does with bytes that are not UTF-8.
+
+    Yields:
+        The number of the line where the row ends, and its cells. Of an empty file, a header without cells.
+
+    Raises:
+        ValueError: The quotes of the file are wrong.
+        UnicodeDecodeError: The file is not UTF-8, and `errors` is "strict".
+    """
+    with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
+        table = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        try:
+            yield 1, next(table, [])
+            for cells in table:
+                if cells:
+                    yield table.line_num, cells
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {table.line_num}: {error}") from error
 
 
 def arriving_lines(stream: BufferedIOBase) -> Iterator[list[bytes]]:

@@ -1,6 +1,5 @@
 """Rows of input for the commands of the tasks: arguments, lines of standard input, or a file."""
 
-import csv
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from xlmr_core.cli.options import encoding_fault, given_line, texts_from
-from xlmr_core.text_files import arriving_lines
+from xlmr_core.text_files import DELIMITERS, arriving_lines, table_lines
 
 LISTS = ("passages",)  # fields that are lists of texts; every other is one text
 CHUNK_ROWS = 4096  # rows between two states of an output file
@@ -76,8 +75,8 @@ def rows_of_file(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
         return _rows_of_lines(path, lambda text, n, place, fault: _row_of_line(text, n, place, fault, list(columns)))
     if suffix == ".jsonl":
         return _rows_of_lines(path, lambda text, n, place, fault: _row_of_json(text, n, place, fault, columns))
-    if suffix in (".csv", ".tsv"):
-        return _rows_of_table(path, columns, "\t" if suffix == ".tsv" else ",")
+    if suffix in DELIMITERS:
+        return _rows_of_table(path, columns)
     if suffix == ".parquet":
         return _rows_of_parquet(path, columns)
     raise ValueError(f"{path} does not end with {', '.join(SUFFIXES)}: rename it, or convert it to one of these")
@@ -184,20 +183,16 @@ def _row_of_record(record: Mapping[str, Any], columns: Mapping[str, str], number
     return Row(number, place, given)
 
 
-def _rows_of_table(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        table = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(table, [])
-            _check_columns(path, header, columns)
-            for number, cells in enumerate((cells for cells in table if cells), start=1):
-                place = f"{path}, line {table.line_num}"
-                if len(cells) != len(header):
-                    yield Row(number, place, {}, f"expected {len(header)} cells, as in the header, got {len(cells)}")
-                else:
-                    yield _row_of_record(dict(zip(header, cells, strict=True)), columns, number, place)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {table.line_num}: {error}") from error
+def _rows_of_table(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    lines = table_lines(path, errors="surrogateescape")
+    _, header = next(lines)
+    _check_columns(path, header, columns)
+    for number, (line, cells) in enumerate(lines, start=1):
+        place = f"{path}, line {line}"
+        if len(cells) != len(header):
+            yield Row(number, place, {}, f"expected {len(header)} cells, as in the header, got {len(cells)}")
+        else:
+            yield _row_of_record(dict(zip(header, cells, strict=True)), columns, number, place)
 
 
 def _rows_of_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:

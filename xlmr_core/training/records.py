@@ -3,7 +3,6 @@
 The fields of a row are read with the type that the task needs. An error names the file, the row and the field.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -15,10 +14,9 @@ from typing import Any
 
 from xlmr_core.errors import shortened
 from xlmr_core.text_checks import check_text
-from xlmr_core.text_files import read_lines
+from xlmr_core.text_files import DELIMITERS, read_lines, table_lines
 
 Source = str | PathLike[str] | Iterable[Mapping[str, Any]]
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -246,21 +244,16 @@ def _records_of_lines(path: Path, names: Mapping[str, str]) -> Iterator[Record]:
 
 
 def _records_of_table(path: Path, names: Mapping[str, str]) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
-        try:
-            header = next(table, [])
-            for cells in table:
-                place = f"{path}, line {table.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise ValueError(f"{place}: expected {len(header)} cells, as in the header, got {len(cells)}")
-                yield Record(place, dict(zip(header, cells, strict=True)), names, is_of_table=True)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {table.line_num}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error.reason}): convert it, for example with iconv") from error
+    lines = table_lines(path)
+    try:
+        _, header = next(lines)
+        for line, cells in lines:
+            place = f"{path}, line {line}"
+            if len(cells) != len(header):
+                raise ValueError(f"{place}: expected {len(header)} cells, as in the header, got {len(cells)}")
+            yield Record(place, dict(zip(header, cells, strict=True)), names, is_of_table=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}): convert it, for example with iconv") from error
 
 
 def _saved_dataset(folder: Path) -> Iterable[Mapping[str, Any]]:
