@@ -82,11 +82,15 @@ def _zero_shot_options(
 
 
 def _zero_shot_record(result: ZeroShot) -> dict[str, Any]:
-    return _record([LabelScore(*pair) for pair in zip(result.labels, result.scores, strict=True)])
+    return _record(_ranked(result))
 
 
 def _show_zero_shot(row: Row, result: ZeroShot) -> list[str]:
-    return _show(row, [LabelScore(*pair) for pair in zip(result.labels, result.scores, strict=True)])
+    return _show(row, _ranked(result))
+
+
+def _ranked(result: ZeroShot) -> list[LabelScore]:
+    return list(map(LabelScore, result.labels, result.scores))
 
 
 def _record(labels: Sequence[LabelScore]) -> dict[str, Any]:

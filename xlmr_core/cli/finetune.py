@@ -7,6 +7,7 @@ import click
 import torch
 
 from xlmr_core.cli.options import source_arguments, source_options
+from xlmr_core.cli.run_options import OUTPUT, run_options
 from xlmr_core.config import PROBLEM_TYPES
 from xlmr_core.tasks.embed import POOLINGS
 from xlmr_core.training import FinetuneSettings, finetune
@@ -21,13 +22,7 @@ SOURCE = click.Path(exists=True, path_type=Path)
 @click.option("--task", required=True, type=click.Choice(TASKS), help="What the model learns.")
 @click.option("--train", required=True, type=SOURCE, help="Labelled rows: csv, tsv, jsonl, or a saved dataset.")
 @click.option("--eval", "held_out", type=SOURCE, help="Rows to evaluate on; the best weights are kept.")
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write the checkpoint to.",
-)
+@OUTPUT
 @source_options
 @click.option(
     "--field", "fields", multiple=True, metavar="FIELD=NAME", help="A field that has another name in the rows."
@@ -78,21 +73,7 @@ SOURCE = click.Path(exists=True, path_type=Path)
 @click.option("--evaluate-every", type=int, help="Steps between two evaluations.  [default: an epoch]")
 @click.option("--metric", help="The score whose best weights are kept.  [default: the usual one of the task]")
 @click.option("--patience", type=int, help="End after this many evaluations without a better score.")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default=DEFAULTS.precision,
-    help="Precision of matrix products; the weights are float32.",
-)
-@click.option("--seed", default=DEFAULTS.seed, help="Seed of all random numbers.")
-@click.option("--device", help="Device: cpu, cuda, ...  [default: cuda if there is one, else cpu]")
-@click.option("--save-every", type=click.IntRange(min=1), default=500, help="Number of steps between two saved states.")
-@click.option(
-    "--save-dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    help="Dtype of the weights file.",
-)
+@run_options(DEFAULTS)
 def command(
     train: Path,
     held_out: Path | None,

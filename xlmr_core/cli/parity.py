@@ -14,8 +14,9 @@ from xlmr_core.cli import Commands
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_output, is_floor_table, is_picture
 from xlmr_core.cli.parity_headroom import command as headroom
-from xlmr_core.cli.parity_leaning import below_the_noise, narrowest
+from xlmr_core.cli.parity_leaning import below_the_noise
 from xlmr_core.cli.parity_match import command as match
+from xlmr_core.cli.parity_options import FLOORS, NAMES, TRACE
 from xlmr_core.cli.parity_probe import command as probe
 from xlmr_core.cli.parity_shrink import command as shrink
 from xlmr_core.cli.parity_vectors import command as diagnose_vectors
@@ -29,7 +30,7 @@ from xlmr_core.parity.check import (
     measure_trace,
     read_floors,
 )
-from xlmr_core.parity.compare import Floors
+from xlmr_core.parity.compare import Floors, narrowest
 from xlmr_core.parity.diagnose import SECONDS, diagnose
 from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
@@ -55,7 +56,6 @@ from xlmr_core.parity.trace import (
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth
-TRACE = click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 @click.group("parity", cls=Commands)
@@ -183,9 +183,7 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
 @click.option(
     "--reference", type=click.Choice(["transformers"]), help="Let transformers run OTHER, or the checkpoint of TRACE."
 )
-@click.option(
-    "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
-)
+@NAMES
 @click.option("--taps", multiple=True, help="Compare only these taps: 'layers.*.output', '**.probs', 'lm_head.logits'.")
 @click.option("--partial", is_flag=True, help="Compare only the taps that OTHER has.")
 @click.option(
@@ -194,12 +192,7 @@ def floor_command(model: str, trace_file: Path, dtypes: tuple[str, ...], compile
     help="Precision of OTHER.  [default: the narrowest type that holds its numbers; of a checkpoint, TRACE's]",
 )
 @click.option("--device", default="cpu", show_default=True, help="Device that runs a checkpoint.")
-@click.option(
-    "--floors",
-    "floors_file",
-    type=click.Path(path_type=Path),
-    help="Table of noise floors.  [default: the one beside TRACE]",
-)
+@FLOORS
 @click.option("--exact", is_flag=True, help="Pass only equal values.")
 @click.option(
     "--leaning/--no-leaning",
@@ -263,7 +256,7 @@ def check_command(
     absent = matching.absent if matching else ()
     comparison = check_trace(trace, actual, floors=floors, taps=taps, partial=partial, absent=absent)
     is_foreign = reference is not None or Path(str(other)).is_file()
-    kind = DTYPES.get(dtype or "") or found or narrowest(actual)
+    kind = DTYPES.get(dtype or "") or found or narrowest(actual.values())
     if leaning is None:
         leaning = strict or kind != torch.float32
     if leaning and floors is not None and comparison.ok and is_foreign:
@@ -319,9 +312,7 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
 @TRACE
 @click.argument("dump_file", metavar="DUMP", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="Checkpoint that TRACE was recorded from.  [default: the one that TRACE names]")
-@click.option(
-    "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
-)
+@NAMES
 @click.option(
     "--dtype",
     type=click.Choice([*DTYPES, *INT8]),

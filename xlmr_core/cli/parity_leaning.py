@@ -11,7 +11,7 @@ from torch import Tensor
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.check import leanings_of
 from xlmr_core.parity.compare import Comparison, Leaning
-from xlmr_core.parity.trace import DTYPES, Checkpoint, Trace
+from xlmr_core.parity.trace import Checkpoint, Trace
 
 
 def below_the_noise(
@@ -52,9 +52,3 @@ def below_the_noise(
         return ()
     with progress("looking below the noise", unit="fault") as tick:
         return leanings_of(trace, checkpoint, actual, comparison, dtype, tick)
-
-
-def narrowest(dump: Mapping[str, Tensor]) -> torch.dtype:
-    """The narrowest floating-point type in a dump; float32 if none is narrower."""
-    kinds = [tensor.dtype for tensor in dump.values() if tensor.dtype in DTYPES.values()]
-    return max((*kinds, torch.float32), key=lambda kind: torch.finfo(kind).eps)

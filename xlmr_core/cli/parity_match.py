@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from xlmr_core.atomic import written_as
+from xlmr_core.cli.parity_options import TRACE
 from xlmr_core.parity.check import load_trace
 from xlmr_core.parity.name_map import summary, to_toml
 from xlmr_core.parity.ports import match_port
@@ -12,7 +13,7 @@ from xlmr_core.parity.trace import TraceError
 
 
 @click.command("match")
-@click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@TRACE
 @click.argument("dump_file", metavar="DUMP", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: stdout]")
 def command(trace_file: Path, dump_file: Path, output: Path | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.cli.outputs import check_output
+from xlmr_core.cli.parity_options import FLOORS, NAMES, TRACE
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.adapters import transformers_model
 from xlmr_core.parity.check import floors_path, load_trace, read_floors, run_transformers
@@ -28,21 +29,14 @@ RUN_LIMIT = 900  # seconds for the user's command
 
 
 @click.command("shrink")
-@click.argument("trace_file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@TRACE
 @click.argument("port", metavar="[PORT]", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--run", "command_line", help="Command that writes a dump: 'python dump.py {trace} {dump}'.")
 @click.option("--reference", type=click.Choice(["transformers"]), help="The port is transformers' model of --model.")
 @click.option("--model", help="Checkpoint that TRACE was recorded from.  [default: the one that TRACE names]")
-@click.option(
-    "--names", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML or JSON map of names."
-)
+@NAMES
 @click.option("--dtype", type=click.Choice([*DTYPES, *INT8]), help="Precision of the port.  [default: as for check]")
-@click.option(
-    "--floors",
-    "floors_file",
-    type=click.Path(path_type=Path),
-    help="Table of noise floors.  [default: the one beside TRACE]",
-)
+@FLOORS
 @click.option("--exact", is_flag=True, help="Count every difference, however small.")
 @click.option(
     "--most", type=click.IntRange(min=1), default=MOST_RUNS, show_default=True, help="Runs of the port, at most."

@@ -7,6 +7,7 @@ import click
 import torch
 from click.core import ParameterSource
 
+from xlmr_core.cli.run_options import OUTPUT, run_options
 from xlmr_core.training import PretrainSettings, pretrain
 from xlmr_core.training.distributed import rank
 from xlmr_core.training.evaluation import table
@@ -18,13 +19,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command("pretrain", context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1, required=True, type=EXISTING)
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write the checkpoint to.",
-)
+@OUTPUT
 @click.option(
     "--held-out",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -69,21 +64,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=DEFAULTS.language_exponent,
     help="Languages are drawn in proportion to their size to this power; below 1, small ones more often.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default=DEFAULTS.precision,
-    help="Precision of matrix products; the weights are float32.",
-)
-@click.option("--seed", default=DEFAULTS.seed, help="Seed of all random numbers.")
-@click.option("--device", default=None, help="Device: cpu, cuda, ...  [default: cuda if there is one, else cpu]")
-@click.option("--save-every", type=click.IntRange(min=1), default=500, help="Number of steps between two saved states.")
-@click.option(
-    "--save-dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    help="Dtype of the weights file.",
-)
+@run_options(DEFAULTS)
 @click.option(
     "--shard",
     is_flag=True,

@@ -353,6 +353,12 @@ def _looked_up(
     return torch.where(same.any(dim=-1), found, at_most)
 
 
+def narrowest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The narrowest of the floating-point types of the tensors. float64 counts as float32."""
+    kinds = (tensor.dtype for tensor in tensors if tensor.dtype in FLOATS)
+    return max((torch.float32, *kinds), key=lambda kind: torch.finfo(kind).eps)
+
+
 def logsumexp(logits: Tensor) -> Tensor:  # (B, S, V) -> (B, S)
     """One number a token that depends on every logit. Taken in float64, given in the dtype of the logits."""
     return logits.double().logsumexp(dim=-1).to(logits.dtype)

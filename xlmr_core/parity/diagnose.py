@@ -29,6 +29,7 @@ from xlmr_core.parity.compare import (
     Row,
     elements,
     in_reading_order,
+    narrowest,
 )
 from xlmr_core.parity.faults import (
     FAULTS,
@@ -332,8 +333,7 @@ def checked_dump(model: PretrainedModel, dump: Dump, dtype: torch.dtype | None) 
     for name, tensor in shared.items():
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{name} holds {dtype_name(tensor.dtype)}: a tap holds floating-point numbers")
-    narrowest = max((tensor.dtype for tensor in shared.values()), key=lambda kind: torch.finfo(kind).eps)
-    dtype = dtype or (torch.float32 if narrowest == torch.float64 else narrowest)
+    dtype = dtype or narrowest(shared.values())
     return {name: one_mask(name, tensor.detach().cpu().to(dtype)) for name, tensor in shared.items()}, dtype
 
 
