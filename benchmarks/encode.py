@@ -7,8 +7,8 @@ The lengths of the texts are log-normal (median 28 tokens), cut from the lines o
 geometry of xlm-roberta-base; the vectors are means over the tokens. A peer is timed only if its vectors agree with
 ours; a text that transformers' tokenizer cuts differently (docs/tokenizer-differences.md) is left out. transformers
 runs as its users write it: batches of 32 texts in the order in which they come, and sorted by length first.
-sentence-transformers, onnxruntime, OpenVINO and CTranslate2 take part where they are installed, the last three in
-batches that are sorted by length, in float32.
+sentence-transformers, OpenVINO, onnxruntime and CTranslate2 take part where they are installed, the last three in
+batches that are sorted by length, and the last two only in float32.
 
     python benchmarks/encode.py --fill-mask              # `FillMask` beside transformers' pipeline instead
 """
@@ -152,10 +152,11 @@ def onnxruntime_encoder(folder: str) -> Encode:
     return padded_encoder(folder, hidden_of)
 
 
-def openvino_encoder(folder: str) -> Encode:
+def openvino_encoder(folder: str, dtype: torch.dtype) -> Encode:
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    precision = "bf16" if dtype == torch.bfloat16 else "f32"
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
     compiled = openvino.Core().compile_model(str(exported(folder)), "CPU", settings)
 
     def hidden_of(batch: Any) -> Tensor:
@@ -190,11 +191,11 @@ def encoders(folder: str, dtype_name: str) -> dict[str, Encode]:
     }
     if importlib.util.find_spec("sentence_transformers"):
         found["sentence-transformers"] = sentence_transformers_encoder(folder, dtype)
+    if importlib.util.find_spec("openvino") and importlib.util.find_spec("onnx"):
+        found["OpenVINO, sorted"] = openvino_encoder(folder, dtype)
     if dtype_name == "float32":
         if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
             found["onnxruntime, sorted"] = onnxruntime_encoder(folder)
-        if importlib.util.find_spec("openvino") and importlib.util.find_spec("onnx"):
-            found["OpenVINO, sorted"] = openvino_encoder(folder)
         if importlib.util.find_spec("ctranslate2"):
             found["CTranslate2, sorted"] = ctranslate2_encoder(folder)
     return found
