@@ -68,8 +68,10 @@ def test_a_long_text_is_refused_or_cut(fill: FillMask) -> None:
     with pytest.raises(ValueError, match="at most 20"):
         fill(text)
     assert len(fill(text, truncation=True)) == 1
-    with pytest.raises(ValueError, match=r"the <mask> of .* was cut off: truncation keeps 20 tokens"):
+    with pytest.raises(ValueError, match=r"a <mask> of .* was cut off: truncation keeps 20 tokens"):
         fill("the dog " * 30 + "<mask>", truncation=True)
+    with pytest.raises(ValueError, match=r"a <mask> of .* was cut off"):  # the other one stays
+        fill("the <mask> " + "the dog " * 30 + "<mask>", truncation=True)
     with pytest.raises(ValueError, match="no <mask> in"):
         fill("the dog " * 30, truncation=True)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from xlmr_core.heads import XLMRobertaForQuestionAnswering
 from xlmr_core.tasks.rows import BATCH_TOKENS, OnError, Row, packed, run_in_order
@@ -147,13 +148,15 @@ def _best_spans(
     kept = torch.cat([logits[:, :1], logits[:, part]], dim=1)  # (2, 1 + part)
     start, end = kept.softmax(dim=1)
     nothing = float(start[0] * end[0])
-    scores = (start[1:, None] * end[None, 1:]).triu().tril(longest - 1)  # (start, end)
+    width = min(longest, len(row.window))  # not all pairs: a window of 8,192 tokens would have 67 million of them
+    ends = F.pad(end[1:], (0, width - 1)).unfold(0, width, 1)  # (start, width): the ends at and behind each start
+    scores = start[1:, None] * ends
     best = scores.flatten().topk(min(count, scores.numel()))
-    spans = [
-        (row.window.start + place // len(row.window), row.window.start + place % len(row.window), score)
-        for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        if score > 0
-    ]
+    spans: list[tuple[int, int, float]] = []
+    for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        first = row.window.start + place // width
+        if score > 0:
+            spans.append((first, first + place % width, score))
     return spans, nothing
 
 

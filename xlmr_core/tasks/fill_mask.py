@@ -60,7 +60,8 @@ class FillMask(Task[XLMRobertaForMaskedLM], OneOrMany[str, list[list[Filling]]])
             joint: Whether the masks of a text are filled together: the one with the most probable piece first, then
                 the others in the text with that piece (the confidence-based order of Jiang et al. 2020, "X-FACTR").
                 The other masks then have their first filling in `sequence`. Otherwise each mask is filled on its own.
-            truncation: Whether a text that is too long is cut at its end. Otherwise it is an error.
+            truncation: Whether a text that is too long is cut at its end. Otherwise it is an error, and so is a cut
+                that loses a `<mask>`.
             specials_in_text: Whether `<s>`, `</s>` and `<unk>` in a text are tokens. False takes them, and `<pad>`, as
                 plain text. `<mask>` is a token in either case.
             batch_tokens: Tokens that run together.
@@ -78,9 +79,9 @@ class FillMask(Task[XLMRobertaForMaskedLM], OneOrMany[str, list[list[Filling]]])
         def encode(text: str) -> list[RowOfMasks]:
             ids = self._row(text, truncation=truncation, specials_in_text=specials_in_text or (MASK,)).ids
             places = [place for place, number in enumerate(ids) if number == self.tokenizer.mask_token_id]
-            if not places and MASK in text:
+            if len(places) < text.count(MASK):
                 raise ValueError(
-                    f"the <mask> of {_shorten(text)!r} was cut off: truncation keeps {self.max_tokens} "
+                    f"a <mask> of {_shorten(text)!r} was cut off: truncation keeps {self.max_tokens} "
                     "tokens, <s> and </s> included. Split the text instead"
                 )
             if not places:

@@ -33,10 +33,9 @@ class TextScore:
 
 @dataclass(frozen=True)
 class MaskedRow(Row):
-    """A text with one token masked."""
+    """A text of which one token is to be masked. Its rows share their ids: a copy for each would fill the memory."""
 
-    place: int  # of the mask
-    token: int  # the id that was there
+    place: int  # of the token
 
 
 class Score(Task[XLMRobertaForMaskedLM], OneOrMany[str, TextScore]):
@@ -64,23 +63,24 @@ class Score(Task[XLMRobertaForMaskedLM], OneOrMany[str, TextScore]):
         Raises:
             ValueError: A text is too long.
         """
-        mask = self.tokenizer.mask_token_id
 
         def encode(text: str) -> list[MaskedRow]:
-            ids = list(self._row(text, truncation=truncation).ids)
-            return [MaskedRow([*ids[:i], mask, *ids[i + 1 :]], i, ids[i]) for i in range(1, len(ids) - 1)]
+            ids = self._row(text, truncation=truncation).ids
+            return [MaskedRow(ids, place) for place in range(1, len(ids) - 1)]
 
         for encoded, values in run_in_order(
             texts, encode, self._log_probabilities, batch_tokens=batch_tokens, on_error=on_error
         ):
-            tokens = tuple(self.tokenizer.id_to_token(row.token) for row in encoded.rows)
+            tokens = tuple(self.tokenizer.id_to_token(row.ids[row.place]) for row in encoded.rows)
             yield TextScore(encoded.input, tokens, tuple(values))
 
     def _log_probabilities(self, rows: Sequence[MaskedRow]) -> list[float]:
-        """Of the masked token of each row."""
-        ids = torch.tensor([[row.token] for row in rows], device=self.device)
+        """Of the token of each row that is masked."""
+        mask = self.tokenizer.mask_token_id
+        masked = [Row([*row.ids[: row.place], mask, *row.ids[row.place + 1 :]]) for row in rows]
+        ids = torch.tensor([[row.ids[row.place]] for row in rows], device=self.device)
         found: list[float] = []
-        for logits in logits_at(self.model, rows, [[row.place] for row in rows]):  # (K, V)
+        for logits in logits_at(self.model, masked, [[row.place] for row in rows]):  # (K, V)
             own = logits.gather(1, ids[len(found) : len(found) + len(logits)])
             found += (own[:, 0] - logits.logsumexp(dim=1)).tolist()
         return found
