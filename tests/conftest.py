@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_checkpoint import write_checkpoint
 
-from xlmr_core import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
+from xlmr_core import XLMRobertaTokenizer
 from xlmr_core.training.vocabulary import train_vocabulary
 
 LINES = ("the cat sees the dog", "the dog sees the cat", "a bird sings in the tree", "кіт бачить пса", "पक्षी गाता है")
@@ -36,18 +37,4 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.write_text("\n".join(LINES * 20), encoding="utf-8")
     (folder / "sentencepiece.bpe.model").write_bytes(train_vocabulary([text], size=40))
     tokenizer = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model", max_tokens=20)
-    config = XLMRobertaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=40,
-        max_position_embeddings=22,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(0)
-    model = XLMRobertaForMaskedLM(config)
-    model.initialize()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_checkpoint(folder, tokenizer, seed=0, initializer_range=0.3)

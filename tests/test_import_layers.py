@@ -31,8 +31,9 @@ LAYERS = (
     {"training"},  # what a model learns from is encoded as its task encodes it
     {"served"},
     {""},  # the package itself: its public names
-    {"cli", "pytest_plugin"},
-    {"engines"},
+    {"engines.texts"},
+    {"engines.datatrove", "engines.ray", "cli", "pytest_plugin"},
+    {"engines"},  # its shards run the commands
     {"__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

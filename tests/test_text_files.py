@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xlmr_core.text_files import LONGEST_LINE, arriving_lines, read_lines
+from xlmr_core.text_files import LONGEST_LINE, arriving_lines, json_object, read_lines
 
 
 def test_lines_come_without_their_ends(tmp_path: Path) -> None:
@@ -36,6 +36,20 @@ def test_a_line_has_a_limit(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"short\n" + longest + b"x\n")
     with pytest.raises(ValueError, match=rf"a\.txt, line 2: the line is longer than {LONGEST_LINE} bytes; split it"):
         list(read_lines(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("[1]", r"expected a JSON object, got \[1\]"),
+        ('{"text": ', "expected a JSON object: Expecting value"),
+        pytest.param("[" * 100_000, "expected a JSON object: ", id="nested too deeply"),
+    ],
+)
+def test_a_line_without_a_json_object(line: str, fault: str) -> None:
+    assert json_object('{"text": "кіт"}') == {"text": "кіт"}
+    with pytest.raises(ValueError, match=fault):
+        json_object(line)
 
 
 class Slow(BytesIO):

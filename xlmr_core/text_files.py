@@ -1,10 +1,12 @@
 """Text line by line and tables row by row: UTF-8, or an error that names the place."""
 
 import csv
+import json
 from collections.abc import Iterator
 from io import BufferedIOBase
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 WAY_OUT = "convert it to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`"
 LONGEST_LINE = 2**20  # bytes; an endless line would fill the memory
@@ -57,6 +59,24 @@ def table_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, li
                     yield table.line_num, cells
         except csv.Error as error:
             raise ValueError(f"{path}, line {table.line_num}: {error}") from error
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The JSON object that a line of a jsonl file holds.
+
+    Args:
+        line: The line.
+
+    Raises:
+        ValueError: It holds something else. The message does not name the place.
+    """
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, got {line[:40]}")
+    return values
 
 
 def arriving_lines(stream: BufferedIOBase) -> Iterator[list[bytes]]:

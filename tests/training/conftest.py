@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
+from small_checkpoint import write_checkpoint
 from toy_language import sentences
 
-from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 from xlmr_core.training.vocabulary import train_vocabulary
 
@@ -39,18 +37,4 @@ def tokenizer(corpus_files: list[Path], tmp_path_factory: pytest.TempPathFactory
 def checkpoint(tokenizer: XLMRobertaTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small encoder with random weights and an LM head, to be fine-tuned."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    config = XLMRobertaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=40,
-        max_position_embeddings=50,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(5)
-    model = XLMRobertaForMaskedLM(config)
-    model.initialize()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_checkpoint(folder, tokenizer, seed=5, initializer_range=0.2, max_position_embeddings=50)

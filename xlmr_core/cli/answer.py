@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
 from xlmr_core.tasks import Answer, Span
+from xlmr_core.tasks.input_rows import InputRow
 
 
 @click.command("answer")
@@ -38,5 +38,5 @@ def _record(answers: Sequence[Span]) -> dict[str, Any]:
     return {"answers": [asdict(answer) for answer in answers]}
 
 
-def _show(row: Row, answers: Sequence[Span]) -> list[str]:
+def _show(row: InputRow, answers: Sequence[Span]) -> list[str]:
     return [row.given["question"], *(f"  {x.score:8.4f}  {x.answer}  ({x.start}-{x.end})" for x in answers)]

@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 import click
 
-from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
 from xlmr_core.paths import BUNDLED_LANGUAGE
 from xlmr_core.tasks import Classify, LabelScore
 from xlmr_core.tasks.classify import Activation, ZeroShot
+from xlmr_core.tasks.input_rows import InputRow
 
 
 @click.command("classify")
@@ -85,7 +85,7 @@ def _zero_shot_record(result: ZeroShot) -> dict[str, Any]:
     return _record(_ranked(result))
 
 
-def _show_zero_shot(row: Row, result: ZeroShot) -> list[str]:
+def _show_zero_shot(row: InputRow, result: ZeroShot) -> list[str]:
     return _show(row, _ranked(result))
 
 
@@ -97,5 +97,5 @@ def _record(labels: Sequence[LabelScore]) -> dict[str, Any]:
     return {"labels": [asdict(label) for label in labels]}
 
 
-def _show(row: Row, labels: Sequence[LabelScore]) -> list[str]:
+def _show(row: InputRow, labels: Sequence[LabelScore]) -> list[str]:
     return [" / ".join(row.given.values()), *(f"  {label.score:8.4f}  {label.label}" for label in labels)]

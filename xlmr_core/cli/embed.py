@@ -5,9 +5,9 @@ from typing import Any
 import click
 from torch import Tensor
 
-from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
 from xlmr_core.tasks import Embed
+from xlmr_core.tasks.input_rows import InputRow
 
 SHOWN = 6  # numbers of a vector
 
@@ -32,7 +32,7 @@ def _record(vector: Tensor) -> dict[str, Any]:
     return {"embedding": vector.tolist()}
 
 
-def _show(row: Row, vector: Tensor) -> list[str]:
+def _show(row: InputRow, vector: Tensor) -> list[str]:
     numbers = " ".join(f"{number:.4f}" for number in vector[:SHOWN].tolist())
     rest = " ..." if len(vector) > SHOWN else ""
     return [row.value, f"  {len(vector)} numbers: {numbers}{rest}"]

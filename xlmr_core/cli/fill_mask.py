@@ -8,8 +8,9 @@ from functools import partial
 import click
 
 from xlmr_core.cli.options import source_arguments, source_options
-from xlmr_core.cli.rows import answers, rows_of_arguments
+from xlmr_core.cli.rows import rows_of_arguments
 from xlmr_core.tasks import Filling, FillMask
+from xlmr_core.tasks.input_rows import answers
 from xlmr_core.tasks.rows import BATCH_TOKENS
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
 from xlmr_core.tasks import Ranked, Rerank
+from xlmr_core.tasks.input_rows import InputRow
 
 
 @click.command("rerank")
@@ -38,5 +38,5 @@ def _record(ranking: Sequence[Ranked]) -> dict[str, Any]:
     return {"ranking": [asdict(passage) for passage in ranking]}
 
 
-def _show(row: Row, ranking: Sequence[Ranked]) -> list[str]:
+def _show(row: InputRow, ranking: Sequence[Ranked]) -> list[str]:
     return [row.given["query"], *(f"  {passage.score:8.4f}  {passage.text}" for passage in ranking)]

@@ -1,16 +1,15 @@
 """Rows of input for the commands of the tasks: arguments, lines of standard input, or a file."""
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from xlmr_core.cli.options import encoding_fault, given_line, texts_from
-from xlmr_core.text_files import DELIMITERS, arriving_lines, table_lines
+from xlmr_core.tasks.input_rows import InputRow
+from xlmr_core.text_files import DELIMITERS, arriving_lines, json_object, table_lines
 
 LISTS = ("passages",)  # fields that are lists of texts; every other is one text
 CHUNK_ROWS = 4096  # rows between two states of an output file
@@ -18,22 +17,7 @@ CHUNK_CHARACTERS = 2**20
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-class Row(NamedTuple):
-    """One input of a task."""
-
-    number: int  # counted from 1
-    place: str  # what an error calls it
-    given: Mapping[str, Any]  # its fields by our names
-    fault: str | None = None  # what is wrong with it: one bad row must not lose the others
-
-    @property
-    def value(self) -> Any:
-        """What the task takes: a text, or a tuple of the fields."""
-        values = tuple(self.given.values())
-        return values[0] if len(values) == 1 else values
-
-
-def rows_of_arguments(arguments: tuple[str, ...], fields: Sequence[str]) -> Iterator[list[Row]]:
+def rows_of_arguments(arguments: tuple[str, ...], fields: Sequence[str]) -> Iterator[list[InputRow]]:
     """A row for each argument. With two fields the first argument is the first field of all rows.
 
     Without arguments, the rows come from the lines of standard input, as they arrive: texts, or JSON objects where
@@ -58,7 +42,7 @@ def rows_of_arguments(arguments: tuple[str, ...], fields: Sequence[str]) -> Iter
     ]
 
 
-def rows_of_file(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def rows_of_file(path: Path, columns: Mapping[str, str]) -> Iterator[InputRow]:
     """The rows of a file.
 
     Args:
@@ -82,9 +66,9 @@ def rows_of_file(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     raise ValueError(f"{path} does not end with {', '.join(SUFFIXES)}: rename it, or convert it to one of these")
 
 
-def in_chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def in_chunks(rows: Iterable[InputRow]) -> Iterator[list[InputRow]]:
     """The rows in lists of bounded size. Where a list ends depends only on the rows since the one before."""
-    chunk: list[Row] = []
+    chunk: list[InputRow] = []
     characters = 0
     for row in rows:
         chunk.append(row)
@@ -98,35 +82,7 @@ def in_chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def answers(stream: Callable[..., Iterator[Any]], rows: Iterable[Row]) -> Iterator[tuple[Row, Any]]:
-    """Each row with its result, or with the ValueError that says what is wrong with it, in order.
-
-    Args:
-        stream: A task's `stream`, with its options.
-        rows: The inputs.
-    """
-    waiting: deque[Row] = deque()  # read, and neither answered nor refused
-    errors: deque[ValueError] = deque()
-    end = object()
-
-    def sound() -> Iterator[Any]:
-        for row in rows:
-            waiting.append(row)
-            if row.fault is None:
-                yield row.value
-
-    def refuse(_: Any, error: ValueError) -> None:
-        errors.append(error)
-
-    for result in chain(stream(sound(), on_error=refuse), [end]):
-        while waiting and (waiting[0].fault is not None or errors):
-            row = waiting.popleft()
-            yield row, errors.popleft() if row.fault is None else ValueError(row.fault)
-        if result is not end:
-            yield waiting.popleft(), result
-
-
-def _rows_of_lines(path: Path, row: Callable[[str, int, str, str | None], Row | None]) -> Iterator[Row]:
+def _rows_of_lines(path: Path, row: Callable[[str, int, str, str | None], InputRow | None]) -> Iterator[InputRow]:
     number = 0
     with path.open("rb") as file:
         lines = (line for arrived in arriving_lines(file) for line in arrived)
@@ -138,64 +94,63 @@ def _rows_of_lines(path: Path, row: Callable[[str, int, str, str | None], Row | 
                 yield found
 
 
-def _row_of_line(text: str, number: int, place: str, fault: str | None, fields: Sequence[str]) -> Row:
+def _row_of_line(text: str, number: int, place: str, fault: str | None, fields: Sequence[str]) -> InputRow:
     if len(fields) > 1:
-        return _row_of_json(text, number, place, fault, {name: name for name in fields}) or Row(
+        return _row_of_json(text, number, place, fault, {name: name for name in fields}) or InputRow(
             number, place, {}, "the line is empty, expected a JSON object"
         )
-    return Row(number, place, {fields[0]: text}, fault)
+    return InputRow(number, place, {fields[0]: text}, fault)
 
 
-def _row_of_json(text: str, number: int, place: str, fault: str | None, columns: Mapping[str, str]) -> Row | None:
+def _row_of_json(text: str, number: int, place: str, fault: str | None, columns: Mapping[str, str]) -> InputRow | None:
     """None for an empty line."""
     if fault is not None:
-        return Row(number, place, {}, fault)
+        return InputRow(number, place, {}, fault)
     if not text.strip():
         return None
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Row(number, place, {}, f"expected a JSON object: {error}")
-    if not isinstance(record, dict):
-        return Row(number, place, {}, f"expected a JSON object, got {text[:40]}")
+        record = json_object(text)
+    except ValueError as error:
+        return InputRow(number, place, {}, str(error))
     return _row_of_record(record, columns, number, place)
 
 
-def _row_of_record(record: Mapping[str, Any], columns: Mapping[str, str], number: int, place: str) -> Row:
+def _row_of_record(record: Mapping[str, Any], columns: Mapping[str, str], number: int, place: str) -> InputRow:
     given: dict[str, Any] = {}
     for name, column in columns.items():
         if column not in record:
-            return Row(number, place, {}, f"there is no field {column!r}; the fields are {', '.join(map(str, record))}")
+            names = ", ".join(map(str, record))
+            return InputRow(number, place, {}, f"there is no field {column!r}; the fields are {names}")
         value = record[column]
         if name in LISTS and isinstance(value, str):  # a cell of a table
             try:
                 value = json.loads(value)
             except ValueError as error:
-                return Row(number, place, {}, f"the field {column!r} is not a JSON list of texts: {error}")
+                return InputRow(number, place, {}, f"the field {column!r} is not a JSON list of texts: {error}")
         texts = value if name in LISTS and isinstance(value, list) else [value]
         if (name in LISTS) != isinstance(value, list) or not all(isinstance(text, str) for text in texts):
             wanted = "a list of texts" if name in LISTS else "a text"
-            return Row(number, place, {}, f"the field {column!r} is {type(value).__name__}, expected {wanted}")
+            return InputRow(number, place, {}, f"the field {column!r} is {type(value).__name__}, expected {wanted}")
         fault = next(filter(None, map(encoding_fault, texts)), None)
         if fault is not None:
-            return Row(number, place, {}, f"the field {column!r}: {fault}")
+            return InputRow(number, place, {}, f"the field {column!r}: {fault}")
         given[name] = value
-    return Row(number, place, given)
+    return InputRow(number, place, given)
 
 
-def _rows_of_table(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def _rows_of_table(path: Path, columns: Mapping[str, str]) -> Iterator[InputRow]:
     lines = table_lines(path, errors="surrogateescape")
     _, header = next(lines)
     _check_columns(path, header, columns)
     for number, (line, cells) in enumerate(lines, start=1):
         place = f"{path}, line {line}"
         if len(cells) != len(header):
-            yield Row(number, place, {}, f"expected {len(header)} cells, as in the header, got {len(cells)}")
+            yield InputRow(number, place, {}, f"expected {len(header)} cells, as in the header, got {len(cells)}")
         else:
             yield _row_of_record(dict(zip(header, cells, strict=True)), columns, number, place)
 
 
-def _rows_of_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def _rows_of_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[InputRow]:
     parquet = import_parquet()
     with path.open("rb") as source:
         try:

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
 from xlmr_core.tasks import Score, TextScore
+from xlmr_core.tasks.input_rows import InputRow
 
 
 @click.command("score")
@@ -34,5 +34,5 @@ def _record(score: TextScore) -> dict[str, Any]:
     }
 
 
-def _show(row: Row, score: TextScore) -> list[str]:
+def _show(row: InputRow, score: TextScore) -> list[str]:
     return [row.value, f"  log-likelihood {score.pseudo_log_likelihood:.4f}  perplexity {score.pseudo_perplexity:.4f}"]

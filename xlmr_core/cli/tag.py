@@ -5,9 +5,9 @@ from typing import Any, get_args
 
 import click
 
-from xlmr_core.cli.rows import Row
 from xlmr_core.cli.task import Command, run, task_options
 from xlmr_core.tasks import Entity, Tag
+from xlmr_core.tasks.input_rows import InputRow
 from xlmr_core.tasks.tag import Aggregation
 
 
@@ -43,5 +43,5 @@ def _record(entities: Sequence[Entity]) -> dict[str, Any]:
     }
 
 
-def _show(row: Row, entities: Sequence[Entity]) -> list[str]:
+def _show(row: InputRow, entities: Sequence[Entity]) -> list[str]:
     return [row.value, *(f"  {x.score:8.4f}  {x.label}  {x.word}  ({x.start}-{x.end})" for x in entities)]

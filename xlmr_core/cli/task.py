@@ -17,8 +17,9 @@ import torch
 from xlmr_core.cli.options import source_arguments, source_options
 from xlmr_core.cli.progress import progress
 from xlmr_core.cli.result_file import Format, ResultFile, Vectors, format_of
-from xlmr_core.cli.rows import Row, answers, in_chunks, rows_of_arguments, rows_of_file
+from xlmr_core.cli.rows import in_chunks, rows_of_arguments, rows_of_file
 from xlmr_core.paths import BUNDLED
+from xlmr_core.tasks.input_rows import InputRow, answers
 from xlmr_core.tasks.rows import BATCH_TOKENS
 from xlmr_core.tasks.task import Task
 
@@ -94,7 +95,7 @@ class Command:
     task: type[Task[Any]]
     columns: Mapping[str, str]  # the name in the input for each field that the task reads
     record: Callable[[Any], dict[str, Any]]  # a result as numbers, texts and lists
-    show: Callable[[Row, Any], Sequence[str]]  # a result as lines for people
+    show: Callable[[InputRow, Any], Sequence[str]]  # a result as lines for people
     results: Sequence[str]  # columns of a csv file beside those of the input
     items: str | None = None  # the key of `record` whose list gives a csv file several lines for a row
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of `stream`
@@ -148,8 +149,8 @@ def _run_chunks(
     command: Command,
     task: Any,
     options: Mapping[str, Any],
-    first: list[Row],
-    chunks: Iterator[list[Row]],
+    first: list[InputRow],
+    chunks: Iterator[list[InputRow]],
     common: Mapping[str, Any],
     writer: ResultFile | None,
 ) -> None:
@@ -157,7 +158,7 @@ def _run_chunks(
     rows = writer.rows if writer else 0
     shows_progress = writer is not None or not sys.stdout.isatty()
     with progress(command.name, unit="row") if shows_progress else nullcontext(_silent) as tick:
-        chunk: list[Row] | None = first
+        chunk: list[InputRow] | None = first
         while chunk is not None:
             for row, result in answers(partial(getattr(task, command.stream), **options), chunk):
                 record: dict[str, Any] = {"row": row.number}

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from xlmr_core.cli.rows import Row, answers
 from xlmr_core.tasks import Classify, Embed, Entity, LabelScore, Tag
+from xlmr_core.tasks.input_rows import InputRow, answers
 
 TaskClass: TypeAlias = type[Embed] | type[Classify] | type[Tag]
 Errors = Literal["fail", "skip"]
@@ -47,7 +47,7 @@ def plain(result: Tensor | list[LabelScore] | list[Entity]) -> list[Any]:
     return result.tolist() if isinstance(result, Tensor) else [asdict(item) for item in result]
 
 
-def _row(named: tuple[str, Any]) -> Row:
+def _row(named: tuple[str, Any]) -> InputRow:
     place, text = named
     fault = None if isinstance(text, str) else f"expected a text, got {type(text).__name__}"
-    return Row(0, place, {"text": text}, fault)
+    return InputRow(0, place, {"text": text}, fault)

@@ -14,7 +14,7 @@ from typing import Any
 
 from xlmr_core.errors import shortened
 from xlmr_core.text_checks import check_text
-from xlmr_core.text_files import DELIMITERS, read_lines, table_lines
+from xlmr_core.text_files import DELIMITERS, json_object, read_lines, table_lines
 
 Source = str | PathLike[str] | Iterable[Mapping[str, Any]]
 
@@ -235,11 +235,9 @@ def _records_of_lines(path: Path, names: Mapping[str, str]) -> Iterator[Record]:
             continue
         place = f"{path}, line {number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: expected a JSON object ({error})") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{place}: expected a JSON object, got {shortened(values)}")
+            values = json_object(line)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
         yield Record(place, values, names)
 
 
