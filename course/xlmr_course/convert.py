@@ -28,6 +28,22 @@ def _with_arrays(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
     return call
 
 
+def with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is written in NumPy as one that takes and returns tensors."""
+
+    def call(*values: Any) -> Any:
+        return as_tensors(function(*(given_as("numpy", value) for value in values)))
+
+    return call
+
+
+def as_tensors(value: Any) -> Any:
+    """What a function in NumPy returned, with tensors in place of arrays."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    return {name: as_tensors(one) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+
 def copied(value: Any) -> Any:
     """A copy of an argument, of the same kind."""
     if isinstance(value, Tensor):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
+from xlmr_course.convert import with_tensors
 from xlmr_course.judge import run_file
 from xlmr_course.material import material
 from xlmr_course.step import Step
@@ -38,7 +38,7 @@ def fill(book: Workbook, text: str, top_k: int) -> list[tuple[float, str]]:
     parameters = space["load"](made.published)
     before, after = text.split("<mask>")
     mask = made.tokenizer.mask_token_id
-    first, last = (space["model_ids"](_spm_ids(part)) for part in (before.rstrip(), after))
+    first, last = (space["model_ids"](made.spm_ids(part)) for part in (before.rstrip(), after))
     ids = torch.tensor([[*first[:-1], mask, *last[1:]]])
     encoder = {name: tensor for name, tensor in parameters.items() if not name.startswith("lm_head.")}
     config = made.config
@@ -60,11 +60,6 @@ def fill(book: Workbook, text: str, top_k: int) -> list[tuple[float, str]]:
     return [(p, before.rstrip() + word + after) for p, word in zip(best.values.tolist(), words, strict=True)]
 
 
-def _spm_ids(text: str) -> list[int]:
-    tokens = material().tokenizer.tokenize(text, specials_in_text=False)
-    return [token.spm_id for token in tokens if token.spm_id is not None]
-
-
 def _functions(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[..., Any]]:
     """Every function by its name. Those of a learner who works in NumPy take and give tensors here."""
     found: dict[str, Callable[..., Any]] = {}
@@ -72,7 +67,7 @@ def _functions(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[..
         for function in step.functions if step.name in spaces else ():
             written = spaces[step.name].get(function.name)
             numpy = spaces[step.name].get("ARRAYS") == "numpy"
-            found[function.name] = _guarded(step, _with_tensors(written) if numpy else written)
+            found[function.name] = _guarded(step, with_tensors(written) if numpy else written)
     return found
 
 
@@ -88,22 +83,3 @@ def _guarded(step: Step, function: Callable[..., Any]) -> Callable[..., Any]:
             ) from None
 
     return call
-
-
-def _with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*values: Any) -> Any:
-        return _back(function(*(_there(value) for value in values)))
-
-    return call
-
-
-def _there(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.numpy()
-    return {name: _there(one) for name, one in value.items()} if isinstance(value, Mapping) else value
-
-
-def _back(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
-    return {name: _back(one) for name, one in value.items()} if isinstance(value, Mapping) else value

@@ -45,6 +45,11 @@ class Verdict:
     slow: str = ""  # right, but by a slow way
 
 
+def unmarked(step: Step, symptom: str) -> list[Verdict]:
+    """The verdicts on the functions of a file that cannot be marked."""
+    return [Verdict(function.name, False, symptom) for function in step.functions]
+
+
 def judge(step: Step, file: Path) -> list[Verdict]:
     """Marks the functions of one step.
 
@@ -59,16 +64,13 @@ def judge(step: Step, file: Path) -> list[Verdict]:
         space = run_file(file)
     except Exception as error:
         symptom = f"{file.name} cannot be run: {_where_raised(error, file)}"
-        return [Verdict(function.name, False, symptom) for function in step.functions]
+        return unmarked(step, symptom)
     arrays = step.arrays or space.get("ARRAYS", "torch")
     if arrays not in ("torch", "numpy"):
         symptom = f"ARRAYS is {arrays!r} in {file.name}: write 'torch' or 'numpy'"
-        return [Verdict(function.name, False, symptom) for function in step.functions]
+        return unmarked(step, symptom)
     if step.arrays == "numpy" and re.search(r"^\s*(import|from) torch\b", file.read_text(encoding="utf-8"), re.M):
-        return [
-            Verdict(x.name, False, f"{file.name} imports torch: this step is to be done without")
-            for x in step.functions
-        ]
+        return unmarked(step, f"{file.name} imports torch: this step is to be done without")
     verdicts = [judge_function(step, function, space.get(function.name), arrays, file) for function in step.functions]
     return [_after(verdict, verdicts[:index]) for index, verdict in enumerate(verdicts)]
 

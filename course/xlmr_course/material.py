@@ -55,6 +55,11 @@ class Material:
         tensors = open_weights(package_data("xlmr-tiny") / "model.safetensors")
         return {name: tensor.double() for name, tensor in tensors.items()}
 
+    def spm_ids(self, text: str) -> list[int]:
+        """The numbers that SentencePiece gives the pieces of a text."""
+        tokens = self.tokenizer.tokenize(text, specials_in_text=False)
+        return [token.spm_id for token in tokens if token.spm_id is not None]
+
     def cases(self, make: Callable[[Sample], Case]) -> list[Case]:
         """A case for each sample."""
         return [make(sample) for sample in self.samples]

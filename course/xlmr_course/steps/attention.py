@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
 from xlmr_course.material import Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
+from xlmr_course.steps.parts import normalised
 
 LAYER = 1  # of the bundled model; the first has plain embeddings below it
 
@@ -293,10 +294,6 @@ def _output_cases(material: Material) -> list[Case]:
     return material.cases(case)
 
 
-def _norm(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
-    return layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
-
-
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -304,7 +301,7 @@ def _output_by(rule: Rule) -> Callable[..., Tensor]:
     def wrong(
         context: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
     ) -> Tensor:
-        return rule(context, x, weight, bias, lambda y: _norm(y, norm_weight, norm_bias, eps))
+        return rule(context, x, weight, bias, lambda y: normalised(y, norm_weight, norm_bias, eps))
 
     return wrong
 

@@ -22,7 +22,7 @@ def _xl() -> XLMRobertaModel:
     torch.manual_seed(0)
     config = replace(material().config, norm_first=True, num_hidden_layers=2)
     model = XLMRobertaModel(config).double().eval()
-    for parameter in model.parameters():  # a fresh norm has weight 1 and bias 0: nobody could see it missing
+    for parameter in model.parameters():  # a fresh norm has weight 1 and bias 0: a result without it would be the same
         torch.nn.init.normal_(parameter, std=0.1)
     return model
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, linear
 
 from xlmr_course.material import Material, Sample, material
 from xlmr_course.step import Case, Fault, Function, Step
+from xlmr_course.steps.parts import normalised
 
 # ---- stack -----------------------------------------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ def _scaled_by_width(layer: Any) -> nn.Module:
 def _last_norm(parameters: Mapping[str, Tensor], **given: Any) -> Tensor:
     right = _with_layers(lambda layers: layers)(**given)
     prefix = f"layers.{material().config.num_hidden_layers - 1}.feed_forward_norm."
-    return layer_norm(right, right.shape[-1:], parameters[prefix + "weight"], parameters[prefix + "bias"], given["eps"])
+    return normalised(right, parameters[prefix + "weight"], parameters[prefix + "bias"], given["eps"])
 
 
 def _called(**other: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -164,7 +165,7 @@ def _head(
 ) -> Callable[..., Tensor]:
     def wrong(hidden: Tensor, word: Tensor, bias: Tensor, eps: float, **given: Tensor) -> Tensor:
         def normed(x: Tensor) -> Tensor:
-            return layer_norm(x, x.shape[-1:], given["norm_weight"], given["norm_bias"], eps) if norm else x
+            return normalised(x, given["norm_weight"], given["norm_bias"], eps) if norm else x
 
         x = linear(hidden, given["dense_weight"], given["dense_bias"] if dense_bias else None) if dense else hidden
         added = hidden if residual else torch.zeros_like(hidden)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, relu
+from torch.nn.functional import gelu, linear, relu
 
 from xlmr_course.material import Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
 from xlmr_course.steps.attention import LAYER
+from xlmr_course.steps.parts import normalised
 
 
 def _gelu_cases(material: Material) -> list[Case]:
@@ -64,7 +65,7 @@ def _by(rule: Callable[[Tensor, Maps], Tensor]) -> Callable[..., Tensor]:
             return linear(x, down_weight, down_bias)
 
         def norm(x: Tensor) -> Tensor:
-            return layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
+            return normalised(x, norm_weight, norm_bias, eps)
 
         return rule(mid, (up, down, norm))
 

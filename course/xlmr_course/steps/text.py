@@ -6,27 +6,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from xlmr_core.model import position_ids_from
 from xlmr_course.material import TEXTS, Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
+from xlmr_course.steps.parts import normalised
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
 PLAIN = [text.replace("<mask>", "") for text in TEXTS] + ["𒀀𒀁 is cuneiform"]
 
 
-def _spm_ids(material: Material, text: str) -> list[int]:
-    tokens = material.tokenizer.tokenize(text, specials_in_text=False)
-    return [token.spm_id for token in tokens if token.spm_id is not None]
-
-
 def _id_cases(material: Material) -> list[Case]:
     return [
-        Case(
-            {"spm_ids": _spm_ids(material, text)}, material.tokenizer(text).input_ids[0].tolist(), f"the text {text!r}"
-        )
+        Case({"spm_ids": material.spm_ids(text)}, material.tokenizer(text).input_ids[0].tolist(), f"the text {text!r}")
         for text in PLAIN
     ]
 
@@ -35,7 +28,7 @@ def _pair_cases(material: Material) -> list[Case]:
     found: list[Case] = []
     for first, second in ((PLAIN[0], PLAIN[1]), (PLAIN[2], "")):
         expected = material.tokenizer(first, second).input_ids[0].tolist()
-        given = {"first": _spm_ids(material, first), "second": _spm_ids(material, second)}
+        given = {"first": material.spm_ids(first), "second": material.spm_ids(second)}
         found.append(Case(given, expected, f"the texts {first!r} and {second!r}"))
     return found
 
@@ -160,7 +153,7 @@ POSITIONS = Step(
                 ),
                 Fault(
                     "padding counts",
-                    "Padding is counted, too. Behind the text nobody sees it; in front of it every token is moved.",
+                    "Padding is counted, too. Behind the text that changes nothing; in front of it every token is moved.",
                     lambda input_ids, pad: torch.arange(input_ids.shape[1]).expand_as(input_ids) + pad + 1,
                 ),
                 Fault(
@@ -238,10 +231,6 @@ def _sum(input_ids: Tensor, positions: Tensor, word: Tensor, position: Tensor, t
     return word[input_ids] + position[positions] + token_type[0]
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return layer_norm(x, weight.shape, weight, bias, eps)
-
-
 def _norm_by(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) / scale * weight + bias
 
@@ -258,7 +247,7 @@ EMBEDDINGS = Step(
                 Fault(
                     "eps of another model",
                     "eps is not the argument but a number of its own, 1e-12 as in BERT. Pass `eps` on.",
-                    lambda x, weight, bias, eps: _norm(x, weight, bias, 1e-12),
+                    lambda x, weight, bias, eps: normalised(x, weight, bias, 1e-12),
                 ),
                 Fault(
                     "eps outside the root",
@@ -287,19 +276,19 @@ EMBEDDINGS = Step(
                 Fault(
                     "no weight and bias",
                     "The result is not multiplied by `weight` and moved by `bias`.",
-                    lambda x, weight, bias, eps: _norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
+                    lambda x, weight, bias, eps: normalised(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
                 ),
                 Fault(
                     "bias before the weight",
                     "`bias` is added before the product with `weight`. Multiply by `weight` first.",
                     lambda x, weight, bias, eps: (
-                        (_norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps) + bias) * weight
+                        (normalised(x, torch.ones_like(weight), torch.zeros_like(bias), eps) + bias) * weight
                     ),
                 ),
                 Fault(
                     "no bias",
                     "`bias` is not added at the end.",
-                    lambda x, weight, bias, eps: _norm(x, weight, torch.zeros_like(bias), eps),
+                    lambda x, weight, bias, eps: normalised(x, weight, torch.zeros_like(bias), eps),
                 ),
             ),
         ),
@@ -311,7 +300,7 @@ EMBEDDINGS = Step(
                 Fault(
                     "no token type",
                     "The token-type vector is left out, because there is only one type. It is not zero: it was trained.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
+                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
                         word[input_ids] + position[positions], weight, bias, eps
                     ),
                 ),
@@ -324,22 +313,22 @@ EMBEDDINGS = Step(
                 ),
                 Fault(
                     "no positions",
-                    "The position vectors are not added: the model could not tell the order of words.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
+                    "The position vectors are not added: the model has no way to know the order of words.",
+                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
                         word[input_ids] + token_type[0], weight, bias, eps
                     ),
                 ),
                 Fault(
                     "words scaled",
                     "Word vectors are multiplied by sqrt(H), as in the first Transformer. Not here.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
+                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
                         word[input_ids] * word.shape[1] ** 0.5 + position[positions] + token_type[0], weight, bias, eps
                     ),
                 ),
                 Fault(
                     "positions counted again",
                     "The rows of the position table are taken from 0 up, whatever `positions` says.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: _norm(
+                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
                         word[input_ids] + position[: input_ids.shape[1]] + token_type[0], weight, bias, eps
                     ),
                 ),
@@ -347,14 +336,14 @@ EMBEDDINGS = Step(
                     "token type after the norm",
                     "The token-type vector is added after the norm. The norm is of the sum of all three.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: (
-                        _norm(word[input_ids] + position[positions], weight, bias, eps) + token_type[0]
+                        normalised(word[input_ids] + position[positions], weight, bias, eps) + token_type[0]
                     ),
                 ),
                 Fault(
                     "norm of the words only",
                     "Only the word vectors are normalised, and the rest is added afterwards. The norm is of the sum.",
                     lambda input_ids, positions, word, position, token_type, weight, bias, eps: (
-                        _norm(word[input_ids], weight, bias, eps) + position[positions] + token_type[0]
+                        normalised(word[input_ids], weight, bias, eps) + position[positions] + token_type[0]
                     ),
                 ),
             ),
