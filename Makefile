@@ -42,12 +42,13 @@ numerics:
 lines:
 	python tools/lines.py
 
-# The pages of docs/ that are written by running the comparisons. Tests check that they are up to date.
+# The pages of docs/ that are written by running the comparisons, and the pictures of the course. Tests check that they are up to date.
 pages:
 	PYTHONPATH=.:tests python tools/divergence_guide.py
 	PYTHONPATH=.:tests python tools/what_catches_what.py
 	python tools/passes_elsewhere.py
 	python tools/scale_costs.py --page
+	PYTHONPATH=.:course python tools/course_pictures.py
 
 # Other implementations, each in an environment of its own, and docs/ports.md. It needs uv, npm, the package registries,
 # a file with a text a line, a folder to work in, and hours for all: make ports TEXTS=texts.txt WORK=/tmp/ports

@@ -82,6 +82,11 @@ class Step:
         return HERE / "pages" / f"{self.name}.md"
 
     @property
+    def picture(self) -> Path:
+        """The picture on the page; tools/course_pictures.py draws it."""
+        return HERE / "pages" / "pictures" / f"{self.name}.svg"
+
+    @property
     def stub(self) -> Path:
         """The file to fill in."""
         return HERE / "stubs" / self.file

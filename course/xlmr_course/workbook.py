@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from xlmr_core.atomic import written_as
-from xlmr_course.judge import LONGEST, Verdict
+from xlmr_course.judge import LONGEST, Verdict, unmarked
 from xlmr_course.step import Step
 from xlmr_course.steps import STEPS
 
@@ -31,10 +31,11 @@ class Workbook:
         Raises:
             OSError: The folder cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
         for number, step in enumerate(STEPS, start=1):
             for source, target in (
                 (step.page, folder / f"{number:02}-{step.name}.md"),
+                (step.picture, folder / "pictures" / step.picture.name),
                 (step.stub, cls(folder).file(step)),
             ):
                 if not target.exists():
@@ -89,16 +90,10 @@ class Workbook:
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, cwd=self.folder)
         except subprocess.TimeoutExpired:
-            return [
-                Verdict(x.name, False, f"it was stopped after {LONGEST:.0f} seconds: an endless loop?")
-                for x in step.functions
-            ]
+            return unmarked(step, f"it was stopped after {LONGEST:.0f} seconds: an endless loop?")
         if run.returncode:
             last = (run.stderr.strip().splitlines() or ["without a message"])[-1]
-            return [
-                Verdict(x.name, False, f"the process ended with status {run.returncode}: {last}")
-                for x in step.functions
-            ]
+            return unmarked(step, f"the process ended with status {run.returncode}: {last}")
         printed, _, marks = run.stdout.rstrip("\n").rpartition("\n")
         if printed.strip():  # by the learner's functions
             print(printed.rstrip())
