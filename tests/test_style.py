@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+import walkthrough
 
 from xlmr_core.cli import main
 
@@ -21,7 +22,7 @@ RULED_OUT = {
     r"\bfates?\b": "say: status",
     r"\bdialects?\b": "say: key layout",
     r"\bgolden (numbers|traces?)\b": "say: trace",
-    r"\bnobody (watches|guessed)\b": "say what happens",
+    r"\bnobody (watches|guessed|reads|sees)\b": "say what happens",
     r"\bfor want of\b": "say: because there is no",
 }
 
@@ -50,13 +51,22 @@ def words_of_errors() -> Iterator[tuple[str, str]]:
 
 
 def words_of_pages() -> Iterator[tuple[str, str]]:
-    """The prose of README and docs, without code."""
-    for path in (ROOT / "README.md", ROOT / "weights" / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    """The prose of README, docs and the course, without code."""
+    readmes = (ROOT / "README.md", ROOT / "weights" / "README.md", ROOT / "course" / "README.md")
+    course = ROOT / "course" / "xlmr_course" / "pages"
+    for path in (*readmes, *sorted((ROOT / "docs").glob("*.md")), *sorted(course.glob("*.md"))):
         text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         yield path.relative_to(ROOT).as_posix(), re.sub(r"`[^`]*`", "", text)
 
 
-@pytest.mark.parametrize("words", [words_of_pages, words_of_commands, words_of_errors])
+def words_of_walkthrough() -> Iterator[tuple[str, str]]:
+    """The prose of the page that tools/walkthrough.py writes."""
+    yield "tools/walkthrough.py", walkthrough.INTRODUCTION
+    for step in walkthrough.STEPS:
+        yield f"tools/walkthrough.py: {step.title}", re.sub(r"`[^`]*`", "", step.words)
+
+
+@pytest.mark.parametrize("words", [words_of_pages, words_of_commands, words_of_errors, words_of_walkthrough])
 def test_no_word_that_the_glossary_rules_out(words) -> None:  # type: ignore[no-untyped-def]
     found = [
         f"{where}: {match.group()!r}; {instead}"
