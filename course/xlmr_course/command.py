@@ -6,6 +6,7 @@ import click
 
 from xlmr_course.fill import fill
 from xlmr_course.judge import Verdict
+from xlmr_course.notebook import write_notebooks
 from xlmr_course.step import Step
 from xlmr_course.steps import STEPS
 from xlmr_course.workbook import Workbook
@@ -105,6 +106,32 @@ def fill_masks(texts: tuple[str, ...], top_k: int, folder: Path) -> None:
         click.echo(text)
         for probability, sequence in fill(book, text, top_k):
             click.echo(f"  {probability:6.1%}  {sequence}")
+
+
+@command.command("notebook")
+@click.argument("names", metavar="[STEP]...", nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="The folder for the notebooks.  [default: this one]",
+)
+@click.option(
+    "--package",
+    default="xlmr-core",
+    show_default=True,
+    help="What pip installs in the first cell, such as git+https://... with the address of the repository.",
+)
+def notebook(names: tuple[str, ...], output: Path, package: str) -> None:
+    """Write a notebook for each STEP, for Jupyter and Colab; by default for all steps, and the walkthrough.
+
+    The step `walkthrough` is one sentence from text to the filled mask, with every tensor.
+    """
+    wanted = [name if name == "walkthrough" else find(name).name for name in names]
+    everything = [*(step.name for step in STEPS), "walkthrough"]
+    for file in write_notebooks(wanted or everything, output, package):
+        click.echo(file)
 
 
 def find(name: str) -> Step:
