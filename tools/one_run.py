@@ -72,8 +72,9 @@ def at_mask(made: Run, tensor: Tensor) -> Tensor:
 
 
 def tensor_html(made: Run, name: str, axes: str, tensor: Tensor, meaning: str) -> str:
-    """A tensor with its shape, its dtype and a few numbers."""
-    numbers = str(tensor[0].tolist()) if not tensor.is_floating_point() else digits(at_mask(made, tensor))
+    """A tensor with its shape, its dtype and a few numbers; of integers and truth values all of them."""
+    rows = [str(row) for row in tensor.flatten(1).tolist()] if not tensor.is_floating_point() else []
+    numbers = "\n".join(rows) or digits(at_mask(made, tensor))
     kind = str(tensor.dtype).removeprefix("torch.")
     return (
         f'<div class="tensor"><code>{name}</code> {axes} = {tuple(tensor.shape)}, {kind}<br>{inline(meaning)}'

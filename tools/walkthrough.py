@@ -61,8 +61,7 @@ class Step:
 def _mask_html(made: Run) -> str:
     batch = batch_of(made.attention_mask, None)
     assert batch.mask is not None  # the sentences differ in length
-    words = "True where a key may be attended to; here of the first sentence."
-    return tensor_html(made, "batch.mask", "(B, 1, 1, S)", batch.mask, words)
+    return tensor_html(made, "batch.mask", "(B, 1, 1, S)", batch.mask, "True where a key may be attended to")
 
 
 def _layer_taps(index: int) -> tuple[str, ...]:
@@ -101,8 +100,8 @@ STEPS = (
         (Lines(XLMRobertaTokenizer.__call__, "lengths = ", "return Batch"),),
         "A batch is a rectangle. The shorter sentence is filled up with `<pad>` (1), and `attention_mask` is 0 there.",
         shown=lambda made: (
-            tensor_html(made, "input_ids", "(B, S)", made.ids, "The first sentence:")
-            + tensor_html(made, "attention_mask", "(B, S)", made.attention_mask, "The first sentence:")
+            tensor_html(made, "input_ids", "(B, S)", made.ids, "the ids of each sentence")
+            + tensor_html(made, "attention_mask", "(B, S)", made.attention_mask, "1 for a token, 0 for padding")
             + one_run.batch_picture(made, "id", made.ids)
         ),
     ),
@@ -118,7 +117,7 @@ STEPS = (
         "Positions are counted from pad + 1 = 2 over the tokens that are not pad. A pad has position 1, whose row of "
         "the table is zero.",
         shown=lambda made: (
-            tensor_html(made, "position_ids", "(B, S)", made.positions, "The first sentence:")
+            tensor_html(made, "position_ids", "(B, S)", made.positions, "rows of the position table")
             + one_run.batch_picture(made, "position", made.positions)
         ),
     ),

@@ -205,6 +205,7 @@ def xlmr(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPro
 def test_a_learner_goes_through_the_course(tmp_path: Path) -> None:
     book = Workbook.start(tmp_path / "mine")
     assert len(list(book.folder.glob("*.md"))) == len(list(book.folder.glob("*.py"))) == len(STEPS)
+    assert len(list(book.folder.glob("pictures/*.svg"))) == len(STEPS)
     (book.folder / "ids.py").write_text("def model_ids(spm_ids):\n    return spm_ids\n", encoding="utf-8")
     Workbook.start(book.folder)  # again: nothing is lost
     assert "return spm_ids" in (book.folder / "ids.py").read_text(encoding="utf-8")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import site_pages
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra `browser`")
-mkdocs_commands: Any = pytest.importorskip("mkdocs.commands.build", reason="needs mkdocs: the extra `docs`")
-mkdocs_config: Any = pytest.importorskip("mkdocs.config")
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path.replace(".md", ".html") for path in (*site_pages.PAGES, "course/05-scores.md", "slides.md")]
@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / "docs" / name, docs)
     settings = {"docs_dir": str(docs), "site_dir": str(site), "plugins": [], "nav": [{"Start": "slides.md"}]}
     settings |= {"strict": False, "validation": {"links": {"not_found": "ignore"}, "nav": {"omitted_files": "ignore"}}}
-    mkdocs_commands.build(mkdocs_config.load_config(str(ROOT / "mkdocs.yml"), **settings))
+    build(load_config(str(ROOT / "mkdocs.yml"), **settings))
     return site
 
 
