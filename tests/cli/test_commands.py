@@ -132,7 +132,7 @@ class TestFillMask:
 
         lost = xlmr("fill-mask", "the " * 60 + "<mask>", "--model", toy_checkpoint, "--truncate")
         assert lost.exit_code == 1
-        assert "the <mask> of 'the the" in lost.stderr
+        assert "a <mask> of 'the the" in lost.stderr
         assert "was cut off" in lost.stderr
 
     def test_bytes_that_are_not_utf_8_are_an_error(self, toy_checkpoint: Path) -> None:
