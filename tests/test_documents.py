@@ -32,6 +32,7 @@ DOCS = [
         "trace-format.md",
     )
 ]
+DOCS += sorted((ROOT / "docs" / "interpretability").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS, ROOT / "weights" / "README.md"]
 
 

@@ -17,7 +17,8 @@ PACKAGE = Path(xlmr_core.__file__).parent
 
 # From the lowest layer to the highest. A module imports only modules of lower layers and of its own package.
 LAYERS = (
-    {"_lazy", "atomic", "errors", "exit_status", "formatting", "hub_options", "json_files", "progress", "text_files"},
+    {"_lazy", "atomic", "errors", "exit_status", "formatting", "hub_options", "json_files"},
+    {"notebook", "progress", "text_files"},
     {"config_fields", "explanation", "parameter_groups", "text_checks", "tokenizer_files", "transformers_arguments"},
     {"config_json"},
     {"config", "devices", "kernels", "paths", "spec"},
@@ -27,7 +28,7 @@ LAYERS = (
     {"heads"},
     {"checkpoint.inspection"},  # looks for the class that fits a file
     {"checkpoint.convert", "checkpoint.trimming"},
-    {"explore", "parity", "tasks"},
+    {"explore", "interpret", "parity", "tasks"},
     {"training"},  # what a model learns from is encoded as its task encodes it
     {"served"},
     {""},  # the package itself: its public names

@@ -54,7 +54,7 @@ def words_of_pages() -> Iterator[tuple[str, str]]:
     """The prose of README, docs and the course, without code."""
     readmes = (ROOT / "README.md", ROOT / "weights" / "README.md", ROOT / "course" / "README.md")
     course = ROOT / "course" / "xlmr_course" / "pages"
-    for path in (*readmes, *sorted((ROOT / "docs").glob("*.md")), *sorted(course.glob("*.md"))):
+    for path in (*readmes, *sorted((ROOT / "docs").rglob("*.md")), *sorted(course.glob("*.md"))):
         text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         yield path.relative_to(ROOT).as_posix(), re.sub(r"`[^`]*`", "", text)
 

@@ -6,6 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xlmr_core import notebook
 from xlmr_core.formatting import aligned
 
 if TYPE_CHECKING:
@@ -27,13 +28,21 @@ class Explanation:
     tokens: list[Token]
 
     def __str__(self) -> str:
+        rows = [[_printable(cell) for cell in row] for row in self._rows()]
+        lines = [f"text        {_printable(self.text)}", f"normalised  {_printable(self.normalized)}", ""]
+        return "\n".join(lines + aligned(rows, _display_width))
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        lines = notebook.paragraph(f"text: {self.text}", f"normalised: {self.normalized}")
+        return lines + notebook.table(self._rows())
+
+    def _rows(self) -> list[list[str]]:
         rows = [["piece", "SentencePiece id", "id", "start", "end", "text"]]
         for piece, spm_id, number, start, end in self.tokens:
             spm_number = "-" if spm_id is None else str(spm_id)
-            rows.append([_printable(piece), spm_number, str(number), str(start), str(end)])
-            rows[-1].append(_printable(self.text[start:end]))
-        lines = [f"text        {_printable(self.text)}", f"normalised  {_printable(self.normalized)}", ""]
-        return "\n".join(lines + aligned(rows, _display_width))
+            rows.append([piece, spm_number, str(number), str(start), str(end), self.text[start:end]])
+        return rows
 
 
 def _printable(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from xlmr_core import notebook
 from xlmr_core.formatting import aligned, dtype_name, json_number
 from xlmr_core.heads import model_classes
 from xlmr_core.spec import Tap
@@ -37,6 +38,8 @@ UNDERFLOW = 104.0
 HIDDEN = -5e3
 # The logits of 250,002 tokens are kept as their largest, and as one number that depends on all.
 LOGITS, TOP_IDS, TOP, LOGSUMEXP = (f"lm_head.logits{part}" for part in ("", ".top_ids", ".top_values", ".logsumexp"))
+HEAD = ("tap", "shape", "max abs", "relative", "cosine", "allowed", "verdict")
+SHOWN = 8  # wrong rows that a notebook shows unfolded
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -123,12 +126,26 @@ class Comparison:
 
     def __str__(self) -> str:
         first = self.first_divergence
-        cells = [("tap", "shape", "max abs", "relative", "cosine", "allowed", "verdict")]
-        cells += [_cells(row) for row in self.rows]
+        cells = [HEAD, *(_cells(row) for row in self.rows)]
         marks = ["  ", *("->" if row is first else "  " for row in self.rows)]
         lines = [f"{mark} {line}".rstrip() for mark, line in zip(marks, aligned(cells), strict=True)]
         skipped = [f"skipped, because the other model lacks their modules: {', '.join(self.skipped)}"]
         return "\n".join([*lines, *(skipped if self.skipped else []), self.summary, *map(str, self.leanings)])
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the wrong rows, and all rows folded."""
+        cells = [_cells(row) for row in self.rows]
+        wrong = [row for row, shown in zip(cells, self.rows, strict=True) if not shown.ok]
+        parts = [notebook.heading(self.summary)]
+        if wrong:
+            parts.append(notebook.table([HEAD, *wrong[:SHOWN]]))
+        if len(wrong) > SHOWN:
+            parts.append(notebook.paragraph(f"and {len(wrong) - SHOWN} more"))
+        if self.skipped:
+            parts.append(notebook.paragraph(f"skipped: {', '.join(self.skipped)}"))
+        parts += [notebook.paragraph(leaning) for leaning in self.leanings]
+        bold = [number for number, row in enumerate(self.rows, 1) if not row.ok]
+        return "".join([*parts, notebook.folded(f"all {len(cells)} taps", notebook.table([HEAD, *cells], bold))])
 
     @property
     def summary(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Literal
 
+from xlmr_core import notebook
 from xlmr_core.formatting import json_number
 from xlmr_core.parity.compare import Leaning
 from xlmr_core.parity.faults import Fault, TokenizerFault
@@ -79,17 +80,33 @@ class Diagnosis:
         if self.ok:
             agreement = f"no difference beyond rounding at {self.compared} taps"
             return "\n".join([agreement, *map(str, self.leanings)])
-        lines = [f"first divergence: {self.first_tap} ({self.agrees} of {self.compared} taps agree)"]
+        lines = [self._headline()]
         for finding in self.findings:
             lines += ["", *_finding_lines(finding)]
+        return "\n".join([*lines, "", *self._end()])
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what `print` shows, with the evidence folded."""
+        if self.ok:
+            return notebook.paragraph(*str(self).split("\n"))
+        parts = [notebook.heading(self._headline())]
+        for finding in self.findings:
+            rows = [("largest difference at", "without it", "with it", "allowed"), *map(_numbers, finding.evidence)]
+            parts.append(notebook.paragraph(*_names_lines(finding)))
+            parts.append(notebook.folded(f"evidence at {len(finding.evidence)} taps", notebook.table(rows)))
+        return "".join([*parts, notebook.paragraph(*self._end())])
+
+    def _headline(self) -> str:
+        return f"first divergence: {self.first_tap} ({self.agrees} of {self.compared} taps agree)"
+
+    def _end(self) -> list[str]:
+        """What remains after the findings."""
         if self.tap is not None:
-            lines += ["", f"unexplained from {self.tap} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
-        elif self.stop == "chance":
-            lines += ["", "what follows is not compared: dropout is drawn at random"]
-        else:
-            these = "this" if len(self.findings) == 1 else "these"
-            lines += ["", f"with {these} the model gives the foreign numbers, up to rounding, at every tap"]
-        return "\n".join(lines)
+            return [f"unexplained from {self.tap} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
+        if self.stop == "chance":
+            return ["what follows is not compared: dropout is drawn at random"]
+        these = "this" if len(self.findings) == 1 else "these"
+        return [f"with {these} the model gives the foreign numbers, up to rounding, at every tap"]
 
     def _why(self) -> str:
         if self.stop == "not finite":
@@ -119,7 +136,8 @@ class Diagnosis:
         return json.dumps(found | {"findings": findings, "unexplained": unexplained}, indent=1)
 
 
-def _finding_lines(finding: Finding) -> list[str]:
+def _names_lines(finding: Finding) -> list[str]:
+    """The fault, those that give the same numbers, and what would break the tie."""
     lines = [_named(finding.faults[0])]
     for other, tap, words in zip_longest(finding.faults[1:], finding.told_apart_at, finding.told_apart_by):
         lines.append(f"  or {_named(other)} (the same numbers on this input)")
@@ -132,6 +150,11 @@ def _finding_lines(finding: Finding) -> list[str]:
         else:
             more = "no tap does on this input, nor does any other input that was tried"
         lines.append(f"     to tell it from {finding.faults[0].name}: {more}")
+    return lines
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    lines = _names_lines(finding)
     width = max((len(evidence.tap) for evidence in finding.evidence), default=0)
     lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")
     shown = finding.evidence if len(finding.evidence) <= 8 else (*finding.evidence[:4], None, *finding.evidence[-3:])
@@ -139,9 +162,13 @@ def _finding_lines(finding: Finding) -> list[str]:
         if evidence is None:
             lines.append(f"  ... {len(finding.evidence) - 7} more taps")
             continue
-        numbers = f"{evidence.without:<10.2e}  {evidence.with_fault:<8.2e}  {evidence.allowed:.2e}"
-        lines.append(f"  {evidence.tap:{width}}  {numbers}")
+        tap, without, with_fault, allowed = _numbers(evidence)
+        lines.append(f"  {tap:{width}}  {without:10}  {with_fault:8}  {allowed}")
     return lines
+
+
+def _numbers(evidence: Evidence) -> tuple[str, str, str, str]:
+    return evidence.tap, f"{evidence.without:.2e}", f"{evidence.with_fault:.2e}", f"{evidence.allowed:.2e}"
 
 
 def _named(fault: AnyFault) -> str:

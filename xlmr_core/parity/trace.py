@@ -26,6 +26,7 @@ from pydantic import FailFast, Field, TypeAdapter, with_config
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from xlmr_core import notebook
 from xlmr_core.atomic import written_as
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.checkpoint.files import local_path
@@ -63,6 +64,7 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 KEY = "xlmr_trace"  # of the one entry in the file's metadata: with several, their order would be random
 VERSION: Literal[2] = 2
 TOP_K = 32
+SHOWN = ("checkpoint", "revision", "model", "texts", "pairs", "dtype", "attention", "device", "threads", "steps")
 DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -100,6 +102,15 @@ class Trace:
     inputs: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
     provenance: Provenance
+
+    def _repr_html_(self) -> str:
+        """In a notebook: where the numbers come from, and the tensors folded."""
+        origin = asdict(self.provenance)
+        facts = [("recorded", ""), *((name, origin[name]) for name in SHOWN), ("versions", origin["versions"])]
+        tensors = {**self.inputs, **self.tensors}
+        rows = [("tensor", "shape", "dtype")]
+        rows += [(name, "x".join(map(str, t.shape)), dtype_name(t.dtype)) for name, t in tensors.items()]
+        return notebook.table(facts) + notebook.folded(f"{len(tensors)} tensors", notebook.table(rows))
 
     @property
     def real(self) -> Tensor:
