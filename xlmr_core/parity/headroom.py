@@ -14,20 +14,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.formatting import aligned, json_number
 from xlmr_core.kernels import PaddedBatch
-from xlmr_core.model import SelfAttention, position_ids_from
+from xlmr_core.model import position_ids_from
 from xlmr_core.parity.compare import is_per_sequence, shape_of
 from xlmr_core.parity.faults import Fault
-from xlmr_core.parity.faults.patching import override_method, parts_of
+from xlmr_core.parity.faults.operations import scores_replaced
 from xlmr_core.parity.floors import variant
 from xlmr_core.parity.simulate import encoder_of
 from xlmr_core.pretrained import PretrainedModel
@@ -263,26 +263,14 @@ def _position(tap: str, tensor: Tensor, flat: int) -> int | None:
 # ---- faults of half precision ----------------------------------------------------------------------------------------
 
 
-def _mask_by(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, XLMRobertaConfig, ExitStack], None]:
-    """Scores whose mask is applied by a rule of (scores, mask)."""
-
-    def context(attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        scores = rule(torch.matmul(q, k.transpose(2, 3)) * attention.head_dim**-0.5, mask)
-        return torch.matmul(attention.softmax(scores), v)
-
-    def patch(model: nn.Module, _config: XLMRobertaConfig, undo: ExitStack) -> None:
-        for attention in parts_of(model, SelfAttention):
-            override_method(undo, attention, "_eager_context", partial(context, attention))
-
-    return patch
+def _minus_1e9_times(product: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    assert mask is not None
+    return product * scale + (~mask).to(product) * torch.tensor(-1e9).to(product)
 
 
-def _minus_1e9_times(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores + (~mask).to(scores) * torch.tensor(-1e9).to(scores)
-
-
-def _minus_infinity(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, -math.inf)
+def _minus_infinity(product: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    assert mask is not None
+    return (product * scale).masked_fill(~mask, -math.inf)
 
 
 SCORES = "layers.0.attention.scores"
@@ -292,14 +280,14 @@ HALF_FAULTS = (
         cause="the mask is (1 - mask) times -1e9, which is -infinity in float16",
         symptom="0 times infinity is NaN: every score of a real token is NaN",
         tap=SCORES,
-        patch=_mask_by(_minus_1e9_times),
+        patch=scores_replaced(_minus_1e9_times),
     ),
     Fault(
         "row_of_padding",
         cause="masked scores are -infinity, and a row of the batch has padding only, as from an empty text",
         symptom="softmax over -infinity only is NaN: the vectors of that row are NaN, in every precision",
         tap="layers.0.attention.probs",
-        patch=_mask_by(_minus_infinity),
+        patch=scores_replaced(_minus_infinity),
     ),
 )
 

@@ -7,10 +7,10 @@ A fault states what the port does wrong, what the numbers look like, and the fir
 ways: `diagnose` makes each in our model and compares the numbers with a dump, and the tests make each and check that
 the comparisons notice it.
 
-patching.py makes a fault in a model and takes it back. encoder.py, heads.py and training.py contain the rows of
-`FAULTS`. text.py contains `TOKENIZER_FAULTS`, rules that turn right ids into wrong ones, and `POOLING_FAULTS`, which
-make a wrong sentence vector of right token vectors. A fault that can be seen at two levels, in the ids of a dump and in
-its word vectors, has the same name in both lists.
+patching.py makes a fault in a model and takes it back; operations.py exchanges an operation of the encoder for another.
+encoder.py, heads.py and training.py contain the rows of `FAULTS`. text.py contains `TOKENIZER_FAULTS`, rules that turn
+right ids into wrong ones, and `POOLING_FAULTS`, which make a wrong sentence vector of right token vectors. A fault that
+can be seen at two levels, in the ids of a dump and in its word vectors, has the same name in both lists.
 """
 
 from xlmr_core.parity.faults.encoder import ENCODER_FAULTS

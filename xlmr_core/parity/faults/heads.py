@@ -17,50 +17,32 @@ from xlmr_core.heads import (
 from xlmr_core.model import Pooler
 from xlmr_core.parity.faults.patching import (
     Fault,
-    change_input,
-    gelu_tanh,
+    each,
     identity,
+    input_changed,
     missing_bias,
     module_replaced,
-    parts_of,
-    replace_values,
+    parameters_changed,
     set_attribute,
 )
+from xlmr_core.parity.grammar.functions import ACTIVATIONS
 
 
-def _lm_head_untied(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    random = torch.Generator().manual_seed(0)
-    for head in parts_of(model, LMHead):
-        tied = head.decoder.weight
-        fresh = torch.randn(tied.shape, generator=random) * config.initializer_range
-        set_attribute(undo, head.decoder, "weight", nn.Parameter(fresh.to(tied)))
+def _lm_head_untied(undo: ExitStack, head: LMHead, config: XLMRobertaConfig) -> None:
+    tied = head.decoder.weight
+    fresh = torch.randn(tied.shape, generator=torch.Generator().manual_seed(0)) * config.initializer_range
+    set_attribute(undo, head.decoder, "weight", nn.Parameter(fresh.to(tied)))
 
 
-def _pooler_last_token(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    for pooler in parts_of(model, Pooler):
-        change_input(undo, pooler, _reversed_tokens)
-
-
-def _reversed_tokens(hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _reversed_tokens(_config: XLMRobertaConfig, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return (hidden.flip(1), None) if lengths is None else (hidden.flip(0), lengths.flip(0))
 
 
-def _classifier_mean_pooled(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    for head in parts_of(model, ClassificationHead):
-        change_input(undo, head, _mean_everywhere)
-
-
-def _mean_everywhere(hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _mean_everywhere(_config: XLMRobertaConfig, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if lengths is None:
         return hidden.mean(dim=1, keepdim=True).expand_as(hidden), None
     means = torch.stack([tokens.mean(dim=0) for tokens in hidden.split(lengths.tolist())])
     return means.repeat_interleave(lengths, dim=0), lengths
-
-
-def _answer_ends_exchanged(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    for answerer in parts_of(model, XLMRobertaForQuestionAnswering):
-        for parameter in answerer.qa_outputs.parameters():
-            replace_values(undo, parameter, parameter.flip(0))
 
 
 HEAD_FAULTS: tuple[Fault, ...] = (
@@ -77,7 +59,7 @@ HEAD_FAULTS: tuple[Fault, ...] = (
         cause="the LM head's GELU is the tanh approximation",
         symptom="the dense map is right, the norm's output has errors of about 5e-4",
         tap="lm_head.norm",
-        patch=module_replaced(LMHead, "activation", gelu_tanh),
+        patch=module_replaced(LMHead, "activation", ACTIVATIONS["gelu_pytorch_tanh"]),
     ),
     Fault(
         "lm_head_norm_missing",
@@ -92,7 +74,7 @@ HEAD_FAULTS: tuple[Fault, ...] = (
         cause="the decoder is not tied to the word table and stayed as it was initialised",
         symptom="everything is right except the logits, which are noise",
         tap="lm_head.logits",
-        patch=_lm_head_untied,
+        patch=each(LMHead, _lm_head_untied),
     ),
     missing_bias(
         "vocabulary_bias_missing",
@@ -107,7 +89,7 @@ HEAD_FAULTS: tuple[Fault, ...] = (
         cause="the pooler takes the last token, as decoders do",
         symptom="hidden states are right, the pooler's input is another token",
         tap="pooler.dense",
-        patch=_pooler_last_token,
+        patch=input_changed(Pooler, "", _reversed_tokens),
     ),
     missing_bias("pooler_bias_missing", Pooler, "dense", "pooler.dense", of="the pooler"),
     Fault(
@@ -122,7 +104,7 @@ HEAD_FAULTS: tuple[Fault, ...] = (
         cause="the classifier takes the mean of all positions of a row, but was trained on <s>",
         symptom="hidden states are right, the classifier's input is another vector",
         tap="classifier.dense",
-        patch=_classifier_mean_pooled,
+        patch=input_changed(ClassificationHead, "", _mean_everywhere),
     ),
     missing_bias(
         "classifier_dense_bias_missing",
@@ -167,6 +149,8 @@ HEAD_FAULTS: tuple[Fault, ...] = (
         cause="the question answerer's two outputs are exchanged: the first is the start",
         symptom="start logits are at the place of end logits",
         tap="answer.logits",
-        patch=_answer_ends_exchanged,
+        patch=parameters_changed(
+            XLMRobertaForQuestionAnswering, ["qa_outputs.weight", "qa_outputs.bias"], lambda values: values.flip(0)
+        ),
     ),
 )

@@ -6,15 +6,15 @@ keeps how to undo each change, so that everything is put back bit for bit, also 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import EncoderLayer
@@ -163,27 +163,65 @@ def change_input(undo: ExitStack, module: nn.Module, rule: Callable[..., tuple[A
     undo.enter_context(module.register_forward_pre_hook(hook, prepend=True))
 
 
-# ---- patches that several faults share -------------------------------------------------------------------------------
+# ---- patches of every module of one class ----------------------------------------------------------------------------
+# A module in it is named as in `get_submodule`: "" is the module itself.
+
+
+def each(kind: type[Part], change: Callable[[ExitStack, Part, XLMRobertaConfig], None]) -> Patch:
+    """`change(undo, module, config)` for every module of the class."""
+
+    def patch(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
+        for part in parts_of(model, kind):
+            change(undo, part, config)
+
+    return patch
+
+
+def input_changed(kind: type[nn.Module], name: str, rule: Callable[..., tuple[Any, ...]]) -> Patch:
+    """The module of that name reads `rule(config, *its arguments)`."""
+    return each(kind, lambda undo, part, config: change_input(undo, part.get_submodule(name), partial(rule, config)))
+
+
+def output_changed(kind: type[nn.Module], name: str, rule: Callable[[XLMRobertaConfig, Tensor], Tensor]) -> Patch:
+    """The module of that name gives `rule(config, its output)`."""
+    return each(kind, lambda undo, part, config: change_output(undo, part.get_submodule(name), partial(rule, config)))
 
 
 def module_replaced(kind: type[nn.Module], name: str, function: Callable[[Tensor], Tensor]) -> Patch:
-    """The module of that name, in every module of one class, computes the function instead."""
+    """The module of that name computes the function instead."""
+    return each(kind, lambda undo, part, _: override_method(undo, part.get_submodule(name), "forward", function))
 
-    def patch(model: nn.Module, _config: XLMRobertaConfig, undo: ExitStack) -> None:
-        for part in parts_of(model, kind):
-            override_method(undo, part.get_submodule(name), "forward", function)
 
-    return patch
+def method_replaced(kind: type[nn.Module], name: str, rule: Callable[..., Tensor]) -> Patch:
+    """The method of that name computes `rule(module, *its arguments)` instead."""
+    return each(kind, lambda undo, part, _: override_method(undo, part, name, partial(rule, part)))
 
 
 def modules_exchanged(kind: type[nn.Module], left: str, right: str) -> Patch:
-    """Two modules exchange their parameters, in every module of one class."""
+    """Two modules exchange their parameters."""
+    return each(kind, lambda undo, part, _: exchange_values(undo, part.get_submodule(left), part.get_submodule(right)))
 
-    def patch(model: nn.Module, _config: XLMRobertaConfig, undo: ExitStack) -> None:
-        for part in parts_of(model, kind):
-            exchange_values(undo, part.get_submodule(left), part.get_submodule(right))
 
-    return patch
+def parameters_changed(kind: type[nn.Module], names: Sequence[str], rule: Callable[[Tensor], Tensor]) -> Patch:
+    """The parameters of those names have other values."""
+
+    def change(undo: ExitStack, part: nn.Module, _config: XLMRobertaConfig) -> None:
+        for name in names:
+            parameter = part.get_parameter(name)
+            replace_values(undo, parameter, rule(parameter))
+
+    return each(kind, change)
+
+
+def attributes_set(kind: type[nn.Module], values: Mapping[str, Any]) -> Patch:
+    """The attributes of those names have these values: "softmax.dim" is that of the module `softmax`."""
+
+    def change(undo: ExitStack, part: nn.Module, _config: XLMRobertaConfig) -> None:
+        for name, value in values.items():
+            module, _, attribute = name.rpartition(".")
+            set_attribute(undo, part.get_submodule(module), attribute, value)
+
+    return each(kind, change)
 
 
 def missing_bias(
@@ -210,23 +248,11 @@ def missing_bias(
     Returns:
         A row of the catalogue.
     """
-
-    def patch(model: nn.Module, _config: XLMRobertaConfig, undo: ExitStack) -> None:
-        for part in parts_of(model, kind):
-            owner = part.get_submodule(module)
-            if isinstance(owner, nn.Identity):
-                raise ValueError(f"the model has no {module} in its {kind.__name__} to make this fault in")
-            replace_values(undo, owner.get_parameter("bias"), torch.zeros(()))
-
     usual = f"the same vector is missing from every output of {of}"
+    patch = parameters_changed(kind, [f"{module}.bias"], torch.zeros_like)
     return Fault(name, f"the bias of {of} is not loaded", symptom or usual, tap, patch, norm=norm)
 
 
 def identity(x: Tensor) -> Tensor:
     """In place of a module that is left out."""
     return x
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU."""
-    return F.gelu(x, approximate="tanh")

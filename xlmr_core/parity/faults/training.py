@@ -15,58 +15,42 @@ from xlmr_core.model import Embeddings, EncoderLayer, FeedForward, SelfAttention
 from xlmr_core.parity.faults.patching import (
     Fault,
     Patch,
+    attributes_set,
     change_output,
+    each,
     identity,
     override_method,
-    parts_of,
     set_attribute,
 )
-
-
-def _dropout_missing(kind: type[nn.Module], name: str) -> Patch:
-    def patch(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-        for part in parts_of(model, kind):
-            set_attribute(undo, part.get_submodule(name), "p", 0.0)
-
-    return patch
 
 
 def _dropout_moved(kind: type[nn.Module], dropout_name: str, norm_name: str) -> Patch:
     """Dropout on what goes into the norm, instead of where it belongs."""
 
-    def patch(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-        for part in parts_of(model, kind):
-            dropout = part.get_submodule(dropout_name)
-            assert isinstance(dropout, nn.Dropout)
-            norm = part.get_submodule(norm_name)
-            override_method(undo, dropout, "forward", identity)
-            override_method(undo, norm, "forward", partial(_dropped_out_first, dropout, norm.forward))
+    def change(undo: ExitStack, part: nn.Module, _config: XLMRobertaConfig) -> None:
+        dropout = part.get_submodule(dropout_name)
+        assert isinstance(dropout, nn.Dropout)
+        norm = part.get_submodule(norm_name)
+        override_method(undo, dropout, "forward", identity)
+        override_method(undo, norm, "forward", partial(_dropped_out_first, dropout, norm.forward))
 
-    return patch
+    return each(kind, change)
 
 
 def _dropped_out_first(dropout: nn.Dropout, norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return norm(F.dropout(x, dropout.p, dropout.training))
 
 
-def _lm_head_copied(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    for head in parts_of(model, LMHead):
-        set_attribute(undo, head.decoder, "weight", nn.Parameter(head.decoder.weight.detach().clone()))
+def _lm_head_copied(undo: ExitStack, head: LMHead, _config: XLMRobertaConfig) -> None:
+    set_attribute(undo, head.decoder, "weight", nn.Parameter(head.decoder.weight.detach().clone()))
 
 
-def _dropout_after_activation(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    for feed_forward in parts_of(model, FeedForward):
-        change_output(undo, feed_forward.activation, partial(_dropped_out, feed_forward, config))
+def _dropout_after_activation(undo: ExitStack, feed_forward: FeedForward, config: XLMRobertaConfig) -> None:
+    change_output(undo, feed_forward.activation, partial(_dropped_out, feed_forward, config))
 
 
 def _dropped_out(module: nn.Module, config: XLMRobertaConfig, x: Tensor) -> Tensor:
     return F.dropout(x, config.hidden_dropout_prob, module.training)
-
-
-def _padding_idx_lost(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
-    for embeddings in parts_of(model, Embeddings):
-        set_attribute(undo, embeddings.word_embeddings, "padding_idx", None)
-        set_attribute(undo, embeddings.position_embeddings, "padding_idx", None)
 
 
 TRAINING_FAULTS: tuple[Fault, ...] = (
@@ -75,7 +59,7 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="there is no dropout after the embeddings",
         symptom="right in eval mode; in train mode no entry of the embeddings is exactly 0",
         tap="embeddings.output",
-        patch=_dropout_missing(Embeddings, "dropout"),
+        patch=attributes_set(Embeddings, {"dropout.p": 0.0}),
         shows="training",
     ),
     Fault(
@@ -92,7 +76,7 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="attention probabilities are not dropped out",
         symptom="right in eval mode; in train mode context is less noisy than it should be",
         tap="layers.0.attention.context",
-        patch=_dropout_missing(SelfAttention, "dropout"),
+        patch=attributes_set(SelfAttention, {"dropout.p": 0.0}),
         shows="training",
     ),
     Fault(
@@ -100,7 +84,7 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="the attention's output is not dropped out before the residual",
         symptom="right in eval mode; in train mode the residual sum never equals the layer's input",
         tap="layers.0.attention.residual",
-        patch=_dropout_missing(EncoderLayer, "attention_dropout"),
+        patch=attributes_set(EncoderLayer, {"attention_dropout.p": 0.0}),
         shows="training",
     ),
     Fault(
@@ -117,7 +101,7 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="there is a dropout after the activation, where fairseq has activation_dropout, which is 0 in XLM-R",
         symptom="right in eval mode; in train mode entries after the activation are exactly 0",
         tap="layers.0.feed_forward.post",
-        patch=_dropout_after_activation,
+        patch=each(FeedForward, _dropout_after_activation),
         shows="training",
     ),
     Fault(
@@ -125,7 +109,7 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="the feed-forward output is not dropped out before the residual, as in transformers' XL",
         symptom="right in eval mode; in train mode the residual sum never equals what went into the feed-forward",
         tap="layers.0.feed_forward.residual",
-        patch=_dropout_missing(EncoderLayer, "feed_forward_dropout"),
+        patch=attributes_set(EncoderLayer, {"feed_forward_dropout.p": 0.0}),
         shows="training",
     ),
     Fault(
@@ -133,7 +117,7 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="the decoder is a copy of the word table, not the same tensor",
         symptom="right until the first optimiser step; the word table lacks the decoder's share of the gradient",
         tap="embeddings.word",
-        patch=_lm_head_copied,
+        patch=each(LMHead, _lm_head_copied),
         shows="gradients",
     ),
     Fault(
@@ -141,7 +125,9 @@ TRAINING_FAULTS: tuple[Fault, ...] = (
         cause="the tables have lost their padding_idx, as after resizing the vocabulary",
         symptom="outputs are right; the padding row gets a gradient wherever a pad is attended to",
         tap="embeddings.word",
-        patch=_padding_idx_lost,
+        patch=attributes_set(
+            Embeddings, {"word_embeddings.padding_idx": None, "position_embeddings.padding_idx": None}
+        ),
         shows="gradients",
     ),
 )

@@ -61,11 +61,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _standard(x: Tensor, eps: Tensor, dim: int | tuple[int, ...] = -1, correction: int = 0) -> Tensor:
-    mean = x.mean(dim=dim, keepdim=True)
-    variance = (x - mean).square().mean(dim=dim, keepdim=True)
-    if correction:
-        variance = variance * (x.shape[-1] / (x.shape[-1] - correction))
-    return (x - mean) / (variance + eps).sqrt()
+    variance = x.var(dim=dim, keepdim=True, correction=correction)
+    return (x - x.mean(dim=dim, keepdim=True)) / (variance + eps).sqrt()
 
 
 def _spread(x: Tensor, correction: int = 0) -> Tensor:
