@@ -35,6 +35,9 @@ DOCS = [
 DOCS += sorted((ROOT / "docs" / "interpretability").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS, ROOT / "weights" / "README.md"]
 
+# Examples with these run in tests of their own: below, in tests/engines and in tests/explore/test_viewers.py.
+ELSEWHERE = ("nnsight", "engines.datatrove", "engines.ray", "bertviz", "circuitsvis")
+
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -59,8 +62,8 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {}
     for block in blocks(page, "python"):
-        if "nnsight" in block or "engines.datatrove" in block or "engines.ray" in block:
-            continue  # test_the_nnsight_example_runs, tests/engines
+        if any(name in block for name in ELSEWHERE):
+            continue
         exec(compile(block, str(page), "exec"), space)
         for expression, expected in re.findall(r"^print\((.*)\)  # -> ([^,\n]*)", block, re.MULTILINE):
             assert str(eval(expression, space)) == expected, expression
