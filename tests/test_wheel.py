@@ -28,6 +28,7 @@ def test_it_contains_only_the_package_and_the_checkpoint(wheel: Path) -> None:
         "weights/xlmr-tiny/config.json",
         "weights/xlmr-tiny/model.safetensors",
         "weights/xlmr-langid/config.json",
+        "weights/xlmr-embed/1_Pooling/config.json",
     )
     for name in ("py.typed", "model.py", *weights):
         assert f"xlmr_core/{name}" in names

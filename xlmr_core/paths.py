@@ -10,7 +10,8 @@ StrPath = str | PathLike[str]
 
 BUNDLED = "xlmr-tiny"  # the masked language model that comes with the package
 BUNDLED_LANGUAGE = "xlmr-langid"  # the classifier that comes with it
-ALL_BUNDLED = (BUNDLED, BUNDLED_LANGUAGE)
+BUNDLED_EMBEDDER = "xlmr-embed"  # the sentence embedder that comes with it
+ALL_BUNDLED = (BUNDLED, BUNDLED_LANGUAGE, BUNDLED_EMBEDDER)
 
 
 def package_data(name: str) -> Path:
