@@ -21,23 +21,8 @@ from xlmr_core import Embed
 from xlmr_core.tasks import cosine_similarity
 
 PIVOT = "en"
-LANGUAGES = [
-    "ar",
-    "bg",
-    "de",
-    "el",
-    "es",
-    "fa",
-    "fr",
-    "hi",
-    "it",
-    "nl",
-    "pl",
-    "pt",
-    "tr",
-    "uk",
-    "zh-Hans",
-]  # those of xlmr-tiny, beside English
+# Those of xlmr-tiny, beside English.
+LANGUAGES = ("ar", "bg", "de", "el", "es", "fa", "fr", "hi", "it", "nl", "pl", "pt", "tr", "uk", "zh-Hans")
 COUNTS = 4096  # counters of characters
 Encoder = Callable[[Sequence[str]], Tensor]  # texts to vectors, (N, H)
 
@@ -50,10 +35,12 @@ def main() -> None:
     arguments = parser.parse_args()
     encoders = {name: embedder(name) for name in (arguments.model, "xlmr-tiny")} | {"characters": character_counts}
     print(f"| language | {' | '.join(f'{name}: to {PIVOT} | from {PIVOT} | half' for name in encoders)} |")
+    pivots = lines_of(arguments.folder / f"{PIVOT}.txt", arguments.lines)
+    others = {name: encode(pivots) for name, encode in encoders.items()}
     sums = torch.zeros(len(encoders), 3)
     for language in LANGUAGES:
-        texts, pivots = (lines_of(arguments.folder / f"{name}.txt", arguments.lines) for name in (language, PIVOT))
-        shares = torch.tensor([shares_of(encode, texts, pivots) for encode in encoders.values()])
+        texts = lines_of(arguments.folder / f"{language}.txt", arguments.lines)
+        shares = torch.tensor([shares_of(encode, texts, others[name]) for name, encode in encoders.items()])
         sums += shares
         print_row(language, shares)
     print_row(f"mean of {len(LANGUAGES)}", sums / len(LANGUAGES))
@@ -73,9 +60,9 @@ def character_counts(texts: Sequence[str]) -> Tensor:
     return counts.sqrt()
 
 
-def shares_of(encode: Encoder, texts: Sequence[str], pivots: Sequence[str]) -> tuple[float, float, float]:
+def shares_of(encode: Encoder, texts: Sequence[str], others: Tensor) -> tuple[float, float, float]:
     chance = random.Random(0)
-    own, others = encode(texts), encode(pivots)
+    own = encode(texts)
     halves = encode([half(text, chance) for text in texts])
     return found(own, others), found(others, own), found(halves, own)
 

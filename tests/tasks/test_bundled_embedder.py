@@ -30,6 +30,13 @@ def test_it_is_smaller_than_2_megabytes() -> None:
     assert sum(path.stat().st_size for path in bundled(BUNDLED_EMBEDDER).rglob("*") if path.is_file()) < 2_000_000
 
 
+def test_its_vectors_are_those_of_its_release(embed: Embed) -> None:
+    vector = embed("Guten Morgen, wie geht es Ihnen?")
+    assert vector.shape == (112,)
+    assert vector.norm().item() == pytest.approx(1, abs=1e-5)
+    assert vector[:6].tolist() == pytest.approx([-0.0087, -0.0754, -0.0324, 0.0859, 0.0904, 0.1029], abs=1e-3)
+
+
 def test_a_part_of_a_sentence_finds_it(embed: Embed) -> None:
     hits = search(embed.batch(QUERIES), embed.batch(PASSAGES), top_k=1)
     assert [hit.index for [hit] in hits] == [0, 1, 2, 3]
