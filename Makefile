@@ -49,6 +49,7 @@ pages:
 	python tools/passes_elsewhere.py
 	python tools/scale_costs.py --page
 	PYTHONPATH=.:course python tools/course_pictures.py
+	PYTHONPATH=.:course python tools/course_marks.py
 
 # Other implementations, each in an environment of its own, and docs/ports.md. It needs uv, npm, the package registries,
 # a file with a text a line, a folder to work in, and hours for all: make ports TEXTS=texts.txt WORK=/tmp/ports

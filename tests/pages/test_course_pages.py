@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import course_marks
 import course_pictures
 import pytest
 from xlmr_course.step import Step
@@ -49,3 +50,13 @@ def test_the_slides_show_pictures_of_the_course() -> None:
     shown = re.findall(r"course/pictures/([\w-]+)\.svg", (ROOT / "docs" / "slides.md").read_text(encoding="utf-8"))
     assert len(shown) >= 6
     assert set(shown) <= {step.name for step in STEPS}
+
+
+def test_the_page_of_marks_lists_the_faults_that_are_known() -> None:
+    """That each is caught and named is tested in tests/course/test_course.py."""
+    page = course_marks.PATH.read_text(encoding="utf-8")
+    for number, step in enumerate(STEPS, start=1):
+        count = sum(len(function.faults) for function in step.functions)
+        marks = f"{len(step.functions)} | fails | passes | {count} | {count} | {count}"
+        assert f"| {number}. {step.name} | {marks} |" in page, "run `make pages`"
+        assert course_marks.faults(step) in page, "run `make pages`"
