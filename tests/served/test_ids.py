@@ -52,6 +52,22 @@ def test_two_faults_are_named_together(vectors_of: Pipeline) -> None:
     assert verdict.names == ("lower_cased + end_missing",)
 
 
+def test_marks_that_tokenizers_loses_or_does_not_compose_are_named(vectors_of: Pipeline) -> None:
+    texts = ["e\u0302\u0301", "\u0928\u093c", "one e\u0301 two"]  # the second tone is lost; two marks stay two
+    [fault] = (fault for fault in TEXT_FAULTS if fault.name == "normalizer_by_grapheme")
+    found = [vectors_of.row((text,), fault.made(vectors_of.right)) for text in texts]
+    verdict = judge_ids(vectors_of, texts, found)
+    assert verdict.wrong == (0, 1)
+    assert verdict.names == ("normalizer_by_grapheme",)
+
+
+@pytest.mark.parametrize("normalizer", ["none", "spaces kept", "nfkc", "graphemes"])
+def test_special_tokens_in_a_text_are_tokens_under_every_normaliser(vectors_of: Pipeline, normalizer: str) -> None:
+    right = replace(vectors_of.right, specials_in_text=True)
+    text = ("one<mask>two</s>",)
+    assert vectors_of.row(text, replace(right, normalizer=normalizer)) == vectors_of.row(text, right)
+
+
 def test_ids_that_no_fault_gives_are_unexplained(vectors_of: Pipeline) -> None:
     found = rows(vectors_of)
     found[1] = [0, 77, 2]

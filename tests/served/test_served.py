@@ -245,6 +245,28 @@ def test_names_are_unique_and_threads_are_addresses() -> None:
     assert all(fault.thread is None or fault.thread.startswith("https://github.com/") for fault in PIPELINE_FAULTS)
 
 
+def test_a_fault_of_long_texts_is_sought_in_short_ones_first(
+    vectors_of: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most faults change short texts, too: a small batch rejects them for a fraction of the work."""
+    batches = [[0, 1], [2, 3]]
+    inputs = [INPUTS[0], INPUTS[1], INPUTS[-2], INPUTS[-1]]  # the last but one is cut
+    steps = fault_named(vectors_of, "truncated_with_end").made(vectors_of.right)
+    values = torch.cat([vectors_of.run([inputs[index] for index in batch], steps) for batch in batches])
+    rows: list[int] = []
+    encoded = Pipeline.encoded
+
+    def watched(self: Pipeline, ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        rows.append(ids.shape[1])
+        return encoded(self, ids, *arguments)
+
+    monkeypatch.setattr(Pipeline, "encoded", watched)
+    verdict = judge(vectors_of, inputs, values, batches=batches)
+    assert verdict.names == ("truncated_with_end",)
+    long = sum(width > 50 for width in rows)
+    assert 2 * long < len(rows), f"{long} of {len(rows)} batches were long"
+
+
 # ---- hostile servers -------------------------------------------------------------------------------------------------
 
 

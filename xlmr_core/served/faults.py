@@ -74,6 +74,12 @@ TEXT_FAULTS = (
         {"normalizer": "nfkc"},
     ),
     PipelineFault(
+        "normalizer_by_grapheme",
+        "SentencePiece's table is applied to one grapheme at a time: some marks are lost, or not composed",
+        {"normalizer": "graphemes"},
+        "https://github.com/huggingface/tokenizers/issues/2116",
+    ),
+    PipelineFault(
         "prompt_missing",
         "the prompt is not put before the text",
         {"prompt": ""},

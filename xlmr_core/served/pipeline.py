@@ -7,7 +7,6 @@ pipeline is a change of one or two fields of `Steps`.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,9 +24,10 @@ from xlmr_core.hub_options import HubOptions
 from xlmr_core.parity.faults import TOKENIZER_FAULTS, find_fault
 from xlmr_core.parity.floors import variant
 from xlmr_core.pretrained import PretrainedModel
+from xlmr_core.served.normalizers import Normalization, encoder
 from xlmr_core.tasks.classify import ACTIVATION_OF, Classify
 from xlmr_core.tasks.embed import POOLINGS, Embed, EmbeddingConfig
-from xlmr_core.tokenizer import XLMRobertaTokenizer
+from xlmr_core.tokenizer import SPECIALS, XLMRobertaTokenizer
 
 Input = tuple[str, ...]  # a text, or the two texts of a pair
 Kind = Literal["embedding", "score"]
@@ -35,13 +35,6 @@ Padding = Literal["right", "left", "full"]
 Rounding = Literal["float16", "bfloat16", "int8", "4 bits", "4 decimals", "6 decimals"]
 GROUP = 32  # weights that share a scale, as in llama.cpp's Q8_0 and Q4_0
 FULL_WIDTH = 512  # tokens that a pipeline pads to which has one width for all batches
-# Fields of SentencePiece's ModelProto that come a second time replace the first: 3 is normalizer_spec, in it 2 is the
-# table of replacements and 4 is remove_extra_whitespaces.
-NORMALIZERS = {"none": b"\x1a\x02\x12\x00", "spaces kept": b"\x1a\x02\x20\x00"}
-# What transformers.js does in place of the table: these characters go, these are spaces, the full-width tilde stays.
-REMOVED = re.compile("[\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f]")
-SPACES = re.compile("[\t\n\f\r\xa0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u2581\u3000\ufeff\ufffd]")
-TILDE = "\uff5e"
 
 
 def _unknown_as_end(ids: list[int], tokenizer: XLMRobertaTokenizer) -> list[int]:
@@ -57,7 +50,7 @@ class Steps:
 
     lower: bool = False
     prompt: str = ""  # put before the text
-    normalizer: Literal["right", "none", "spaces kept", "nfkc"] = "right"
+    normalizer: Literal["right"] | Normalization = "right"
     specials_in_text: bool = False  # whether "<mask>" and the like in a text are tokens
     max_tokens: int = 512  # of a row, special tokens included
     cut: Literal["right", "left", "row", "before specials"] = "right"  # "row": the ends of rows go, </s> with them
@@ -156,13 +149,18 @@ class Pipeline:
     def _encoder(self, steps: Steps) -> Callable[[str], list[int]]:
         if steps.normalizer == "right":
             return lambda text: self.tokenizer.encode([text], specials_in_text=steps.specials_in_text)[0]
-        key = "none" if steps.normalizer == "nfkc" else steps.normalizer
-        if key not in self._encoders:
+        if steps.normalizer not in self._encoders:
             if self.vocabulary is None:
                 raise ValueError("another normaliser needs the SentencePiece model file: name it as `vocabulary`")
-            self._encoders[key] = _without_normalizer(self.vocabulary, NORMALIZERS[key])
-        encode = self._encoders[key]
-        return (lambda text: encode(_nfkc(text))) if steps.normalizer == "nfkc" else encode
+            self._encoders[steps.normalizer] = encoder(self.vocabulary, steps.normalizer)
+        encode = self._encoders[steps.normalizer]
+        return (lambda text: self._between_specials(text, encode)) if steps.specials_in_text else encode
+
+    def _between_specials(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """The ids of a text in which special tokens are tokens; `encode` gives those of what lies between them."""
+        parts = re.split(f"({'|'.join(SPECIALS)})", text)
+        rows = [[self.tokenizer.token_to_id(part)] if part in SPECIALS else encode(part) for part in parts]
+        return [id for row in rows for id in row]
 
     def batch(self, rows: Sequence[Sequence[int]], steps: Steps) -> tuple[Tensor, Tensor]:  # (B, S), (B, S)
         """The ids of a padded batch, and its mask."""
@@ -264,26 +262,6 @@ def _cut(parts: list[list[int]], room: int, *, left: bool) -> list[list[int]]:
     if left:
         return [part[max(0, len(part) - length) :] for part, length in zip(parts, lengths, strict=True)]
     return [part[:length] for part, length in zip(parts, lengths, strict=True)]
-
-
-def _nfkc(text: str) -> str:
-    """NFKC with the exceptions of transformers.js (src/normalizers.js, Precompiled)."""
-    cleaned = SPACES.sub(" ", REMOVED.sub("", text))
-    return TILDE.join(unicodedata.normalize("NFKC", part) for part in cleaned.split(TILDE))
-
-
-def _without_normalizer(vocabulary: Path, change: bytes) -> Callable[[str], list[int]]:
-    """The ids of a text under another normaliser than the vocabulary file's own."""
-    from sentencepiece import SentencePieceProcessor
-
-    changed = SentencePieceProcessor(model_proto=vocabulary.read_bytes() + change)
-    unknown: int = changed.unk_id()
-
-    def encode(text: str) -> list[int]:
-        numbers: list[int] = changed.encode(text, out_type=int)
-        return [XLMRobertaTokenizer.unk_token_id if number == unknown else number + 1 for number in numbers]
-
-    return encode
 
 
 # ---- rounding --------------------------------------------------------------------------------------------------------

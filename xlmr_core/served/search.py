@@ -217,8 +217,7 @@ class _Search:
 
     def search(self, sets: Sequence[tuple[PipelineFault, ...]], deadline: float | None) -> Iterator[Candidate]:
         """The sets of faults that give the numbers, those first that share what the model computes."""
-        wrong = self.right_errors > self.allowed["float32"]
-        numbers = sorted(range(len(self.batches)), key=lambda number: self.cost(number, wrong))
+        numbers = sorted(range(len(self.batches)), key=self.cost)
         made = [(faults, self.made(faults)) for faults in sets]
         tried = [(faults, steps) for faults, steps in made if steps is not None]
         for faults, steps in sorted(tried, key=lambda one: str(_model_part(one[1]))):
@@ -232,11 +231,11 @@ class _Search:
             if candidate is not None:
                 yield candidate
 
-    def cost(self, number: int, wrong: Tensor) -> tuple[bool, int]:
-        """Batches with wrong texts first, and of these the small ones: they reject most candidates."""
+    def cost(self, number: int) -> int:
+        """The tokens of a batch, padding included. Most faults change small batches, too, and are rejected there."""
         batch = self.batches[number]
         length = max(len(self.pipeline.row(self.inputs[index], self.pipeline.right)) for index in batch)
-        return not bool(wrong[batch].any()), length * len(batch)
+        return length * len(batch)
 
     def made(self, faults: Sequence[PipelineFault]) -> Steps | None:
         """The steps with these faults; None where one undoes the other."""
