@@ -17,6 +17,7 @@ FOLDER = click.option(
     default=Path(),
     help="The folder of the course.  [default: this one]",
 )
+NUMPY = click.option("--numpy", "arrays", flag_value="numpy", default="torch", help="For NumPy, not for torch.")
 
 
 @click.group("course", invoke_without_command=True)
@@ -35,9 +36,10 @@ def command(context: click.Context) -> None:
 
 @command.command("start")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path("xlmr-course"))
-def start(folder: Path) -> None:
+@NUMPY
+def start(folder: Path, arrays: str) -> None:
     """Put the pages and the files to fill in into FOLDER. Files that are there stay as they are."""
-    Workbook.start(folder)
+    Workbook.start(folder, arrays)
     first = STEPS[0]
     click.echo(f"{folder} has a page and a file for each step. Read 01-{first.name}.md, fill in {first.name}.py, then:")
     click.echo(f"  cd {folder}\n  xlmr course check {first.name}")
@@ -90,9 +92,10 @@ def lines(verdict: Verdict, hints: int) -> list[str]:
 
 @command.command("solution")
 @click.argument("name", metavar="STEP")
-def solution(name: str) -> None:
+@NUMPY
+def solution(name: str, arrays: str) -> None:
     """Print a solution of STEP. Better than being stuck; worse than one more look at the page."""
-    click.echo(find(name).solution.read_text(encoding="utf-8"))
+    click.echo(find(name).solution_in(arrays).read_text(encoding="utf-8"))
 
 
 @command.command("fill")
@@ -123,14 +126,15 @@ def fill_masks(texts: tuple[str, ...], top_k: int, folder: Path) -> None:
     show_default=True,
     help="What pip installs in the first cell, such as git+https://... with the address of the repository.",
 )
-def notebook(names: tuple[str, ...], output: Path, package: str) -> None:
+@NUMPY
+def notebook(names: tuple[str, ...], output: Path, package: str, arrays: str) -> None:
     """Write a notebook for each STEP, for Jupyter and Colab; by default for all steps, and the walkthrough.
 
     The step `walkthrough` is one sentence from text to the filled mask, with every tensor.
     """
     wanted = [name if name == "walkthrough" else find(name).name for name in names]
     everything = [*(step.name for step in STEPS), "walkthrough"]
-    for file in write_notebooks(wanted or everything, output, package):
+    for file in write_notebooks(wanted or everything, output, package, arrays):
         click.echo(file)
 
 

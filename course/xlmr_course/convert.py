@@ -23,7 +23,7 @@ def given_as(arrays: str, value: Any) -> Any:
 
 def _with_arrays(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
     def call(array: Any) -> Any:
-        return function(torch.from_numpy(np.ascontiguousarray(array))).numpy()
+        return function(_as_tensor(array)).numpy()
 
     return call
 
@@ -40,8 +40,12 @@ def with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
 def as_tensors(value: Any) -> Any:
     """What a function in NumPy returned, with tensors in place of arrays."""
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return _as_tensor(value)
     return {name: as_tensors(one) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def _as_tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.array(array, order="C"))  # np.ascontiguousarray would give a single number an axis
 
 
 def copied(value: Any) -> Any:
@@ -73,20 +77,27 @@ def returned(result: Any, expected: Any) -> Any:
     if isinstance(expected, dict):
         if not isinstance(result, Mapping):
             raise UnexpectedError(f"it returns {_kind(result)}; expected a dict")
-        odd = next((str(name) for name, value in result.items() if not isinstance(value, Tensor | np.ndarray)), None)
+        odd = next((name for name, value in result.items() if not isinstance(value, Tensor | np.ndarray)), None)
         if odd is not None:
-            raise UnexpectedError(f"the value of {odd!r} is no tensor")
+            raise UnexpectedError(f"the value of {str(odd)!r} is {_kind(result[odd])}; expected the tensor of the file")
         return {str(name): _tensor(value, None) for name, value in result.items()}
     if isinstance(expected, tuple):
         if not isinstance(result, tuple | list) or len(result) != len(expected):
             raise UnexpectedError(f"it returns {_kind(result)}; expected {len(expected)} things: return a, b")
         return tuple(_tensor(a, b) for a, b in zip(result, expected, strict=True))
     if isinstance(expected, list):
-        numbers = result.tolist() if isinstance(result, Tensor | np.ndarray) else result
-        if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-            raise UnexpectedError(f"it returns {_kind(result)}; expected a list of integers")
-        return numbers
+        return _integers(result)
     return _tensor(result, expected)
+
+
+def _integers(result: Any) -> list[int]:
+    numbers = result.tolist() if isinstance(result, Tensor | np.ndarray) else result
+    if not isinstance(numbers, list):
+        raise UnexpectedError(f"it returns {_kind(result)}; expected a list of integers")
+    odd = next((i for i, number in enumerate(numbers) if not isinstance(number, int | np.integer)), None)
+    if odd is not None:
+        raise UnexpectedError(f"number {odd} of the result is {_kind(numbers[odd])}; expected a list of integers")
+    return [int(number) for number in numbers]
 
 
 def _tensor(value: Any, expected: Tensor | None) -> Tensor:
@@ -99,19 +110,28 @@ def _tensor(value: Any, expected: Tensor | None) -> Tensor:
             raise UnexpectedError("it returns lists of unequal lengths") from None
     if not isinstance(value, Tensor | np.ndarray):
         raise UnexpectedError(f"it returns {_kind(value)}; expected an array")
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    try:
+        tensor = value.detach() if isinstance(value, Tensor) else _as_tensor(value)
+    except TypeError:  # torch has no such dtype
+        raise UnexpectedError(f"it returns an array of dtype {value.dtype}; expected numbers in one array") from None
     if expected is None:
         return tensor.double()
     if expected.is_floating_point() != tensor.is_floating_point():
         kinds = "floating-point numbers" if expected.is_floating_point() else "integers"
-        raise UnexpectedError(f"it returns {tensor.dtype} numbers; expected {kinds}")
+        raise UnexpectedError(f"it returns {_dtype(tensor)} numbers; expected {kinds}")
     if expected.is_floating_point() and tensor.dtype != torch.float64:
         raise UnexpectedError(
-            f"it returns {str(tensor.dtype).removeprefix('torch.')} for float64: something on the way rounds. Make new "
-            "arrays with the dtype of the input"
+            f"it returns {_dtype(tensor)} for float64: something on the way rounds. Make new arrays with the dtype of the "
+            "input"
         )
     return tensor.double() if expected.is_floating_point() else tensor.long()
 
 
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _kind(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return "an array" if isinstance(value, np.ndarray) else "a tensor"
     return "a tuple" if isinstance(value, tuple) else f"a {type(value).__name__}"

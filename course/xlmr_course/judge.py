@@ -136,7 +136,7 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
             return Verdict(function.name, False, f"on {case.about}: {error}")
     wrong = [(case, result) for case, result in zip(cases, results, strict=True) if not agrees(case, result)]
     if not wrong:
-        return Verdict(function.name, True, slow=_slow(step, function, cases, seconds))
+        return Verdict(function.name, True, slow=_slow(step, function, cases, seconds, arrays))
     case, result = wrong[0]
     symptom = f"on {case.about}: {_symptom(case, result)}"
     fault = _recognised(function, cases, results)
@@ -332,11 +332,11 @@ def _ranges(bad: Tensor) -> str:
     return ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")
 
 
-def _slow(step: Step, function: Function, cases: Sequence[Case], seconds: float) -> str:
+def _slow(step: Step, function: Function, cases: Sequence[Case], seconds: float, arrays: str) -> str:
     if seconds < SLOW_SECONDS:
         return ""
-    solution = run_file(step.solution)[function.name]
-    arguments = [{x: given_as(step.arrays or "torch", value) for x, value in case.arguments.items()} for case in cases]
+    solution = run_file(step.solution_in(arrays))[function.name]
+    arguments = [{x: given_as(arrays, value) for x, value in case.arguments.items()} for case in cases]
     start = time.perf_counter()
     for given in arguments:
         solution(**given)

@@ -22,13 +22,14 @@ EARLIER = (
 )
 
 
-def write_notebooks(names: Sequence[str], folder: Path, package: str) -> list[Path]:
+def write_notebooks(names: Sequence[str], folder: Path, package: str, arrays: str = "torch") -> list[Path]:
     """Writes a notebook for each name.
 
     Args:
         names: Of steps, or "walkthrough".
         folder: Where the notebooks go; it is made if it does not exist.
         package: What pip installs in the first cell: the name of the package, or the address of its repository.
+        arrays: What the learner writes in, "torch" or "numpy".
 
     Returns:
         The files.
@@ -41,7 +42,9 @@ def write_notebooks(names: Sequence[str], folder: Path, package: str) -> list[Pa
     existing = [file for file in files if file.exists()]
     if existing:
         raise ValueError(f"{existing[0]} exists: it may have your work. Remove it, or choose another folder with -o")
-    notebooks = [_of_step(steps[name], package) if name in steps else _of_walkthrough(package) for name in names]
+    notebooks = [
+        _of_step(steps[name], package, arrays) if name in steps else _of_walkthrough(package) for name in names
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for file, notebook in zip(files, notebooks, strict=True):
         with written_as(file) as temporary:
@@ -55,17 +58,18 @@ def _stem(name: str) -> str:
     return f"{numbers[name]:02}-{name}" if name in numbers else name
 
 
-def _of_step(step: Step, package: str) -> str:
+def _of_step(step: Step, package: str, arrays: str) -> str:
     _, v4 = _libraries()
-    stub = step.stub.read_text(encoding="utf-8")
-    earlier = "".join(f"# !xlmr course solution {other.name} > {other.file}\n" for other in _imported(step))
+    option = " --numpy" if arrays == "numpy" else ""
+    needed = _imported(step.solution_in(arrays))
+    earlier = "".join(f"# !xlmr course solution {other.name}{option} > {other.file}\n" for other in needed)
     hints = HINTS.format(name=step.name, module=step.file.removesuffix(".py"), function=step.functions[0].name)
     cells = [
         v4.new_code_cell(_install(package)),
-        v4.new_code_cell("!xlmr course start ."),
+        v4.new_code_cell(f"!xlmr course start .{option}"),
         v4.new_markdown_cell(_with_picture(step)),
         *([v4.new_code_cell((EARLIER + earlier).rstrip())] if earlier else []),
-        v4.new_code_cell(f"%%writefile {step.file}\n{stub}".rstrip()),
+        v4.new_code_cell(f"%%writefile {step.file}\n{step.stub_in(arrays)}".rstrip()),
         v4.new_code_cell(f"!xlmr course check {step.name}"),
         v4.new_markdown_cell(hints),
     ]
@@ -95,16 +99,16 @@ def _install(package: str) -> str:
     return f'%pip install --quiet "{package}"'
 
 
-def _imported(step: Step) -> list[Step]:
+def _imported(solution: Path) -> list[Step]:
     """The steps whose files the solution imports, and theirs, in the order of the course."""
     found: set[str] = set()
-    waiting = [step]
+    waiting = [solution]
     while waiting:
-        source = waiting.pop().solution.read_text(encoding="utf-8")
+        source = waiting.pop().read_text(encoding="utf-8")
         modules = re.findall(r"^from (\w+) import", source, re.MULTILINE)
         new = [other for other in STEPS if other.file.removesuffix(".py") in modules and other.name not in found]
         found |= {other.name for other in new}
-        waiting += new
+        waiting += [solution.parent / other.file for other in new]
     return [other for other in STEPS if other.name in found]
 
 

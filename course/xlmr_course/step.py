@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 HERE = Path(__file__).parent
+IN_TORCH = 'ARRAYS = "torch"  # or "numpy": what you write in'
+IN_NUMPY = 'ARRAYS = "numpy"  # or "torch": what you write in'
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,16 @@ class Step:
         """The file to fill in."""
         return HERE / "stubs" / self.file
 
+    def stub_in(self, arrays: str) -> str:
+        """The text of the file to fill in, for a learner who writes in "torch" or in "numpy"."""
+        text = self.stub.read_text(encoding="utf-8")
+        return text.replace(IN_TORCH, IN_NUMPY) if arrays == "numpy" else text
+
     @property
     def solution(self) -> Path:
         """The same, filled in."""
         return HERE / "solutions" / self.file
+
+    def solution_in(self, arrays: str) -> Path:
+        """The same in "torch" or in "numpy"."""
+        return HERE / "solutions" / "in_numpy" / self.file if arrays == "numpy" and not self.arrays else self.solution

@@ -25,8 +25,12 @@ class Workbook:
     folder: Path
 
     @classmethod
-    def start(cls, folder: Path) -> Workbook:
+    def start(cls, folder: Path, arrays: str = "torch") -> Workbook:
         """Copies pages and files into a folder; what is there already stays as it is.
+
+        Args:
+            folder: Is made if it does not exist.
+            arrays: What the learner writes in, "torch" or "numpy": the files to fill in say so.
 
         Raises:
             OSError: The folder cannot be written.
@@ -36,10 +40,11 @@ class Workbook:
             for source, target in (
                 (step.page, folder / f"{number:02}-{step.name}.md"),
                 (step.picture, folder / "pictures" / step.picture.name),
-                (step.stub, cls(folder).file(step)),
             ):
                 if not target.exists():
                     shutil.copyfile(source, target)
+            if not cls(folder).file(step).exists():
+                cls(folder).file(step).write_text(step.stub_in(arrays), encoding="utf-8")
         if not (folder / PROGRESS).exists():
             cls(folder)._write({})
         return cls(folder)
