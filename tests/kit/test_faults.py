@@ -1,7 +1,10 @@
 """Every parity comparison is seen to fail: each fault of the catalogue is made in our model, and must be noticed."""
 
 import copy
+from contextlib import suppress
 from dataclasses import replace
+from functools import partialmethod
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from reference import CONFIGS, Pair
 from torch import Tensor, nn
 
 from xlmr_core.heads import XLMRobertaForMaskedLM
-from xlmr_core.model import XLMRobertaModel
+from xlmr_core.model import SelfAttention, XLMRobertaModel
 from xlmr_core.parity import FAULTS, Fault, find_fault
 
 
@@ -127,6 +130,40 @@ def is_far(healthy: Tensor, faulty: Tensor, real: Tensor) -> bool:
     elif healthy.dim() == 4:
         healthy, faulty = reference.by_query(healthy)[real], reference.by_query(faulty)[real]
     return reference.gap(healthy, faulty) > reference.ORACLE_TOLERANCE
+
+
+def varlen_context(
+    _attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, _longest: int, *, heads: int
+) -> Tensor:
+    """What the kernel for sequences of various lengths computes, in plain torch: it runs only on CUDA."""
+    contexts: list[Tensor] = []
+    for start, end in pairwise(offsets.tolist()):
+        own = (x[start:end].unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
+        contexts.append(nn.functional.scaled_dot_product_attention(*own).transpose(0, 1).flatten(1))
+    return torch.cat(contexts)
+
+
+@pytest.mark.parametrize("norm", CONFIGS)
+def test_faults_are_made_where_a_kernel_for_various_lengths_runs(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = groups(norm)["packed sdpa"].pair
+    real = pair.real
+    packed = {"input_ids": pair.batch["input_ids"][real], "lengths": real.sum(dim=1)}
+
+    def outputs() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for fault in FAULTS:
+            with suppress(ValueError), fault.applied(pair.ours), torch.no_grad():  # ValueError: it lacks the part
+                torch.manual_seed(0)
+                found[fault.name] = pair.ours(**packed).logits
+        return found
+
+    expected, right = outputs(), pair.ours(**packed).logits
+    monkeypatch.setattr(SelfAttention, "_takes_varlen", lambda self, q: not (self.training and self.dropout.p))
+    heads = pair.config.num_attention_heads
+    monkeypatch.setattr(SelfAttention, "_varlen_context", partialmethod(varlen_context, heads=heads))
+    assert reference.gap(pair.ours(**packed).logits, right) <= reference.ORACLE_TOLERANCE
+    for name, found in outputs().items():
+        assert reference.gap(found, expected[name]) <= reference.ORACLE_TOLERANCE, name
 
 
 def test_every_comparison_notices_something() -> None:

@@ -37,7 +37,7 @@ from xlmr_core.parity.grammar.functions import ACTIVATIONS, IDS, MERGES, NORMS, 
 from xlmr_core.pretrained import PretrainedModel
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # an attention kernel: q, k, v, mask -> context
-KERNELS = ("_eager_context", "_fused_context")  # the methods of SelfAttention
+KERNELS = ("_eager_context", "_fused_context")  # the methods of SelfAttention; see also `without_varlen`
 
 # ---- variants, by the names that grammar/functions.py gives them -----------------------------------------------------
 
@@ -68,12 +68,13 @@ def norms(kind: str) -> Patch:
 
 def heads_split(kind: str) -> Patch:
     """Features are assigned to the heads in another way."""
-    return method_replaced(SelfAttention, "_split_heads", lambda attention, x: SPLITS[kind](x, attention.num_heads))
+    split = method_replaced(SelfAttention, "_split_heads", lambda attention, x: SPLITS[kind](x, attention.num_heads))
+    return without_varlen(split)
 
 
 def heads_merged(kind: str) -> Patch:
     """Heads are put side by side in another way."""
-    return method_replaced(SelfAttention, "_merge_heads", lambda _attention, x: MERGES[kind](x))
+    return without_varlen(method_replaced(SelfAttention, "_merge_heads", lambda _attention, x: MERGES[kind](x)))
 
 
 def activation(kind: str) -> Patch:
@@ -82,6 +83,16 @@ def activation(kind: str) -> Patch:
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def without_varlen(patch: Patch) -> Patch:
+    """The patch, and no varlen kernel: it calls none of the methods that are exchanged, and would change nothing."""
+
+    def changed(model: nn.Module, config: XLMRobertaConfig, undo: ExitStack) -> None:
+        method_replaced(SelfAttention, "_takes_varlen", lambda _attention, _q: False)(model, config, undo)
+        patch(model, config, undo)
+
+    return changed
 
 
 def attention_reads(rule: Callable[[XLMRobertaConfig, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]) -> Patch:
@@ -95,7 +106,7 @@ def attention_reads(rule: Callable[[XLMRobertaConfig, Tensor, Tensor | None], tu
         for name in KERNELS:
             override_method(undo, attention, name, partial(changed, getattr(attention, name)))
 
-    return each(SelfAttention, change)
+    return without_varlen(each(SelfAttention, change))
 
 
 def scores_replaced(rule: Callable[[Tensor, Tensor | None, float], Tensor]) -> Patch:
@@ -109,7 +120,7 @@ def scores_replaced(rule: Callable[[Tensor, Tensor | None, float], Tensor]) -> P
         for name in KERNELS:
             override_method(undo, attention, name, partial(context, attention))
 
-    return each(SelfAttention, change)
+    return without_varlen(each(SelfAttention, change))
 
 
 def mask_causal(_config: XLMRobertaConfig, q: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,7 @@ def set_attribute(undo: ExitStack, owner: nn.Module, name: str, value: Any) -> N
     setattr(owner, name, value)
 
 
-def override_method(undo: ExitStack, owner: nn.Module, method: str, replacement: Callable[..., Tensor]) -> None:
+def override_method(undo: ExitStack, owner: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
     """Gives one instance another method."""
     if method in vars(owner):  # another fault was made here
         undo.callback(setattr, owner, method, vars(owner)[method])
@@ -192,7 +192,7 @@ def module_replaced(kind: type[nn.Module], name: str, function: Callable[[Tensor
     return each(kind, lambda undo, part, _: override_method(undo, part.get_submodule(name), "forward", function))
 
 
-def method_replaced(kind: type[nn.Module], name: str, rule: Callable[..., Tensor]) -> Patch:
+def method_replaced(kind: type[nn.Module], name: str, rule: Callable[..., Any]) -> Patch:
     """The method of that name computes `rule(module, *its arguments)` instead."""
     return each(kind, lambda undo, part, _: override_method(undo, part, name, partial(rule, part)))
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import Embeddings, EncoderLayer
+from xlmr_core.model import Embeddings, EncoderLayer, SelfAttention
+from xlmr_core.parity.adapters import NEEDS_EAGER
 from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.faults import Fault, PoolingFault
-from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings, parts_of
+from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings, attributes_set, parts_of
 from xlmr_core.parity.grammar.evaluate import Scene
 from xlmr_core.parity.grammar.terms import SENTENCE, Term, encoder_of, resolved, terms_of, weights_of
 from xlmr_core.pretrained import PretrainedModel
@@ -98,18 +99,25 @@ class _Live(Scene):
         undo.enter_context(_before(model, self._starts))
         for embeddings in parts_of(model, Embeddings):
             undo.enter_context(_before(embeddings, lambda args, _: self._part(len(args[0]))))
+        wanted = {resolved(leaf) for term in self.new.values() for leaf in term.leaves("tap")} & set(self.taps)
+        if any(name.endswith(NEEDS_EAGER) for name in {*self.new, *wanted}):  # fused attention has no such tensor
+            attributes_set(SelfAttention, {"fused": False})(model, model.config, undo)
         layers = parts_of(model, EncoderLayer)
         for index, layer in enumerate(layers):
             undo.enter_context(_before(layer, lambda args, _, i=index: self._layer(i, args[0])))
         undo.callback(layers[-1].register_forward_hook(self._above).remove)
-        wanted = {resolved(leaf) for term in self.new.values() for leaf in term.leaves("tap")}
-        for name in wanted & set(self.taps):
+        for name in wanted:
             undo.enter_context(hooked(model, self.taps[name], lambda x, n=name: self._record(n, x), first=False))
         for name in in_reading_order(self.new):
             undo.enter_context(hooked(model, self.taps[name], lambda old, n=name: self._new(n, old), first=True))
 
     def _starts(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """A run of the whole model, or of what is above the layers."""
+        """A run of the whole model, or of what is above the layers. Raises ValueError for a packed batch."""
+        if named.get("lengths") is not None:
+            raise ValueError(
+                f"a change at {in_reading_order(self.new)[0]} cannot be made in a packed batch: run the model on a "
+                "padded one, input_ids and attention_mask of the shape (B, S)"
+            )
         ids = args[0] if args else named["input_ids"]
         mask = args[1] if len(args) > 1 else named.get("attention_mask")
         if encoder_of(self.model).layers:  # or the simulator runs a part, and has said what surrounds it
