@@ -25,7 +25,7 @@ LAYERS = (
     {"checkpoint", "taps", "inputs"},  # they use nn.Module, a config and a spec, and no model class
     {"pretrained", "tokenizer"},
     {"model"},
-    {"heads"},
+    {"heads", "parts"},
     {"checkpoint.inspection"},  # looks for the class that fits a file
     {"checkpoint.convert", "checkpoint.trimming"},
     {"explore", "interpret", "parity", "tasks"},

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.interpret.runs import AnyBatch, check_model
 from xlmr_core.model import EncoderLayer, XLMRobertaModel
+from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 
 
@@ -63,7 +64,7 @@ def head_outputs(model: PretrainedModel, layer: int, context: Tensor) -> Tensor:
         raise ValueError(f"layer must lie between 0 and {config.num_hidden_layers - 1}, not {layer}")
     if context.shape[-1] != config.hidden_size:
         raise ValueError(f"the context must have {config.hidden_size} features, not {context.shape[-1]}")
-    weight = _layers(_encoder(model))[layer].attention.out_proj.weight  # (H, H): output, then input
+    weight = _layers(encoder_of(model))[layer].attention.out_proj.weight  # (H, H): output, then input
     per_head = weight.unflatten(1, (config.num_attention_heads, config.head_dim))  # (H, N, D)
     return torch.einsum("...nd,hnd->...nh", context.unflatten(-1, per_head.shape[1:]), per_head)
 
@@ -94,7 +95,7 @@ def decompose(model: PretrainedModel, batch: AnyBatch, positions: Tensor) -> Con
     wanted = ("embeddings.*", "layers.*.attention.context", "layers.*.feed_forward.output")
     with model.capture(*wanted) as acts:
         model(**batch)
-    return _added_up(_encoder(model), {name: tensor[positions] for name, tensor in acts.items()})
+    return _added_up(encoder_of(model), {name: tensor[positions] for name, tensor in acts.items()})
 
 
 def _added_up(encoder: XLMRobertaModel, acts: dict[str, Tensor]) -> Contributions:  # (K, H) each
@@ -151,12 +152,6 @@ def direct_logit_attribution(
     parts.map(lambda part: part @ rows.T)
     parts.add("lm_head.decoder.bias", head.decoder.bias[list(tokens)])
     return parts.contributions()
-
-
-def _encoder(model: PretrainedModel) -> XLMRobertaModel:
-    encoder = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
-    assert isinstance(encoder, XLMRobertaModel)
-    return encoder
 
 
 def _layers(encoder: XLMRobertaModel) -> Sequence[EncoderLayer]:

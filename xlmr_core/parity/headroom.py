@@ -29,7 +29,7 @@ from xlmr_core.parity.compare import is_per_sequence, shape_of
 from xlmr_core.parity.faults import Fault
 from xlmr_core.parity.faults.operations import scores_replaced
 from xlmr_core.parity.floors import variant
-from xlmr_core.parity.simulate import encoder_of
+from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer

@@ -27,7 +27,7 @@ from xlmr_core.parity.compare import (
     with_reduced_logits,
 )
 from xlmr_core.parity.floors import variant
-from xlmr_core.parity.simulate import encoder_of
+from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 
 WORD = "embeddings.word"

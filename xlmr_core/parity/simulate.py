@@ -36,6 +36,7 @@ from xlmr_core.parity.compare import (
 from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
 from xlmr_core.parity.floors import REPEATS, perturbed, variant
+from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
 
@@ -283,13 +284,6 @@ def _above(
     if SENTENCE in taps:
         found[SENTENCE] = pool(out.last_hidden_state, mask)
     return found
-
-
-def encoder_of(model: PretrainedModel) -> XLMRobertaModel:
-    """The encoder of a model with a head, or the model itself."""
-    encoder = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
-    assert isinstance(encoder, XLMRobertaModel)
-    return encoder
 
 
 class _Given(nn.Module):

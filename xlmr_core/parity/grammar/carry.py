@@ -20,7 +20,8 @@ from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.faults import Fault, PoolingFault
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings, attributes_set, parts_of
 from xlmr_core.parity.grammar.evaluate import Scene
-from xlmr_core.parity.grammar.terms import SENTENCE, Term, encoder_of, resolved, terms_of, weights_of
+from xlmr_core.parity.grammar.terms import SENTENCE, Term, resolved, terms_of, weights_of
+from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.taps import hooked
 

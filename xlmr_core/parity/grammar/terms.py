@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP
 from xlmr_core.pretrained import PretrainedModel
 
@@ -241,10 +240,3 @@ def in_layer(term: Term, here: int, there: int, layers: int, *, relative: bool) 
 
     found = term.map(renamed)
     return None if outside else found
-
-
-def encoder_of(model: PretrainedModel) -> XLMRobertaModel:
-    """The encoder of a model, or the model if it is one."""
-    encoder = model if isinstance(model, XLMRobertaModel) else model.get_submodule("encoder")
-    assert isinstance(encoder, XLMRobertaModel)
-    return encoder
