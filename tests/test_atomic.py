@@ -1,6 +1,7 @@
 """Files and folders appear complete under their name, or not at all; the files of running writers are not removed."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -49,6 +50,14 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX: run it on Linux or macOS")
+def test_without_a_folder_the_error_names_it_and_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "missing", tmp_path / "file"):
+        message = re.escape(f"{folder} is not a folder: make it first, or name another for page.html")
+        with pytest.raises(FileNotFoundError, match=message), written_as(folder / "page.html"):
+            pass
+
+
 def test_the_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with written_as(tmp_path / "file") as temporary:

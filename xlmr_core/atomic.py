@@ -47,7 +47,12 @@ def written_together(folder: Path, *names: str) -> Generator[list[Path], None, N
 
     Yields:
         The temporary files, in the order of `names`. They are removed if the block raises.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: make it first, or name another for {names[-1]}")
     for name in names:
         clear_leftovers(folder / name)
     temporaries: list[Path] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmr_core.atomic import written_as
+from xlmr_core.errors import shortened
 from xlmr_course.step import HERE, Step
 from xlmr_course.steps import STEPS
 
@@ -35,21 +36,24 @@ def write_notebooks(names: Sequence[str], folder: Path, package: str, arrays: st
         The files.
 
     Raises:
-        ValueError: jupytext is not installed, or a file exists already.
+        ValueError: jupytext is not installed, a file exists already with other content, or `package` is not a name.
     """
+    if not package.isprintable() or '"' in package:
+        raise ValueError(f"pip cannot install {shortened(package)}: expected a name or an address without quotes")
     steps = {step.name: step for step in STEPS}
-    files = [folder / f"{_stem(name)}.ipynb" for name in names]
-    existing = [file for file in files if file.exists()]
-    if existing:
-        raise ValueError(f"{existing[0]} exists: it may have your work. Remove it, or choose another folder with -o")
-    notebooks = [
-        _of_step(steps[name], package, arrays) if name in steps else _of_walkthrough(package) for name in names
-    ]
+    notebooks: dict[Path, str] = {}
+    for name in names:
+        content = _of_step(steps[name], package, arrays) if name in steps else _of_walkthrough(package)
+        notebooks[folder / f"{_stem(name)}.ipynb"] = content
+    for file, notebook in notebooks.items():
+        is_ours = file.is_file() and file.read_bytes() == notebook.encode()  # of a run that was interrupted
+        if file.exists() and not is_ours:
+            raise ValueError(f"{file} exists: it may have your work. Remove it, or choose another folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
-    for file, notebook in zip(files, notebooks, strict=True):
+    for file, notebook in notebooks.items():
         with written_as(file) as temporary:
-            temporary.write_text(notebook, encoding="utf-8")
-    return files
+            temporary.write_bytes(notebook.encode())
+    return list(notebooks)
 
 
 def _stem(name: str) -> str:

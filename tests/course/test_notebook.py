@@ -92,10 +92,31 @@ def test_files_of_earlier_steps_can_be_taken_from_the_solutions(name: str, lines
 
 
 def test_a_notebook_that_exists_is_kept(tmp_path: Path) -> None:
-    write_notebooks(["ids"], tmp_path, "xlmr-core")
+    [file] = write_notebooks(["ids"], tmp_path, "xlmr-core")
+    file.write_text("my work", encoding="utf-8")
+    (tmp_path / "03-embeddings.ipynb").mkdir()
+    with pytest.raises(ValueError, match=r"03-embeddings\.ipynb exists"):
+        write_notebooks(["embeddings"], tmp_path, "xlmr-core")
     with pytest.raises(ValueError, match=r"01-ids\.ipynb exists: it may have your work"):
         write_notebooks(["positions", "ids"], tmp_path, "xlmr-core")
     assert not (tmp_path / "02-positions.ipynb").exists()
+
+
+def test_a_run_that_was_interrupted_can_be_repeated(tmp_path: Path) -> None:
+    [first] = write_notebooks(["ids"], tmp_path, "xlmr-core")
+    content = first.read_bytes()
+    assert write_notebooks(["ids", "positions", "ids"], tmp_path, "xlmr-core") == [
+        first,
+        tmp_path / "02-positions.ipynb",
+    ]
+    assert first.read_bytes() == content
+
+
+@pytest.mark.parametrize("package", ['xlmr-core"\n!rm -r ~', "xlmr\udcff"])
+def test_a_package_that_no_cell_can_hold_is_refused(package: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a name or an address without quotes"):
+        write_notebooks(["ids"], tmp_path, package)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_jupytext_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
 from xlmr_core.cli import main
+from xlmr_core.cli.outputs import is_page
 from xlmr_core.explore import HeadOff, Likeliest, Page, TextMeasures, explore
 from xlmr_core.tokenizer import Token
 
@@ -136,6 +137,13 @@ def test_what_a_page_cannot_show(model: XLMRobertaForMaskedLM, tokenizer: XLMRob
         explore(XLMRobertaForMaskedLM.from_pretrained("xlmr-tiny", attention="sdpa"), tokenizer, ["a"])
 
 
+def test_a_model_that_computes_nan_has_no_page(tokenizer: XLMRobertaTokenizer) -> None:
+    broken = XLMRobertaForMaskedLM.from_pretrained("xlmr-tiny")
+    broken.encoder.layers[1].attention.q_proj.weight.data.fill_(torch.nan)  # pyright: ignore
+    with pytest.raises(FloatingPointError, match=r"layers\.1\.attention\.probs holds NaN or infinity for the text 'a'"):
+        explore(broken, tokenizer, ["a"])
+
+
 def test_the_command_and_a_notebook(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     result = CliRunner().invoke(main, ["explore", TEXT, "--beside", "Що ви <mask> робите?", "-o", str(path)])
@@ -145,3 +153,30 @@ def test_the_command_and_a_notebook(tmp_path: Path) -> None:
     frame: str = getattr(base_size_page(4), "_repr_html_")()  # noqa: B009
     assert frame.startswith("<iframe")
     assert '"' not in frame.split('srcdoc="')[1].removesuffix('"></iframe>')
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("weights/page.html", "which is read: name a file outside that folder"),
+        ("notes.txt", "exists and is not a page: name another file"),
+        ("notes.txt/page.html", "is not a folder: make it first, or name another for page.html"),
+        ("missing/page.html", "is not a folder: make it first, or name another for page.html"),
+    ],
+)
+def test_a_page_is_written_over_nothing_else(output: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    result = CliRunner().invoke(
+        main, ["explore", TEXT, "--model", str(tmp_path / "weights"), "-o", str(tmp_path / output)]
+    )
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_page_is_replaced_by_a_new_one(
+    model: XLMRobertaForMaskedLM, tokenizer: XLMRobertaTokenizer, tmp_path: Path
+) -> None:
+    explore(model, tokenizer, ["a"]).save(tmp_path / "page.html")
+    assert is_page(tmp_path / "page.html")

@@ -310,6 +310,14 @@ def test_the_commands_need_no_map(trace: Trace, saved: Path, toy_checkpoint: Pat
     assert xlmr("check", saved, dump, "--json").stdout.startswith("{")
 
 
+@pytest.mark.parametrize("command", ["match", "names"])
+def test_a_map_without_a_folder_is_refused_before_the_work(command: str, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = xlmr(command, saved, tmp_path / "file", "-o", tmp_path / "file" / "names.toml")
+    assert result.exit_code == 2
+    assert "is not a folder: make it first, or name another for names.toml" in " ".join(result.stderr.split())
+
+
 def test_what_cannot_be_matched(saved: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "port.npz", a=np.ones((2, 3)), b=np.arange(5))
     result = xlmr("match", saved, tmp_path / "port.npz")

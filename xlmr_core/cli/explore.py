@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from xlmr_core.cli.options import source_arguments, source_options
+from xlmr_core.cli.outputs import check_output, is_page
 from xlmr_core.cli.progress import progress
 from xlmr_core.explore import explore
 from xlmr_core.explore.measure import runs
@@ -43,6 +44,7 @@ def command(
     \b
     xlmr explore "What are <mask> doing here?" --beside "Що ви <mask> робите?" -o page.html
     """
+    check_output(output, [model or BUNDLED], is_page, "a page")
     source = source_arguments(model, revision, cache_dir, offline)
     loaded = Checkpoint.load(**source).model
     tokenizer = XLMRobertaTokenizer.from_pretrained(**source)

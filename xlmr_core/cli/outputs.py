@@ -14,6 +14,8 @@ from xlmr_core.paths import ALL_BUNDLED
 
 STARTS = {".svg": (b"<?xml", b"<svg"), ".png": (b"\x89PNG",), ".pdf": (b"%PDF",)}  # first bytes of a picture
 
+PAGE_START = b"<!doctype html>"
+
 
 def check_output(
     output: Path, inputs: Iterable[str | Path | None], is_replaceable: Callable[[Path], bool], kind: str
@@ -28,9 +30,10 @@ def check_output(
         kind: That kind, for the message: "a trace".
 
     Raises:
-        click.UsageError: The output is one of the inputs, also through links; it lies in a folder that is read; or it
-            is there and is not of the kind.
+        click.UsageError: The output is one of the inputs, also through links; it lies in a folder that is read; it is
+            there and is not of the kind; or there is no folder for it.
     """
+    check_folder(output)
     places = {output.resolve(), output.parent.resolve() / output.name}  # of a link: where it points, and where it is
     for name in inputs:
         is_bundled = name in ALL_BUNDLED and not os.path.exists(name)
@@ -45,12 +48,24 @@ def check_output(
         raise click.UsageError(f"{output} exists and is not {kind}: name another file, or remove it first")
 
 
+def check_folder(output: Path) -> None:
+    """Raises click.UsageError unless the folder of a file to write is there: before the work, not after it."""
+    if not output.parent.is_dir():
+        raise click.UsageError(f"{output.parent} is not a folder: make it first, or name another for {output.name}")
+
+
 def is_floor_table(path: Path) -> bool:
     """Whether a file says that it is a table of floors, of whatever version."""
     try:
         return read_json_object(path, JSON_LIMIT).get("format") == FORMAT
     except ValueError:
         return False
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file begins as a page of HTML does."""
+    with path.open("rb") as file:
+        return file.read(len(PAGE_START)).lower() == PAGE_START
 
 
 def is_picture(path: Path) -> bool:

@@ -45,6 +45,9 @@ def load_pipeline(model: str, prompt: str | None, dimensions: int | None, raw: b
     """The pipeline that the options describe."""
     kind = "score" if scores else "embedding"
     pipeline = Pipeline.from_pretrained(model, kind=kind, prompt=prompt, raw_scores=raw)
+    width = pipeline.model.config.hidden_size
+    if dimensions is not None and dimensions > width:
+        raise click.UsageError(f"--dimensions {dimensions}: the vectors of {model} have {width} numbers")
     return pipeline.with_right(dimensions=dimensions)
 
 

@@ -41,6 +41,7 @@ def explore(
 
     Raises:
         ValueError: No text or more than two, one that is too long, or a model with fused attention.
+        FloatingPointError: The model computes NaN or infinity.
     """
     if not 1 <= len(texts) <= MOST_TEXTS:
         raise ValueError(f"a page shows one text or two, not {len(texts)}")
@@ -70,6 +71,12 @@ def _measured(
     with model.capture("embeddings.output", "layers.*.output", "layers.*.attention.probs", *head) as seen:
         model(ids)
     tick(1)
+    for tap, tensor in seen.items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(
+                f"{tap} holds NaN or infinity for the text {text[:40]!r}: `xlmr inspect MODEL --values` shows whether "
+                "the weights do"
+            )
     hidden = [seen["embeddings.output"], *(seen[f"layers.{i}.output"] for i in range(layers))]
     attention = torch.stack([seen[f"layers.{i}.attention.probs"][0] for i in range(layers)]).float()
     norms = torch.cat(hidden).float().norm(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xlmr_core.errors import shortened
+from xlmr_core.parity.dump_files import SUFFIXES, shapes_in, tensors_in
 from xlmr_core.served.pipeline import Input
+from xlmr_core.text_files import read_lines
 
 PAIR = ("query", "passage")  # the fields of a line that holds a pair
+MOST_NUMBERS = 2**28  # of an array: 2 GiB in float64
 
 
 def read_inputs(path: Path) -> list[Input]:
     """The texts of a file: a line each, or in .jsonl a string, a list of two, {"text"} or {"query", "passage"}.
 
     Raises:
-        ValueError: A line is something else; the message names it.
+        ValueError: A line is something else, or not UTF-8; the message names it.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_lines(path)
     if path.suffix != ".jsonl":
         return [(line,) for line in lines]
     return [_input(_json(path, number, line), f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -49,15 +54,13 @@ def read_values(path: Path, name: str | None = None) -> Tensor:
     if path.suffix == ".jsonl":
         return _from_lines(path, name)
     if path.suffix == ".npy":
-        return _as_floats(path, torch.from_numpy(np.load(path, allow_pickle=False)))
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return _as_floats(path, torch.from_numpy(file[_only(path, list(file.files), name)]))
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            return _as_floats(path, file.get_tensor(_only(path, list(file.keys()), name)))
+        return _as_floats(path, _from_npy(path))
+    if path.suffix in SUFFIXES:
+        shapes = shapes_in(path)
+        chosen = _only(path, list(shapes), name)
+        _check_shape(path, shapes[chosen])
+        [(_, values)] = tensors_in(path, {chosen: math.prod(shapes[chosen])})
+        return _as_floats(path, values)
     raise ValueError(f"{path} is not .npy, .npz, .safetensors or .jsonl, which vectors are read from")
 
 
@@ -69,15 +72,34 @@ def _only(path: Path, names: list[str], name: str | None) -> str:
     return name
 
 
+def _from_npy(path: Path) -> Tensor:
+    from numpy.lib import format as npy
+
+    with path.open("rb") as file:
+        try:
+            array = npy.read_array(file, allow_pickle=False)
+        except Exception as error:  # numpy has errors of its own, and a corrupt file finds them all
+            raise ValueError(f"{path} is not an .npy file, or it is damaged ({shortened(str(error))})") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{path} holds {array.dtype}; an array of real numbers is expected")
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+    if len(shape) not in (1, 2):
+        raise ValueError(f"{path} holds an array of shape {shape}; (texts, features) or (texts) is read")
+    if math.prod(shape) > MOST_NUMBERS:
+        raise ValueError(f"{path} holds an array of shape {shape}: at most {MOST_NUMBERS:,} numbers are read")
+
+
 def _as_floats(path: Path, values: Tensor) -> Tensor:
-    if values.dim() not in (1, 2) or values.is_complex():
-        raise ValueError(f"{path} holds an array of shape {tuple(values.shape)}; (texts, features) or (texts) is read")
+    _check_shape(path, tuple(values.shape))
     return values.double()
 
 
 def _from_lines(path: Path, name: str | None) -> Tensor:
     rows: list[list[float]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         found = _json(path, number, line)
         if isinstance(found, dict):
             found = found.get(name or ("embedding" if "embedding" in found else "score"))
@@ -99,10 +121,13 @@ def as_numbers(found: Any, place: str) -> list[float]:
     for number in found:
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{place} holds {_short(number)} where a number is expected")
-    rows = torch.tensor(found, dtype=torch.float64)
-    if not rows.isfinite().all():
-        raise ValueError(f"{place} holds NaN or infinity")
-    return rows.tolist()
+    try:
+        numbers = [float(number) for number in found]
+    except OverflowError:  # an integer of more than 308 digits
+        numbers = [math.inf]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{place} holds NaN, infinity, or a number too large for float64")
+    return numbers
 
 
 def as_rows(rows: list[list[float]], place: str) -> Tensor:

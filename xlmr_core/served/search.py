@@ -61,7 +61,7 @@ def judge(
         tick: Is called with 1 for each candidate.
 
     Raises:
-        ValueError: Sizes do not fit, or a value is NaN or infinite.
+        ValueError: Sizes do not fit, or a value is NaN or infinite, of the given ones or of the checkpoint.
     """
     given = [(one,) if isinstance(one, str) else tuple(one) for one in inputs]
     values = (values[:, None] if values.dim() == 1 else values).double()
@@ -82,7 +82,12 @@ def _check(pipeline: Pipeline, inputs: Sequence[Input], values: Tensor) -> None:
     bad = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"the values of text {bad[0]} (counted from 0) are not finite: {len(bad)} texts are so")
-    width = pipeline.run(inputs[:1]).shape[1]
+    first = pipeline.run(inputs[:1])
+    if not first.isfinite().all():
+        raise ValueError(
+            "the checkpoint gives NaN or infinity: `xlmr inspect MODEL --values` shows whether its weights do"
+        )
+    width = first.shape[1]
     if values.shape[1] != width:
         raise ValueError(
             f"the checkpoint gives {width} numbers for a text, got {values.shape[1]}: "

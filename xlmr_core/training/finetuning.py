@@ -31,7 +31,7 @@ from xlmr_core.training.lock import locked
 from xlmr_core.training.metrics import import_scikit_learn
 from xlmr_core.training.objective import Choices, HeldOut, Objective
 from xlmr_core.training.objectives import objective_of
-from xlmr_core.training.optimization import learning_rate_at, parameter_groups, seed_step, update
+from xlmr_core.training.optimization import LARGEST_SEED, learning_rate_at, parameter_groups, seed_step, update
 from xlmr_core.training.preparation import (
     ClassWeights,
     encoded,
@@ -48,6 +48,7 @@ from xlmr_core.training.state import written_or_explained
 HISTORY, BEST = "history.jsonl", "best.safetensors"
 OF_EMBEDDINGS = ("modules.json", "sentence_bert_config.json")
 AFTER_A_STEP = (*CHECKPOINT, "sentencepiece.bpe.model", HISTORY, BEST, *OF_EMBEDDINGS)
+MOST_EPOCHS = 10_000  # the batches of all epochs are counted before the first step
 ANSWER_TOKENS = 384  # longest window of a context, as in Devlin et al. 2019
 
 
@@ -88,6 +89,9 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        for name, most in (("epochs", MOST_EPOCHS), ("seed", LARGEST_SEED)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         for name in ("warmup_share", "layer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")

@@ -22,14 +22,13 @@ from xlmr_core.training.corpus import Corpus, sentences_in
 from xlmr_core.training.evaluation import Accuracy, evaluate
 from xlmr_core.training.lock import locked
 from xlmr_core.training.masking import mask_tokens
-from xlmr_core.training.optimization import learning_rate_at, parameter_groups, seed_step, update
+from xlmr_core.training.optimization import LARGEST_SEED, learning_rate_at, parameter_groups, seed_step, update
 from xlmr_core.training.preparation import set_dropout
 from xlmr_core.training.run_folder import CHECKPOINT, EVALUATION, STATE, RunFolder, write_bytes, write_json
 from xlmr_core.training.vocabulary import train_vocabulary
 
 SHORTEST = 3  # tokens: <s>, one to predict, </s>
 LARGEST_SIZE = 2**24  # of a whole number: AdamW counts its steps in float32
-LARGEST_SEED = 2**32 - 1
 LARGEST_RATE = 1e30  # above this, its product with a moment of AdamW overflows float32
 LARGEST_EXPONENT = 4  # a billion to this power is still finite in float32
 VOCABULARY = "sentencepiece.bpe.model"

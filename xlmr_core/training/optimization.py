@@ -11,6 +11,8 @@ import xlmr_core.training.distributed as distributed
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
+LARGEST_SEED = 2**32 - 1
+
 
 def seed_step(seed: int, step: int) -> torch.Generator:
     """Seeds all random numbers of a step, dropout included, so that a resumed run draws the same.
@@ -102,7 +104,9 @@ def update(
     total = 0.0
     for loss in losses:  # each is computed here, so that one graph at a time is in memory
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss at step {step} is {loss.item()}: try a lower learning rate")
+            before = "no weight was changed yet: check them with `xlmr inspect MODEL --values`, and the settings"
+            advice = "try a lower learning rate" if step else before
+            raise FloatingPointError(f"the loss at step {step} is {loss.item()}: {advice}")
         loss.backward()
         total += loss.item()
     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
