@@ -18,9 +18,11 @@ environment of its own, on `xlmr-tiny` and on a model of base size with random w
 gives what it can: the ids of the lines of a file, the hidden states of one batch of {rows} texts, and the vectors of
 the texts of [`xlmr parity probe`](served-vectors.md).
 
-`benchmarks/ports/run.py` makes the environments, runs the ports and writes this page: {date}, Python {python}, CPU,
-PyTorch 2.13.0 where a port needs it. The file has {lines} lines of at most 100 tokens, from the Universal Declaration
-of Human Rights.
+`benchmarks/ports/run.py` makes the environments, runs the ports and writes this page: Python {python}, CPU,
+PyTorch 2.13.0 where a port needs it. `xlmr-tiny` was run {dates[tiny]}, the base size {dates[base]}.
+
+The lines of the file are those of the Universal Declaration of Human Rights in 90 languages that have at most 100
+tokens: {lines[tiny]} by the vocabulary of `xlmr-tiny`, {lines[base]} by that of XLM-R.
 
 - *equal* is bit for bit. *agrees* is to the noise of the precision, which is measured
   ([what passes](trace-format.md#what-passes)); the worst tap is named, with its error and its share of the allowance.
@@ -38,8 +40,13 @@ def write_page() -> None:
 def page(results: dict[str, Any]) -> str:
     """The text of the page."""
     known = [(port, results["ports"][port.name]) for port in PORTS if port.name in results["ports"]]
-    counts = [one["ids"]["texts"] for _, entry in known for one in entry["models"].values() if "ids" in one]
-    introduction = INTRODUCTION.format(rows=5, date=results["date"], python=results["python"], lines=max(counts))
+    runs = {size: [entry["models"][size] for _, entry in known if size in entry["models"]] for size in ("tiny", "base")}
+    introduction = INTRODUCTION.format(
+        rows=5,
+        python=results["python"],
+        dates={size: period([one["date"] for one in found]) for size, found in runs.items()},
+        lines={size: max(one["ids"]["texts"] for one in found if "ids" in one) for size, found in runs.items()},
+    )
     lines = [introduction, "## Ids and vectors", ""]
     lines += [
         "| port | versions | ids, tiny | ids, base | vectors, tiny | vectors, base |",
@@ -66,6 +73,12 @@ def page(results: dict[str, Any]) -> str:
     lines += ["", "## Not run", "", *heading("implementation", "why")]
     lines += [row(name, why) for name, why in NOT_RUN.items()]
     return "\n".join(lines) + "\n"
+
+
+def period(dates: list[str]) -> str:
+    """The day of the runs, or the first and the last."""
+    first, last = min(dates), max(dates)
+    return f"on {first}" if first == last else f"from {first} to {last}"
 
 
 def heading(*cells: str) -> list[str]:

@@ -56,7 +56,13 @@ PORTS = (
     Port("transformers, eager", "transformers", ("transformers",), "eager"),
     Port("transformers, sdpa", "transformers", ("transformers",), "sdpa"),
     Port("sentence-transformers", "sentence_transformers", ("sentence-transformers", "transformers")),
-    Port("tokenizers", "tokenizers", ("tokenizers",)),
+    Port(
+        "tokenizers",
+        "tokenizers",
+        ("tokenizers",),
+        note="it does not compose a Bengali vowel that one line has as two characters ([composition]"
+        "(tokenizer-differences.md)). What takes its ids differs in the same line",
+    ),
     Port("curated-transformers", "curated_transformers", ("curated-transformers",)),
     Port("onnxruntime", "onnxruntime", ("onnxruntime",), "float32"),
     Port(

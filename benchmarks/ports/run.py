@@ -230,11 +230,11 @@ def ask(port: Port, checked: Checked, folder: Path, request: Path, work: Path) -
 
 def store(port: Port, size: str, verdict: dict[str, Any], work: Path) -> None:
     """Puts the verdict among the stored results, in place of an older one."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"ports": {}}
-    results |= {"date": date.today().isoformat(), "python": platform.python_version(), "machine": platform.machine()}
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"ports": {}}
+    results |= {"python": platform.python_version(), "machine": platform.machine()}
     entry = results["ports"].setdefault(port.name, {"models": {}})
     entry |= {"versions": versions(port, work), "dtype": port.dtype, "note": port.note}
-    entry["models"][size] = verdict
+    entry["models"][size] = verdict | {"date": date.today().isoformat()}
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import ast
 import re
 from collections import Counter
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import pytest
 import sentencepiece
@@ -110,11 +110,13 @@ def test_a_sample_of_random_strings(three: Three) -> None:
     }
 
 
-def test_the_kit_makes_the_ids_of_transformers(three: Three) -> None:
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_kit_makes_the_ids_of_transformers(three: Three, count: int) -> None:
     """Its fault "normalizer_by_grapheme" explains each difference but ties, which random strings do not have."""
     encode = encoder(three.folder / "sentencepiece.bpe.model", "graphemes")
-    for text in random_texts(1000):
-        assert encode(text) == three.transformers.encode(text, add_special_tokens=False).ids, ascii(text)
+    for text in random_texts(count):
+        if all(category(character) != "Cn" for character in text):  # a mark for tokenizers, with a later Unicode
+            assert encode(text) == three.transformers.encode(text, add_special_tokens=False).ids, ascii(text)
 
 
 @pytest.mark.slow
