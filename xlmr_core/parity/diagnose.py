@@ -43,6 +43,8 @@ from xlmr_core.parity.faults import (
 from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop
 from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.grammar.inputs import told_apart_by
+from xlmr_core.parity.grammar.joint import joint
+from xlmr_core.parity.grammar.search import SECONDS
 from xlmr_core.parity.grammar.unlisted import unlisted
 from xlmr_core.parity.judge import Judge, first_wrong, told_apart_at
 from xlmr_core.parity.leaning import leanings
@@ -54,7 +56,6 @@ from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
-SECONDS = 60.0
 SHOWN_BY_INPUT = 16  # roundings: two faults that differ by less on another input would be a tie there, too
 DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
 
@@ -207,6 +208,9 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     right = frozenset(row.tap for row in state.comparison.rows if row.ok)
     judge = Judge(simulator, dump, state.made, state.run, wrong, right)
     best = judge.furthest(_listed(state, wrong)) if state.catalogue else []
+    if state.grammar and (not best or best[0].end < len(judge.order)):
+        reached = best[0].end if best else judge.start
+        best = [each for each in joint(judge, model) if each.end > reached][:1] or best
     if not best and state.grammar:
         best = unlisted(judge, model, state.seconds)
     if not best:

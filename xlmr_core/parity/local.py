@@ -97,7 +97,7 @@ def _going_on_with(
             given = dump.get(name)
             if given is None or given.shape != tensor.shape:
                 return tensor
-            return torch.where(_counts(name, tensor, real), given.to(tensor), tensor)
+            return torch.where(counted_values(name, tensor, real), given.to(tensor), tensor)
 
         return exchanged
 
@@ -118,7 +118,7 @@ def _hook(module: nn.Module, side: str, change: Callable[[Tensor], Tensor]) -> A
     return module.register_forward_pre_hook(on_input) if side == "input" else module.register_forward_hook(on_output)
 
 
-def _counts(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
+def counted_values(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
     """Where a tensor holds values of real tokens: padding is ours, whatever the dump has there."""
     letters = shape_of(tap)
     if is_per_sequence(letters):

@@ -6,64 +6,45 @@ term "open" with the value to start from: search.py estimates it from the number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from xlmr_core.parity.compare import in_reading_order
-from xlmr_core.parity.grammar import functions, transforms
+from xlmr_core.parity.grammar import activations, functions, softmaxes, transforms
+from xlmr_core.parity.grammar.edit import Edit
+from xlmr_core.parity.grammar.indices import SINUSOIDS, Read, numbered
+from xlmr_core.parity.grammar.kernels import hidden_kinds, of_a_kernel
+from xlmr_core.parity.grammar.precision import PRECISIONS
+from xlmr_core.parity.grammar.products import WHAT, of_both, of_projections
 from xlmr_core.parity.grammar.rules import (
     Rule,
+    Sum,
     bare_norm,
     bare_of,
-    exchanged,
+    of_every_residual,
     opened,
+    raised_norm,
     rearranged,
-    renamed,
     same_number,
     variant_of,
 )
-from xlmr_core.parity.grammar.terms import Term, Terms, norm, number, resolved, tap, weight
+from xlmr_core.parity.grammar.terms import Term, Terms, add, norm, number, resolved, scaled, tap, weight
+from xlmr_core.parity.grammar.tokens import Kind, in_words
+from xlmr_core.parity.grammar.weight_changes import of_a_tensor, of_modules
 from xlmr_core.parity.grammar.words import (
     CLAMPED,
     FLOWS,
     LOWERED,
-    PROJECTIONS,
-    ROWWISE,
     SAYS,
     VARIANTS,
     cost_of,
     is_of_heads,
-    module_of,
     plain,
     words_of,
 )
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One small change of a term.
-
-    Attributes:
-        path: Of the part that is changed.
-        part: What is there now.
-        cost: How unusual it is.
-        says: It in words.
-        kinds: The same change of any part of the model that it fits, with which parts those are in words.
-        whole: Whether the change is one of several parts at once, as `kinds` has it, and never of this part only.
-    """
-
-    path: tuple[int, ...]
-    part: Term
-    cost: float
-    says: str
-    kinds: tuple[tuple[str, Rule], ...] = ()
-    whole: bool = False
-
-    def of(self, term: Term) -> Term:
-        return term.with_part(self.path, self.part)
 
 
 @dataclass(frozen=True)
@@ -76,6 +57,8 @@ class Grammar:
         shapes: Tap -> shape.
         heads: Their number.
         eps: Of the norms.
+        read: What the dump says of the rows that were read of a table, for "ids" and "positions".
+        brief: Whether the variants with a number in them are left out, all but a few: many taps are edited at once.
     """
 
     terms: Terms
@@ -83,6 +66,9 @@ class Grammar:
     shapes: Mapping[str, tuple[int, ...]]
     heads: int
     eps: float
+    pad: int = 1
+    read: Mapping[str, Read] = field(default_factory=dict[str, Read])
+    brief: bool = False
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -100,7 +86,9 @@ class Grammar:
         whole = replace(tap(name), value=name)
         for other in self._others(name, whole):
             found.append(Edit((), tap(other), 1.6, f"{other} is used in its place"))
-        found += self._modules(name, term)
+        found += of_modules(self.weights, name, term)
+        found += [] if self.brief else of_a_kernel(self.terms, term, self.shapes, self._vocabulary)
+        found += of_projections(term, self.eps)
         unique: dict[tuple[Term, tuple[str, ...]], Edit] = {}
         for edit in sorted(found, key=lambda edit: edit.cost):
             changed = edit.of(term)
@@ -113,22 +101,29 @@ class Grammar:
             return Edit(path, new, cost, says, (("everywhere", kind),) if kind else ())
 
         if part.op == "weight":
-            yield from self._weight(path, part)
+            yield from of_a_tensor(self.weights, path, part, brief=self.brief)
         elif part.op == "number":
             yield edit(opened(part.value), 1.2, f"{{}} stands where {plain(part.value)} should", same_number(part))
         elif part.op in VARIANTS:
-            for kind in VARIANTS[part.op]:
+            for kind in (*VARIANTS[part.op], *self._numbered(part)):
                 new = replace(part, value=kind)
-                says = SAYS[part.op].format(kind, words_of(part))
+                says = SAYS[part.op].format(in_words(kind), words_of(part))
                 yield edit(new, cost_of(part.op, kind), says, variant_of(part, kind))
+        if part.op in WHAT:
+            yield from of_both(path, part, self.eps)
         if part.op in FLOWS or part.op == "tap":
             yield from self._flow(name, path, part)
         if part.op == "add":
             yield from self._addition(path, part)
+        if part.op == "activation":
+            for says, (_, start) in activations.OPEN.items():
+                yield edit(Term("bent", (part.args[0], opened(start)), says), 1.7, f"the activation is {says}")
         if part.op == "standard":
             yield edit(part.args[0], 1.4, "the input of the norm is not normalised", bare_norm)
+        if raised_norm(part) is not None:
+            yield edit(raised_norm(part) or part, 1.4, f"1 is added to {part.args[1].value}", raised_norm)
         if part.op == "hide":
-            for kind in ("padding", "real keys", "distance", "distance by head", "diagonal", "first key"):
+            for kind in LOWERED:
                 inner = part.args[0] if kind in ("padding", "real keys") else part
                 lower = Term("lower", (inner, opened(-1.0)), kind)
                 cost = 1.6 if inner is part.args[0] else 2.6
@@ -136,106 +131,25 @@ class Grammar:
         if part.op == "rows" and part.args[1].op == "ids":
             rounded = Term("quantised like", (part, part.args[0]))
             yield edit(rounded, 1.6, f"{part.args[0].value} is quantised to int8 by tensor")
+        if part.op == "rows" and part.args[1].op == "positions":
+            for kind in SINUSOIDS:
+                yield edit(Term("sinusoids", (part, part.args[1]), kind), 1.5, f"positions are not learned: {kind}")
 
-    # ---- weights ----
+    def _numbered(self, part: Term) -> Iterable[Kind]:
+        """The variants of an operation that have a whole number in them."""
+        size = self.shapes["embeddings.output"][1]
+        if part.op in ("ids", "positions"):
+            return numbered(part.op, self.read.get(part.op), self.pad, size)
+        if part.op == "hide":
+            return hidden_kinds(size, self._vocabulary, brief=self.brief)
+        if part.op == "softmax":
+            return softmaxes.numbered(size)
+        tabled = part.op == "activation" and part.value == "gelu" and not self.brief
+        return activations.NUMBERED if tabled else ()
 
-    def _weight(self, path: tuple[int, ...], part: Term) -> Iterator[Edit]:
-        name, tensor = part.value, self.weights[part.value]
-        is_table = tensor.dim() == 2 and "embeddings" in name
-        if not is_table:
-            for other, its in self.weights.items():
-                if its.shape == tensor.shape and other != name:
-                    cost = 2.0 if module_of(other).split(".")[:2] == module_of(name).split(".")[:2] else 2.3
-                    yield Edit(path, weight(other), cost, f"{other} is used for {name}")
-                elif tensor.dim() == 2 and its.shape == tensor.shape[::-1]:
-                    new = Term("tensor", (weight(other),), "transposed")
-                    yield Edit(path, new, 2.6, f"{other}, transposed, is used for {name}")
-        table = transforms.WEIGHTS if tensor.dim() == 1 else transforms.MATRICES
-        for kind in ROWWISE if is_table else table:
-            cost = 1.0 if kind == "transposed" else 1.5 if kind in transforms.PRECISIONS else 2.5
-            new = Term("tensor", (part,), kind)
-            says = f"of {name}, {kind}" if " of " in kind else f"{name} is {kind}"
-            yield Edit(path, new, cost, says, self._weights_changed(kind, tensor))
-        if not is_table:
-            yield Edit(path, Term("mul", (part, opened(1.0))), 1.8, f"{name} is multiplied by {{}}")
-            yield Edit(path, Term("add", (part, opened(0.0))), 2.2, f"{{}} is added to {name}")
-            yield Edit(path, Term("values", (part,), "missing (zeros)") if tensor.dim() > 1 else
-                       Term("mul", (part, number(0.0))), 1.3, f"{name} is all zeros")  # fmt: skip
-
-    def _weights_changed(self, kind: str, like: Tensor) -> tuple[tuple[str, Rule], ...]:
-        """The same change of more weights: of those of this shape, of matrices or vectors, of all."""
-
-        def among(fits: Callable[[str, Tensor], bool]) -> Rule:
-            def rule(part: Term) -> Term | None:
-                if part.op != "weight" or not fits(part.value, self.weights[part.value]):
-                    return None
-                return Term("tensor", (part,), kind)
-
-            return rule
-
-        if kind in transforms.PRECISIONS:
-            what = "matrix" if like.dim() == 2 else "vector"
-            linear = among(lambda name, its: its.dim() == 2 and "embeddings" not in name)
-            return (
-                ("all tensors", among(lambda name, its: True)),
-                (f"every {what}", among(lambda name, its: its.dim() == like.dim())),
-                *((("every linear map", linear),) if like.dim() == 2 else ()),
-            )
-        return ((f"every {'x'.join(map(str, like.shape))}", among(lambda name, its: its.shape == like.shape)),)
-
-    def _modules(self, name: str, term: Term) -> Iterator[Edit]:
-        """Weight and bias together: those of another module, or cut wrongly out of a fused one."""
-        for module in sorted({module_of(leaf) for leaf in term.leaves("weight")}):
-            own = [leaf for leaf in term.leaves("weight") if module_of(leaf) == module]
-            if len(own) < 2:
-                continue
-            for other in sorted({module_of(leaf) for leaf in self.weights}):
-                pairs = {leaf: other + leaf[len(module) :] for leaf in own}
-                if other != module and all(self._alike(a, b) for a, b in pairs.items()):
-                    near = other.split(".")[:2] == module.split(".")[:2]
-                    new = term.map(lambda part, pairs=pairs: renamed(part, pairs))
-                    yield Edit((), new, 1.1 if near else 1.4, f"{other} is used for {module}")
-                    if near and module.startswith("layers."):
-                        says = f"{module} and {other.split('.', 2)[2]} are exchanged"
-                        yield Edit((), new, 1.1, says, exchanged(module, other), whole=True)
-                    if module.startswith("layers.") and other.split(".")[2:] == module.split(".")[2:]:
-                        ours, theirs = (".".join(name.split(".")[:2]) for name in (module, other))
-                        says = f"all weights of {theirs} are used for {ours}"
-                        yield Edit((), new, 1.1, says, self._layers_moved(ours, theirs), whole=True)
-            place = module.rpartition(".")[2]
-            if place in PROJECTIONS:
-                for kind in transforms.CUTS:
-                    new = term.map(lambda part, kind=kind, own=own: self._cut(part, own, kind))
-                    yield Edit((), new, 1.8, f"{module} is cut out of the fused q, k, v in another order: {kind}")
-
-    def _layers_moved(self, ours: str, theirs: str) -> tuple[tuple[str, Rule], ...]:
-        """A layer has all weights of another: this layer, or each that of the one as far from it."""
-        count = 1 + max(int(leaf.split(".")[1]) for leaf in self.weights if leaf.startswith("layers."))
-        by = int(theirs.split(".")[1]) - int(ours.split(".")[1])
-
-        def among(layers: str) -> Rule:
-            def rule(part: Term) -> Term | None:
-                if part.op != "weight" or not part.value.startswith(layers):
-                    return None
-                _, layer, rest = part.value.split(".", 2)
-                return weight(f"layers.{(int(layer) + by) % count}.{rest}")
-
-            return rule
-
-        return (
-            (f"every layer has those of layer {by:+d}", among("layers.")),
-            ("in this layer only", among(f"{ours}.")),
-        )
-
-    def _alike(self, a: str, b: str) -> bool:
-        return b in self.weights and self.weights[a].shape == self.weights[b].shape
-
-    def _cut(self, part: Term, own: Sequence[str], kind: str) -> Term:
-        if part.op != "weight" or part.value not in own:
-            return part
-        place = part.value.split(".")[-2]
-        parts = tuple(weight(part.value.replace(place, each)) for each in PROJECTIONS)
-        return Term("cut", parts, (PROJECTIONS.index(place), kind))
+    @property
+    def _vocabulary(self) -> int:
+        return len(self.weights["embeddings.word_embeddings.weight"])
 
     # ---- what flows through ----
 
@@ -262,18 +176,21 @@ class Grammar:
         letters, what = self._letters(name, part), words_of(part)
         if part.op == "tap":
             for other in self._others(name, part):
-                cost = 1.6 if other.split(".")[:2] == name.split(".")[:2] or other.endswith(".input") else 2.2
+                near = other.split(".")[:2] == name.split(".")[:2] or other.endswith(
+                    (".input", "feed_forward.residual")
+                )
+                cost = 1.6 if near else 2.2
                 yield Edit(path, tap(other), cost, f"{other} is used for {part.value}")
         yield Edit(path, Term("mul", (part, opened(1.0))), 1.9 if part.op != "mul" else 2.8,
                    f"{what} is multiplied by {{}}", )  # fmt: skip
         if letters is None:
             return
         for kind in transforms.VALUES[letters]:
-            cost = 2.0 if kind in transforms.PRECISIONS or "batch" in kind else 2.4
+            cost = 2.0 if kind in PRECISIONS or "batch" in kind else 2.4
             cost = 1.5 if kind == "missing (zeros)" else cost
             yield Edit(path, Term("values", (part,), kind), cost, f"{what} is {kind}" if " of " not in kind else
                        f"of {what}, {kind}")  # fmt: skip
-        for kind in functions.ACTIVATIONS:
+        for kind in activations.ACTIVATIONS:
             if kind != "identity":
                 yield Edit(path, Term("activation", (part,), kind), 2.7, f"{kind} is applied to {what}")
         yield Edit(path, Term("clamp", (part, opened(CLAMPED))), 2.7, f"{what} is cut off at {{}}")
@@ -335,6 +252,7 @@ class Grammar:
             inside = other.split(".")[:2] == own and own[0] == "layers"
             usual = other.endswith((".output", ".mid")) and other.count(".") == 2
             usual |= other.startswith("embeddings.") or inside
+            usual |= own[0] == "layers" and other == f"layers.{int(own[1]) - 1}.feed_forward.residual"
             same = own[0] == "layers" and other.split(".")[2:] == (part.value or "").split(".")[2:] \
                 if part.op == "tap" and isinstance(part.value, str) else False  # fmt: skip
             if self.shapes[other] == shape and (usual or same) and (part.op != "tap" or other != resolved(part.value)):
@@ -370,11 +288,16 @@ class Grammar:
     def _addition(self, path: tuple[int, ...], part: Term) -> Iterator[Edit]:
         a, b = part.args
         first, second = words_of(a), words_of(b)
-        yield Edit(path, a, 1.0, f"{second} is not added", bare_of(b))
+        yield Edit(path, a, 1.0, f"{second} is not added", bare_of(b) or of_every_residual(part, lambda a, b: a))
         yield Edit(path, b, 1.5, f"{first} is missing, only {second} is left")
-        yield Edit(path, Term("add", (a, Term("mul", (b, number(2.0))))), 1.2, f"{second} is added twice")
-        yield Edit(path, Term("add", (a, Term("mul", (b, opened(1.0))))), 1.6, f"{second} is added {{}} times")
-        yield Edit(path, Term("add", (Term("mul", (a, opened(1.0))), b)), 1.7, f"{first} is multiplied by {{}}")
+        sums: tuple[tuple[float, str, Sum], ...] = (
+            (1.2, f"{second} is added twice", lambda a, b: add(a, scaled(b, 2.0))),
+            (1.6, f"{second} is added {{}} times", lambda a, b: add(a, Term("mul", (b, opened(1.0))))),
+            (1.65, f"{first} is multiplied by {{}}", lambda a, b: add(Term("mul", (a, opened(1.0))), b)),
+            (1.9, "the sum is multiplied by {}", lambda a, b: Term("mul", (add(a, b), opened(1.0)))),
+        )
+        for cost, says, sum_of in sums:
+            yield Edit(path, sum_of(a, b), cost, says, of_every_residual(part, sum_of))
         yield Edit(path, Term("product", (a, b)), 2.8, f"{first} and {second} are multiplied, not added")
         yield Edit(path, Term("maximum", (a, b)), 3.0, f"the larger of {first} and {second} is taken")
 

@@ -12,8 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xlmr_core.parity.compare import logsumexp
-from xlmr_core.parity.grammar import functions, transforms
+from xlmr_core.parity.grammar import functions, matrices, transforms
+from xlmr_core.parity.grammar.activations import OPEN, activation
+from xlmr_core.parity.grammar.indices import indices, sinusoids
+from xlmr_core.parity.grammar.masks import LOWERED, hidden_keys
+from xlmr_core.parity.grammar.regions import Region
+from xlmr_core.parity.grammar.softmaxes import softmax
 from xlmr_core.parity.grammar.terms import Term, resolved
+from xlmr_core.parity.grammar.tokens import Kind, in_rows
 
 
 class Scene:
@@ -66,8 +72,12 @@ def _rows(scene: Scene, _value: Any, table: Tensor, index: Tensor) -> Tensor:
     return table[index.clamp(0, len(table) - 1)]
 
 
-def _by_rows(scene: Scene, rule: Callable[[Tensor, int], Tensor]) -> Tensor:
-    return functions.in_rows(scene.ids, scene.rows, lambda ids: rule(ids, scene.pad))
+def _ids(scene: Scene, kind: Kind) -> Tensor:
+    return in_rows(scene.ids, scene.rows, lambda ids: indices("ids", kind, ids, scene.pad))
+
+
+def _positions(scene: Scene, kind: Kind, ids: Tensor) -> Tensor:
+    return in_rows(ids, scene.rows, lambda ids: indices("positions", kind, ids, scene.pad))
 
 
 def _mul(scene: Scene, _value: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -78,8 +88,8 @@ def _add(scene: Scene, _value: Any, x: Tensor, y: Tensor) -> Tensor:
     return x + (_number(y, x) if y.dim() == 0 else y)
 
 
-def _hide(scene: Scene, value: str, scores: Tensor) -> Tensor:
-    hidden = functions.HIDDEN_KEYS[value](_attended(scene.real), scene.rows)
+def _hide(scene: Scene, kind: Kind, scores: Tensor) -> Tensor:
+    hidden = hidden_keys(kind, scene.ids, _attended(scene.real), scene.rows)
     if hidden is None:
         return scores
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
@@ -90,24 +100,17 @@ def _attended(real: Tensor) -> Tensor:
     return real | ~real.any(dim=1, keepdim=True)
 
 
-def _lower(scene: Scene, value: str, scores: Tensor, size: Tensor) -> Tensor:
+def _lower(scene: Scene, kind: str, scores: Tensor, size: Tensor) -> Tensor:
     """A number is added to some scores, in place of hiding them."""
-    if value == "padding":
-        where = ~scene.real[:, None, None, :]
-    elif value == "real keys":
-        where = scene.real[:, None, None, :]
-    elif value == "distance":
-        where = functions.distances(scores.shape[-1], scene.real).abs()
-    elif value == "distance by head":  # ALiBi (Press et al. 2022)
-        slopes = 2.0 ** (-8.0 * torch.arange(1, scores.shape[1] + 1, device=scores.device) / scores.shape[1])
-        where = functions.distances(scores.shape[-1], scene.real).abs() * slopes.to(scores)[None, :, None, None]
-    elif value == "diagonal":
-        where = functions.distances(scores.shape[-1], scene.real) == 0
-    elif value == "first key":
-        where = (torch.arange(scores.shape[-1], device=scores.device) == 0)[None, None, None]
-    else:
-        where = torch.ones_like(scores)
-    return scores + where.to(scores) * _number(size, scores)
+    return scores + LOWERED[kind](scores, scene.real).to(scores) * _number(size, scores)
+
+
+def _sinusoids(scene: Scene, kind: str, rows: Tensor, places: Tensor) -> Tensor:
+    return sinusoids(kind, places, rows.shape[-1]).to(rows)
+
+
+def _only(scene: Scene, region: Region, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(region.of(old, scene.real, scene.rows, scene.heads), new, old)
 
 
 def _quantised_like(scene: Scene, _value: Any, x: Tensor, table: Tensor) -> Tensor:
@@ -151,18 +154,18 @@ def _values(kind: str, x: Tensor, scene: Scene) -> Tensor:
 
 
 def _weight_changed(scene: Scene, kind: str, tensor: Tensor) -> Tensor:
-    table = transforms.WEIGHTS if tensor.dim() == 1 else transforms.MATRICES
+    table = matrices.VECTORS if tensor.dim() == 1 else matrices.WEIGHTS
     return table[kind](tensor, scene.heads)
 
 
 def _cut(scene: Scene, value: tuple[int, str], *parts: Tensor) -> Tensor:
-    return transforms.cut(parts, scene.heads, *value)
+    return matrices.cut(parts, scene.heads, *value)
 
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "ids": lambda scene, kind: _by_rows(scene, functions.IDS[kind]),
+    "ids": _ids,
     "types": lambda scene, kind: torch.full_like(scene.ids, kind or 0),
-    "positions": lambda scene, kind: _by_rows(scene, functions.POSITIONS[kind]),
+    "positions": _positions,
     "mask": lambda scene, kind: scene.real,
     "rows": _rows,
     "linear": _linear,
@@ -171,14 +174,17 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "product": lambda scene, kind, x, y: x * y,
     "maximum": lambda scene, kind, x, y: torch.maximum(x, y),
     "standard": lambda scene, kind, x, eps: functions.NORMS[kind](x, _number(eps, x), scene.heads),
-    "activation": lambda scene, kind, x: functions.ACTIVATIONS[kind](x),
+    "activation": lambda scene, kind, x: activation(kind, x),
+    "bent": lambda scene, kind, x, number: OPEN[kind][0](x, _number(number, x)),
     "split": lambda scene, kind, x: functions.SPLITS[kind](x, scene.heads),
     "merge": lambda scene, kind, x: functions.MERGES[kind](x),
     "dot": lambda scene, kind, q, k: torch.matmul(q, k.transpose(-1, -2)),
     "mix": lambda scene, kind, probs, v: torch.matmul(probs, v),
     "hide": _hide,
     "lower": _lower,
-    "softmax": lambda scene, kind, x: functions.SOFTMAX[kind](x, scene.real),
+    "only": _only,
+    "sinusoids": _sinusoids,
+    "softmax": lambda scene, kind, x: softmax(kind, x, scene.real),
     "select": lambda scene, kind, x: functions.SELECT[kind](x, scene.real),
     "top": _top,
     "logsumexp": lambda scene, kind, logits: logsumexp(logits),

@@ -9,6 +9,7 @@ from xlmr_core.parity.grammar.terms import Term, add, number, weight
 from xlmr_core.parity.grammar.words import UNARY, module_of, words_of
 
 Rule = Callable[[Term], Term | None]
+Sum = Callable[[Term, Term], Term]
 
 
 def opened(start: float) -> Term:
@@ -61,8 +62,6 @@ def rearranged(part: Term) -> Iterator[tuple[Term, float, str]]:
         yield twice, 1.2, "the scale is applied twice"
     elif part.op == "mul":
         yield part.args[0], 1.2, f"{words_of(part.args[1])} does not multiply"
-        shifted = Term("mul", (part.args[0], Term("add", (part.args[1], number(1.0)))))
-        yield shifted, 1.9, f"1 is added to {words_of(part.args[1])}"
         centred = Term("mul", (part.args[0], Term("add", (part.args[1], number(-1.0)))))
         yield centred, 2.4, f"1 is subtracted from {words_of(part.args[1])}"
     if part.op == "hide" and part.args[0].op == "mul":
@@ -91,6 +90,13 @@ def bare_norm(part: Term) -> Term | None:
     return part.args[0] if part.op == "standard" else None
 
 
+def raised_norm(part: Term) -> Term | None:
+    """1 is added to the weight of a norm, as Gemma's are kept."""
+    if part.op != "mul" or part.args[1].op != "weight" or not part.args[1].value.endswith("norm.weight"):
+        return None
+    return replace(part, args=(part.args[0], add(part.args[1], number(1.0))))
+
+
 def bare_of(leaf: Term) -> tuple[tuple[str, Rule], ...]:
     """No module of this kind has its bias: of linear maps, or of norms."""
     if leaf.op != "weight" or not leaf.value.endswith(".bias"):
@@ -103,6 +109,16 @@ def bare_of(leaf: Term) -> tuple[tuple[str, Rule], ...]:
         return part.args[0] if part.args[1].value.endswith("norm.bias") == of_norm else None
 
     return (("of every norm" if of_norm else "of every linear map", rule),)
+
+
+def of_every_residual(like: Term, sum_of: Sum) -> tuple[tuple[str, Rule], ...]:
+    """The same of the two sums of every layer."""
+
+    def rule(part: Term) -> Term | None:
+        is_sum = part.op == "add" and all(arg.op == "tap" and arg.value.startswith("layers.") for arg in part.args)
+        return sum_of(*part.args) if is_sum else None
+
+    return (("of both sums of every layer", rule),) if rule(like) is not None else ()
 
 
 def same_number(leaf: Term) -> Rule:

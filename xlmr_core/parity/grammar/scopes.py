@@ -54,7 +54,7 @@ def _wherever(
     old, new = grammar.terms[name], term
     for index in edit.path:
         old, new = old.args[index], new.args[index]
-    if not old.args:
+    if not old.args and old.op != "tap":
         return
 
     def among(there: Sequence[int]) -> dict[str, Term]:

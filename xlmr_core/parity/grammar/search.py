@@ -10,28 +10,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import Dump, Row, elements
+from xlmr_core.parity.compare import Dump, Row
 from xlmr_core.parity.grammar.changes import Edit, Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
+from xlmr_core.parity.grammar.precision import PRECISIONS
 from xlmr_core.parity.grammar.rules import filled, open_of
 from xlmr_core.parity.grammar.scopes import scopes
+from xlmr_core.parity.grammar.target import Allowances, Sample, Target, regions_of, rows_read, within
 from xlmr_core.parity.grammar.terms import Term, resolved
-from xlmr_core.parity.grammar.transforms import PRECISIONS
-from xlmr_core.parity.simulate import one_mask
 from xlmr_core.progress import Tick, no_tick
 
+SECONDS = 60.0  # of the search for one fault, after which only usual changes of near operations are tried
 TIERS = (1.65, 2.15, 9.0)  # costs: what is simple is tried first, and ends the search where it explains the numbers
-EDITS = 1000  # as many are tried at a tap
+EDITS = 5000  # as many are tried at a tap
 CHANCE = 1e-4
 SHOWN = 0.2
-PAIRED = 1.65  # the highest cost of the edits of which pairs are tried
+PAIRED = 1.6  # the highest cost of the edits of which pairs are tried
 
 
 @dataclass(frozen=True)
@@ -57,32 +57,6 @@ class Left:
     far: float
 
 
-@dataclass
-class Target:
-    """The wrong tap of a dump."""
-
-    tap: str
-    values: Tensor  # what counts of it, in float64
-    real: Tensor
-    allowed: float
-    noise: float  # root mean square of its rounding errors, at most
-
-    @classmethod
-    def of(cls, dump: Dump, row: Row, real: Tensor) -> Target:
-        values = elements(row.tap, dump[row.tap], real)
-        unit = torch.finfo(dump[row.tap].dtype).eps * float(values.abs().max())  # one rounding of the largest
-        allowed = max(row.allowed or 0.0, unit)
-        return cls(row.tap, values, real, allowed, allowed / 4)
-
-    def compared(self, found: Tensor) -> Tensor | None:
-        """What counts of a tensor at that tap; None if it cannot be compared."""
-        try:
-            seen = elements(self.tap, one_mask(self.tap, found), self.real)
-        except (RuntimeError, IndexError):
-            return None
-        return seen if seen.shape == self.values.shape and bool(seen.isfinite().all()) else None
-
-
 class LocalSearch:
     """The edits of the operations between the last right taps and the first wrong one."""
 
@@ -95,7 +69,8 @@ class LocalSearch:
         wrong: Row,
         known: frozenset[str],
         *,
-        seconds: float = 120.0,
+        quiet: Allowances | None = None,
+        deadline: float = math.inf,
         tick: Tick = no_tick,
     ) -> None:
         """
@@ -106,16 +81,28 @@ class LocalSearch:
             dump: The foreign tensors.
             wrong: The row of the first wrong tap.
             known: The taps of the dump that are right.
-            seconds: How long edits of operations far from each other, and pairs of edits, are tried.
+            quiet: Taps of the dump that are right, with what rounding explains there: a difference may begin below it.
+            deadline: Of `time.monotonic`: after it, only usual edits near the wrong tap are tried.
             tick: Is called with 1 from time to time.
         """
-        self.grammar, self.config, self.scene, self.known = grammar, config, scene, known
+        self.config, self.scene, self.known = config, scene, known
         self.target = Target.of(dump, wrong, scene.real)
+        self.grammar = grammar
         self.gap = tuple(self._gap(wrong.tap))
+        self.grammar = replace(grammar, read=rows_read(self.target, scene), brief=len(self.gap) > 1)
         self.usual = usual_numbers(config)
-        self.tick, self.seconds = tick, seconds
+        self.tick, self.deadline = tick, deadline
+        self.quiet = quiet or {}
         self.before = self._left(scene.values[wrong.tap]).rms if wrong.tap in scene.values else math.inf
-        self.tried = 0
+        self.wrong_values = self._wrong_values()
+
+    def _wrong_values(self) -> int:
+        """How many values of the wrong tap differ by more than rounding."""
+        right = self.scene.values.get(self.target.tap)
+        seen = None if right is None else self.target.compared(right)
+        if seen is None:
+            return self.target.values.numel()
+        return int(((seen - self.target.values).abs() > self.target.allowed).sum())
 
     def _gap(self, name: str) -> list[str]:
         """The taps of which nothing is known that this one is computed from, itself last."""
@@ -134,35 +121,62 @@ class LocalSearch:
 
     # ---- singles ----
 
-    def tiers(self) -> Iterator[list[Hit]]:
+    def singles(self) -> Iterator[list[Hit]]:
         """The hits among the edits of each tier.
 
         Where the gap has several layers, an edit is tried in all of them at once first, then in each.
         """
-        deadline = time.monotonic() + self.seconds
-        edits = {name: self.grammar.edits(name) for name in self.gap}
+        edits = {name: self._edits(name) for name in self.gap}
         last = _layer_of(self.target.tap, self.gap)
         near = [name for name in self.gap if not name.startswith("layers.") or name.startswith(last)]
         far = [name for name in self.gap if name not in near]
+        sample = None
         if len(self.gap) == 1:
             self.scene.keep_parts_of(self.grammar.terms[self.gap[0]])
+            sample = Sample.of(self.target, self.scene)
         low, later = 0.0, list[Hit]()  # those with an unusual number wait for simpler edits
         for high in TIERS:
             for names in (near, far) if far else (near,):
                 hits, later = later, []
                 for edit, name in _by_cost(edits, names, low, high):
-                    hits += self._hits(name, (edit,), edit.of(self.grammar.terms[name]), alone=names is far)
-                    if far and time.monotonic() > deadline:
+                    term = edit.of(self.grammar.terms[name])
+                    if sample is None or open_of(term) is not None or sample.may_be(term):
+                        hits += self._hits(name, (edit,), term, alone=names is far)
+                    if len(self.gap) == 1 and edit.cost <= TIERS[0] and open_of(term) is None and not edit.whole:
+                        hits += self._hits_in_part(name, edit, term)
+                    if (high > TIERS[0] or self.quiet or far) and time.monotonic() > self.deadline:
                         break
                 self.tick(1)
                 later = [hit for hit in hits if hit.cost > high]
                 yield self._closest([hit for hit in hits if hit.cost <= high])
             low = high
-        yield self._closest([*later, *self._pairs(edits, deadline)])
+        yield self._closest(later)
         self.scene.forget()
 
-    def _pairs(self, edits: Mapping[str, Sequence[Edit]], deadline: float) -> list[Hit]:
-        """Two usual edits: of one operation, or of two operations of a layer."""
+    def _edits(self, name: str) -> list[Edit]:
+        """The edits of a tap. Those of a tap that is right leave it right, to rounding."""
+        edits = self.grammar.edits(name)
+        if name not in self.quiet:
+            return edits if not self.quiet or name != self.target.tap else []
+        term = self.grammar.terms[name]
+        self.scene.keep_parts_of(term)
+        kept: list[Edit] = []
+        for edit in edits:
+            if time.monotonic() > self.deadline:
+                break
+            new = edit.of(term)
+            if _is_gentle(edit) and open_of(new) is None and within(self.scene, name, new, self.quiet[name]):
+                kept.append(edit)
+        self.scene.forget()
+        return kept
+
+    # ---- pairs ----
+
+    def pairs(self) -> Iterator[list[Hit]]:
+        """The hits among two usual edits of one operation, or of two operations of a layer."""
+        yield self._closest(self._pairs({name: self.grammar.edits(name) for name in self.gap}))
+
+    def _pairs(self, edits: Mapping[str, Sequence[Edit]]) -> list[Hit]:
         hits: list[Hit] = []
         for name in reversed(self.gap):
             term = self.grammar.terms[name]
@@ -173,8 +187,22 @@ class LocalSearch:
                 for second in self.grammar.edits(name, once):
                     if second.cost <= PAIRED and second.cost >= first.cost:
                         hits += self._hits(name, (first, second), second.of(once))
-                    if time.monotonic() > deadline:
+                    if time.monotonic() > self.deadline:
                         return hits
+        return hits
+
+    # ---- one edit ----
+
+    def _hits_in_part(self, name: str, edit: Edit, term: Term) -> list[Hit]:
+        """The edit in a part of the tensor, where it gives the numbers there."""
+        right, found = self.scene.values.get(name), self._computed({name: term})
+        if right is None or found is None:
+            return []
+        hits: list[Hit] = []
+        for region in regions_of(self.target, right, found, self.grammar.heads):
+            new = Term("only", (term, self.grammar.terms[name]), region)
+            part = Edit((), new, edit.cost + 0.3, f"{edit.says}, {region}")
+            hits += self._hits(name, (part,), new)
         return hits
 
     def _hits(self, name: str, edits: tuple[Edit, ...], term: Term, *, alone: bool = False) -> list[Hit]:
@@ -203,6 +231,13 @@ class LocalSearch:
     def _seen_scopes(self, name: str, edits: tuple[Edit, ...], term: Term) -> Iterator[dict[str, Term]]:
         """Where the edit may have been made: only there, or in every layer of the gap, or everywhere in it."""
         seen: list[dict[str, Term]] = []
+        if len(self.gap) == 1:
+            whole = any(edit.whole for edit in edits)
+            kinds = edits[0].kinds if len(edits) == 1 else ()
+            own = self.grammar.terms[name]
+            ways = [*([] if whole else [term]), *(own.map(lambda part, k=kind: k(part) or part) for _, kind in kinds)]
+            yield from ({name: way} for way in dict.fromkeys(ways) if way != own)
+            return
         for terms, _ in scopes(self.grammar, name, edits, term, self.config.num_hidden_layers):
             inside = {tap: each for tap, each in terms.items() if tap in self.gap}
             if inside and inside not in seen:
@@ -212,7 +247,6 @@ class LocalSearch:
     def _judged(self, terms: Mapping[str, Term]) -> tuple[float | None, float, float] | None:
         """(the open number, what is left, how unusual the number is) if the terms give the numbers of the dump."""
         start = next((start for term in terms.values() if (start := open_of(term)) is not None), None)
-        self.tried += 1
         if start is None:
             left = self._left(self._computed(terms))
             return (None, left.rms, 0.0) if self._agrees(left, terms) else None
@@ -225,6 +259,8 @@ class LocalSearch:
         best = fitted(compute, self.target.values, start, self.target.noise)
         if best is None:
             return None
+        if any(part.op in ("clamp", "capped") for term in terms.values() for part in term.walk_parts()):
+            best = replace(best, value=abs(best.value))  # of both signs it is the same
         usual = usual_near(best, EPS if is_eps else self.usual)
         for place, value in enumerate([*usual[:4], best.value]):
             left = self._left(self._computed({tap: filled(term, value) for tap, term in terms.items()}))
@@ -272,7 +308,7 @@ class LocalSearch:
         if not math.isfinite(self.before) or left.rms == 0:
             return False
         open_numbers = sum(part.op == "open" for part in next(iter(terms.values())).walk_parts())
-        values = min(self.target.values.numel(), 1000) - open_numbers
+        values = min(self.wrong_values, 1000) - open_numbers
         chance = values * math.log(max(left.rms, self.target.noise) / self.before) + math.log(EDITS)
         return chance > math.log(CHANCE)
 
@@ -298,6 +334,13 @@ def _by_cost(
     """The edits of these taps whose cost lies between, the most usual first."""
     found = [(edit, name) for name in reversed(names) for edit in edits[name] if low < edit.cost <= high]
     return sorted(found, key=lambda each: each[0].cost)
+
+
+def _is_gentle(edit: Edit) -> bool:
+    """Whether a difference that it makes may be below the noise."""
+    if edit.part.op in ("activation", "standard"):
+        return True
+    return any(part.value in PRECISIONS for part in edit.part.walk_parts() if part.op in ("values", "tensor"))
 
 
 def _rounds(terms: Mapping[str, Term]) -> bool:

@@ -118,7 +118,7 @@ def _embeddings(config: XLMRobertaConfig) -> Terms:
     return {
         "embeddings.word": rows("word", Term("ids")),
         "embeddings.token_type": rows("token_type", Term("types")),
-        "embeddings.position": rows("position", Term("positions")),
+        "embeddings.position": rows("position", Term("positions", (Term("ids"),))),
         "embeddings.sum": total,
         "embeddings.output": summed if config.norm_first else norm(summed, "embeddings.norm", config.layer_norm_eps),
     }

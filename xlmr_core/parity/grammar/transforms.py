@@ -1,7 +1,6 @@
-"""Changes of one tensor: other orders of its axes, other precisions, parts exchanged, moved or left out.
+"""Changes of what flows through the model: other orders of its axes, other precisions, parts moved or left out.
 
-`VALUES` are for what flows through the model, tokens (B, S, ...) or maps (B, N, S, S); `WEIGHTS` are for matrices
-(out, in) and vectors of the checkpoint. The name of each is how a report says it.
+`VALUES` are for tokens (B, S, ...), vectors (B, H) and maps (B, N, S, S). The name of each is how a report says it.
 """
 
 # pyright: reportUnknownLambdaType=false
@@ -14,135 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.grammar.functions import in_rows
-
-# ---- precision -------------------------------------------------------------------------------------------------------
-
-
-def _through(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Rounding to a narrower format. From float64 by way of float32, as a checkpoint is."""
-    return lambda x: x.float().to(dtype).to(x.dtype)
-
-
-def _grid(x: Tensor, largest: Tensor, steps: int, limits: tuple[int, int]) -> Tensor:
-    step = (largest / steps).clamp(min=1e-30)
-    return (x / step).round().clamp(*limits) * step
-
-
-def _symmetric(bits: int, dim: int | None, *, full: bool = False) -> Callable[[Tensor], Tensor]:
-    """Whole numbers of so many bits, the largest of each row (or of all) at the end of the range."""
-    top = 2 ** (bits - 1) - 1
-
-    def rounded(x: Tensor) -> Tensor:
-        largest = x.abs().max() if dim is None else x.abs().amax(dim=dim, keepdim=True)
-        return _grid(x, largest, top + full, (-top - 1, top))
-
-    return rounded
-
-
-def _asymmetric(bits: int, dim: int | None) -> Callable[[Tensor], Tensor]:
-    def rounded(x: Tensor) -> Tensor:
-        low = x.min() if dim is None else x.amin(dim=dim, keepdim=True)
-        high = x.max() if dim is None else x.amax(dim=dim, keepdim=True)
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        step = ((high - low) / (2**bits - 1)).clamp(min=1e-30)
-        zero = (-low / step).round()
-        return ((x / step + zero).round().clamp(0, 2**bits - 1) - zero) * step
-
-    return rounded
-
-
-def _in_groups(size: int, bits: int) -> Callable[[Tensor], Tensor]:
-    def rounded(x: Tensor) -> Tensor:
-        if x.shape[-1] % size:
-            raise ValueError(f"rows of {x.shape[-1]} do not split into groups of {size}")
-        return _symmetric(bits, -1)(x.unflatten(-1, (-1, size))).flatten(-2)
-
-    return rounded
-
-
-PRECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "rounded to float16": _through(torch.float16),
-    "rounded to bfloat16": _through(torch.bfloat16),
-    "rounded to float8 e4m3": _through(torch.float8_e4m3fn),
-    "rounded to float8 e5m2": _through(torch.float8_e5m2),
-    "quantised to int8 by tensor": _symmetric(8, None),
-    "quantised to int8 by row": _symmetric(8, -1),
-    "quantised to int8 by column": _symmetric(8, -2),
-    "quantised to int8 by tensor, asymmetric": _asymmetric(8, None),
-    "quantised to int8 by row, asymmetric": _asymmetric(8, -1),
-    "quantised to int8 by tensor, of 128 steps": _symmetric(8, None, full=True),
-    "quantised to int4 by tensor": _symmetric(4, None),
-    "quantised to int4 by row": _symmetric(4, -1),
-    "quantised to int4 in groups of 32": _in_groups(32, 4),
-    "quantised to int4 in groups of 64": _in_groups(64, 4),
-    "quantised to int4 in groups of 128": _in_groups(128, 4),
-    "quantised to int8 in groups of 32": _in_groups(32, 8),
-}
-
-# ---- orders ----------------------------------------------------------------------------------------------------------
-
-
-def _exchanged_halves(x: Tensor, dim: int) -> Tensor:
-    return x.roll(x.shape[dim] // 2, dim) if x.shape[dim] % 2 == 0 else x
-
-
-def _turned(x: Tensor, heads: int, dim: int) -> Tensor:
-    """(N, D) features laid out as (D, N)."""
-    return x.unflatten(dim, (heads, -1)).transpose(dim, dim - 1).flatten(dim - 1, dim)
-
-
-def _turned_back(x: Tensor, heads: int, dim: int) -> Tensor:
-    return x.unflatten(dim, (-1, heads)).transpose(dim, dim - 1).flatten(dim - 1, dim)
-
-
-def _by_head(x: Tensor, heads: int, dim: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    """A rule for (..., N, D) on features."""
-    moved = x.movedim(dim, -1)
-    return rule(moved.unflatten(-1, (heads, -1))).flatten(-2).movedim(-1, dim)
-
-
-def _orders(dim: int, of: str) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Changes of the order along the axis of features."""
-    return {
-        f"{of} backwards": lambda x, n: x.flip(dim),
-        f"halves of the {of} exchanged": lambda x, n: _exchanged_halves(x, dim),
-        f"{of} moved by one": lambda x, n: x.roll(1, dim),
-        f"{of} moved by one back": lambda x, n: x.roll(-1, dim),
-        f"{of} moved by two": lambda x, n: x.roll(2, dim),
-        f"{of} moved by two back": lambda x, n: x.roll(-2, dim),
-        f"{of} of the heads in turn": lambda x, n: _turned(x, n, dim),
-        f"{of} of the heads gathered": lambda x, n: _turned_back(x, n, dim),
-        f"heads of the {of} backwards": lambda x, n: _by_head(x, n, dim, lambda y: y.flip(-2)),
-        f"heads of the {of} moved by one": lambda x, n: _by_head(x, n, dim, lambda y: y.roll(1, -2)),
-        f"heads of the {of} moved by one back": lambda x, n: _by_head(x, n, dim, lambda y: y.roll(-1, -2)),
-        f"the first two heads of the {of} exchanged": lambda x, n: _by_head(x, n, dim, _first_two),
-        f"{of} backwards in each head": lambda x, n: _by_head(x, n, dim, lambda y: y.flip(-1)),
-        f"halves of the {of} of each head exchanged": lambda x, n: _by_head(
-            x, n, dim, lambda y: _exchanged_halves(y, -1)
-        ),
-        f"even and odd {of} exchanged": lambda x, n: _pairs(x, dim),
-        f"even {of} before odd ones": lambda x, n: torch.cat(_evens_and_odds(x, dim), dim),
-        f"even {of} before odd ones in each head": lambda x, n: _by_head(
-            x, n, dim, lambda y: torch.cat(_evens_and_odds(y, -1), -1)
-        ),
-    }
-
-
-def _first_two(x: Tensor) -> Tensor:  # (..., N, D)
-    return x[..., [1, 0, *range(2, x.shape[-2])], :]
-
-
-def _evens_and_odds(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    places = torch.arange(x.shape[dim], device=x.device)
-    return x.index_select(dim, places[::2]), x.index_select(dim, places[1::2])
-
-
-def _pairs(x: Tensor, dim: int) -> Tensor:
-    if x.shape[dim] % 2:
-        return x
-    return x.unflatten(dim, (-1, 2)).flip(dim).flatten(dim - 1, dim)
-
+from xlmr_core.parity.grammar.orders import by_head, orders
+from xlmr_core.parity.grammar.precision import PRECISIONS
+from xlmr_core.parity.grammar.tokens import by_length, counted, ends, in_rows, inner, pairs_exchanged, two_exchanged
 
 # ---- rotary positions ------------------------------------------------------------------------------------------------
 
@@ -191,6 +64,29 @@ def _mean_of_real(x: Tensor, real: Tensor) -> Tensor:
     return ((x * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)).expand_as(x)
 
 
+def _without(x: Tensor, start: int, end: int) -> Tensor:
+    """Features from `start` to `end` are 0."""
+    places = torch.arange(x.shape[-1], device=x.device)
+    return x * ((places < start) | (places >= end))
+
+
+def _half_twice(x: Tensor, which: int) -> Tensor:
+    half = x.chunk(2, -1)[which]
+    return torch.cat([half, half], -1)
+
+
+def _only(x: Tensor, where: Tensor) -> Tensor:
+    """The values of the tokens in `where`, (B, S); 0 for others."""
+    return x * where.to(x)[:, :, None]
+
+
+def _in_each_text(x: Tensor, real: Tensor) -> Tensor:
+    """The real tokens of each text backwards."""
+    places = torch.arange(x.shape[1], device=x.device).expand(real.shape)
+    order = torch.where(real, real.sum(1, keepdim=True) - counted(real), places)
+    return x.gather(1, order[:, :, None].expand_as(x))
+
+
 ANYWHERE: dict[str, Change] = {
     **{name: _plain(rule) for name, rule in PRECISIONS.items() if "column" not in name and "groups" not in name},
     "missing (zeros)": _plain(torch.zeros_like),
@@ -198,18 +94,36 @@ ANYWHERE: dict[str, Change] = {
     "taken from the row of the batch before": _for_rows(lambda x: x.roll(1, 0)),
     "taken from the first row of the batch": _for_rows(lambda x: x[:1].expand_as(x)),
     "rows of the batch backwards": _for_rows(lambda x: x.flip(0)),
+    "rows of the batch, the first two exchanged": _for_rows(lambda x: two_exchanged(x, 0, 1)),
+    "rows of the batch, the last two exchanged": _for_rows(lambda x: two_exchanged(x, -1, -2)),
+    "rows of the batch, each two exchanged": _for_rows(pairs_exchanged),
+    "rows of the batch sorted by length, the longest first": lambda x, n, real, rows: by_length(
+        x, real, rows, longest_first=True
+    ),
+    "rows of the batch sorted by length, the shortest first": lambda x, n, real, rows: by_length(
+        x, real, rows, longest_first=False
+    ),
     "averaged over the batch": _for_rows(lambda x: x.mean(0, keepdim=True).expand_as(x)),
 }
 FEATURES: dict[str, Change] = {
-    **{name: (lambda x, n, real, rows, rule=rule: rule(x, n)) for name, rule in _orders(-1, "features").items()},
+    **{name: (lambda x, n, real, rows, rule=rule: rule(x, n)) for name, rule in orders(-1, "features").items()},
     "scaled to length 1": _plain(lambda x: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)),
     "scaled to length sqrt(size)": _plain(
         lambda x: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) * math.sqrt(x.shape[-1])
     ),
-    "scaled to length 1 in each head": lambda x, n, real, rows: _by_head(
+    "scaled to length 1 in each head": lambda x, n, real, rows: by_head(
         x, n, -1, lambda y: y / y.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     ),
     "without its mean": _plain(lambda x: x - x.mean(-1, keepdim=True)),
+    "scaled by its largest value": _plain(lambda x: x / x.abs().amax(-1, keepdim=True).clamp(min=1e-12)),
+    "its first feature 0": _plain(lambda x: _without(x, 0, 1)),
+    "its last feature 0": _plain(lambda x: _without(x, x.shape[-1] - 1, x.shape[-1])),
+    "the first half of the features 0": _plain(lambda x: _without(x, 0, x.shape[-1] // 2)),
+    "the second half of the features 0": _plain(lambda x: _without(x, x.shape[-1] // 2, x.shape[-1])),
+    "the last quarter of the features 0": _plain(lambda x: _without(x, x.shape[-1] * 3 // 4, x.shape[-1])),
+    "every second feature 0": _plain(lambda x: x * (torch.arange(x.shape[-1], device=x.device) % 2 == 0)),
+    "the first half of the features, twice": _plain(lambda x: _half_twice(x, 0)),
+    "the second half of the features, twice": _plain(lambda x: _half_twice(x, 1)),
     "through softmax": _plain(lambda x: x.softmax(-1)),
     "through log softmax": _plain(lambda x: x.log_softmax(-1)),
 }
@@ -222,6 +136,15 @@ VALUES: dict[str, dict[str, Change]] = {
         "taken from the token before, the first from none": _for_tokens(
             lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
         ),
+        "taken from the token after, the last from none": _for_tokens(
+            lambda x: torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
+        ),
+        "tokens of each text backwards": lambda x, n, real, rows: _in_each_text(x, real),
+        "0 but at the first token": _for_tokens(lambda x: torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)),
+        "0 at the last token of each text": lambda x, n, real, rows: _only(x, ~ends(real)),
+        "0 but at the last token of each text": lambda x, n, real, rows: _only(x, ends(real)),
+        "0 at <s> and </s>": lambda x, n, real, rows: _only(x, ~real | inner(real)),
+        "0 but at <s> and </s>": lambda x, n, real, rows: _only(x, real & ~inner(real)),
         "tokens backwards": _for_tokens(lambda x: x.flip(1)),
         "taken from the first token": _for_tokens(_first_real),
         "averaged over the tokens": lambda x, n, real, rows: _mean_of_real(x, real),
@@ -253,49 +176,12 @@ VALUES: dict[str, dict[str, Change]] = {
         "0 on the diagonal": _plain(lambda x: x - torch.diag_embed(x.diagonal(dim1=-2, dim2=-1))),
         "0 for padded queries": lambda x, n, real, rows: x * real.to(x)[:, None, :, None],
         "0 for padded keys": lambda x, n, real, rows: x * real.to(x)[:, None, None, :],
+        "0 for the first key": _plain(lambda x: torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:]], -1)),
+        "0 for the last key of each text": lambda x, n, real, rows: x * ~ends(real)[:, None, None, :],
+        "divided by the sum over keys": _plain(lambda x: x / x.sum(-1, keepdim=True)),
+        "0 below 0.1": _plain(lambda x: x * (x >= 0.1)),
+        "0 below 0.01": _plain(lambda x: x * (x >= 0.01)),
+        "0 below 0.001": _plain(lambda x: x * (x >= 0.001)),
         "less its largest of each query": _plain(lambda x: x - x.amax(-1, keepdim=True)),
     },
 }
-
-# ---- changes of weights ----------------------------------------------------------------------------------------------
-
-WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {  # of a matrix (out, in) or a vector, and the number of heads
-    **{name: (lambda w, n, rule=rule: rule(w)) for name, rule in PRECISIONS.items()},
-    **_orders(-1, "entries"),
-}
-MATRICES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "transposed": lambda w, n: w.T if w.shape[0] == w.shape[1] else w.reshape(w.shape[1], w.shape[0]).T,
-    **{name: (lambda w, n, rule=rule: rule(w)) for name, rule in PRECISIONS.items()},
-    **_orders(-1, "columns"),
-    **_orders(0, "rows"),
-    "transposed in each head": lambda w, n: w.unflatten(0, (n, -1)).unflatten(-1, (n, -1)).permute(2, 1, 0, 3).reshape(
-        w.shape
-    ) if w.shape[0] == w.shape[1] else w,
-}  # fmt: skip
-
-
-def cut(parts: tuple[Tensor, ...], heads: int, index: int, kind: str) -> Tensor:
-    """One of several matrices that were fused, cut out of the fused one in the wrong order.
-
-    Args:
-        parts: The right matrices (H, H) or vectors (H,).
-        heads: Their number N.
-        index: Which of the parts is cut out.
-        kind: "by head": the fused one is (parts, N, D, ...) and read as (N, parts, D, ...); "in turn": as (H, parts).
-    """
-    fused = torch.stack(parts)  # (P, H, ...)
-    count, rest = len(parts), fused.shape[2:]
-    flat = fused.flatten(0, 1)
-    if kind == "by head":
-        read = flat.reshape(heads, count, -1, *rest)
-        return read[:, index].flatten(0, 1)
-    if kind == "in turn":
-        return flat.reshape(-1, count, *rest)[:, index]
-    if kind == "laid out by head":  # the file has (N, parts, D), which is read as (parts, N, D)
-        laid = fused.unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 2)
-        return laid.unflatten(0, (count, -1))[index]
-    laid = fused.transpose(0, 1).flatten(0, 1)  # the file has (H, parts)
-    return laid.unflatten(0, (count, -1))[index]
-
-
-CUTS = ("by head", "in turn", "laid out by head", "laid out in turn")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from itertools import chain
 
 import torch
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.changes import Grammar
-from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.scenes import Scenes
 from xlmr_core.parity.grammar.scopes import scopes, where
 from xlmr_core.parity.grammar.search import Hit, LocalSearch
-from xlmr_core.parity.grammar.terms import in_layer, terms_of, weights_of
+from xlmr_core.parity.grammar.target import Allowances
+from xlmr_core.parity.grammar.terms import in_layer
 from xlmr_core.parity.judge import Judge, Reached
 from xlmr_core.parity.simulate import SimulatedFault
 from xlmr_core.pretrained import PretrainedModel
@@ -33,51 +36,54 @@ def unlisted(judge: Judge, model: PretrainedModel, seconds: float) -> list[Reach
     Returns:
         The changes that explain as much as each other, the simplest first. None if no change gives the first wrong tap.
     """
-    simulator, wrong = judge.simulator, judge.wrong
-    terms, exact = terms_of(model), simulator.exact
-    if wrong.tap not in terms:
+    wrong, config = judge.wrong, model.config
+    scenes = Scenes(judge, model)
+    if wrong.tap not in scenes.terms:
         return []
-    values = simulator.exact_taps(judge.made)
-    config = model.config
-    scene = Recorded(
-        terms,
-        values,
-        weights=weights_of(exact),
-        heads=config.num_attention_heads,
-        pad=config.pad_token_id,
-        rows=len(simulator.real),
-        top_ids=simulator.top_ids,
-    )
-    scene.ids, scene.real = simulator.input_ids, simulator.real
     grammar = Grammar(
-        terms,
-        scene.weights,
-        {name: tuple(tensor.shape) for name, tensor in values.items()},
+        scenes.terms,
+        scenes.weights,
+        {name: tuple(tensor.shape) for name, tensor in scenes.values.items()},
         config.num_attention_heads,
         config.layer_norm_eps,
+        config.pad_token_id,
     )
     seen = judge.order[: judge.start]
     section = wrong.tap.split(".")[:2]
     # A difference may be below the noise where it begins: then it begins above the first wrong tap, in the same layer.
     near = [tap for tap in seen if tap.split(".")[:2] != section]
+    quiet = {row.tap: row.allowed or 0.0 for row in judge.run.compared(judge.dump).rows if row.tap in {*seen} - {*near}}
+    deadline = time.monotonic() + seconds
+
+    def search(known: list[str], quiet: Allowances) -> LocalSearch:
+        return LocalSearch(
+            grammar,
+            config,
+            scenes.of(known),
+            judge.dump,
+            wrong,
+            frozenset(known),
+            quiet=quiet,
+            deadline=deadline,
+            tick=judge.simulator.tick,
+        )
+
     with torch.no_grad():
-        for known in (seen, near) if len(near) < len(seen) else (seen,):
-            local = LocalSearch(
-                grammar, config, scene, judge.dump, wrong, frozenset(known), seconds=seconds, tick=simulator.tick
-            )
-            for hits in local.tiers():
-                best = _judged(judge, grammar, hits[:MOST_HITS], config)
-                if best:
-                    return best
+        here = search(seen, {})
+        stages = (here.singles(), search(near, quiet).singles() if quiet else (), here.pairs())
+        for hits in chain.from_iterable(stages):
+            best = _judged(judge, grammar, hits[:MOST_HITS], config, scenes)
+            if best:
+                return best
     return []
 
 
-def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaConfig) -> list[Reached]:
+def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaConfig, scenes: Scenes) -> list[Reached]:
     """The hits in the scopes that explain most, the simplest first."""
     layers, pad = config.num_hidden_layers, config.pad_token_id
     found: list[tuple[float, Reached]] = []
     for hit in hits:
-        changes = _changes_of(grammar, hit, layers)
+        changes = [change for change in _changes_of(grammar, hit, layers) if not scenes.contradicted(change)]
         reached = [
             (change, its) for change in changes if (its := judge.reached(fault_of(change, pad), shown=hit.shown))
         ]

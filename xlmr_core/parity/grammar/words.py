@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from xlmr_core.parity.grammar import functions, transforms
+from xlmr_core.parity.grammar import activations, functions, indices, masks, softmaxes
+from xlmr_core.parity.grammar.precision import PRECISIONS
 from xlmr_core.parity.grammar.terms import Term
+from xlmr_core.parity.grammar.tokens import Kind
 
-ROWWISE = tuple(kind for kind in transforms.PRECISIONS if "tensor" not in kind and "column" not in kind)
+ROWWISE = tuple(kind for kind in PRECISIONS if "tensor" not in kind and "column" not in kind)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 CLAMPED = -1.0  # the size is read off the largest value
 FLOWS = ("add", "mul", "linear", "standard", "activation", "rows", "dot", "hide", "softmax", "merge", "mix", "split",
          "select")  # fmt: skip
 UNARY = {"activation": "the activation", "hide": "the mask", "softmax": "the softmax"}
 VARIANTS: Mapping[str, Sequence[object]] = {
-    "activation": tuple(functions.ACTIVATIONS),
+    "activation": tuple(activations.ACTIVATIONS),
     "standard": tuple(functions.NORMS),
-    "hide": tuple(functions.HIDDEN_KEYS),
-    "softmax": tuple(functions.SOFTMAX),
+    "hide": tuple(masks.HIDDEN_KEYS),
+    "softmax": tuple(softmaxes.SOFTMAX),
     "select": tuple(functions.SELECT),
-    "ids": tuple(functions.IDS),
+    "ids": tuple(indices.IDS),
     "types": (1, 2, 3),
-    "positions": tuple(functions.POSITIONS),
+    "positions": tuple(indices.POSITIONS),
     "split": tuple(functions.SPLITS),
     "merge": tuple(functions.MERGES),
 }
@@ -44,13 +46,20 @@ LOWERED = {
     "distance by head": "each key, times its distance and the slope of the head (ALiBi)",
     "diagonal": "each token with itself",
     "first key": "the first token",
+    "later": "later tokens",
+    "signed distance": "each key, times how far it is behind the query",
+    "signed distance by head": "each key, times how far it is behind the query and the slope of the head",
+    "key": "each key, times its place in the text",
 }
 USUAL = {"gelu_pytorch_tanh", "relu", "quick gelu", "silu", "unbiased", "nothing", "real tokens", "queries",
          "eps outside", "mean", "first", "no transpose", "features in turn", "over tokens", "from 0, padding counted",
          "from 1", "from pad + 1, padding counted", "one too low above 3", "rms"}  # fmt: skip
 
 
-def cost_of(op: str, kind: object) -> float:
+def cost_of(op: str, kind: Kind) -> float:
+    """Of a variant: those with numbers in them are less usual, and tables the least."""
+    if isinstance(kind, tuple):
+        return 1.7 if op == "activation" else 1.65
     return 1.0 if kind in USUAL else 1.3
 
 

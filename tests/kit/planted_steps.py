@@ -1,0 +1,222 @@
+"""Bugs that no list has, as other functions for one step of `step_port`, one or more for each rule of the grammar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from kit import step_port as port
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Bug:
+    """The first tap that it changes, words of the name that it must be given, and other functions for some steps."""
+
+    tap: str
+    words: tuple[str, ...]
+    steps: dict[str, Callable[..., Any]]
+
+
+def _bug(tap: str, words: str, **steps: Callable[..., Any]) -> Bug:
+    return Bug(tap if "." in tap else f"layers.0.attention.{tap}", tuple(words.split(" & ")), steps)
+
+
+def _at(module: str, rule: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Another linear map in the modules whose name has this."""
+    return lambda x, w, b, name: rule(x, w, b) if module in name else port.linear(x, w, b, name)
+
+
+def _hiding(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Another mask: which keys are seen, of the real tokens and the ids, in a shape for scores."""
+    return lambda scores, real, ids: scores.masked_fill(~rule(real, ids), -1e9)
+
+
+def _apart(size: int) -> Tensor:
+    return torch.arange(size)[:, None] - torch.arange(size)
+
+
+def _keys(x: Tensor) -> Tensor:
+    return x[:, None, None, :]
+
+
+def _placed(rule: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Other positions of real tokens, of their number from 0 and of pad."""
+    return lambda ids, pad: torch.where(ids != pad, rule(port.positions(ids, pad) - pad - 1, pad), pad)
+
+
+def _short(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+def _pruned(w: Tensor) -> Tensor:
+    limit = w.abs().flatten().kthvalue(w.numel() // 4).values
+    return w.masked_fill(w.abs() <= limit, 0)
+
+
+def _turned(x: Tensor, *, halves: bool) -> Tensor:
+    """Rotary positions for (B, S, N, D)."""
+    size = x.shape[-1]
+    angles = torch.arange(x.shape[1])[:, None] * 10000.0 ** (-torch.arange(0, size, 2) / size)
+    cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
+    a, b = x.chunk(2, -1) if halves else (x[..., ::2], x[..., 1::2])
+    new = (a * cos - b * sin, b * cos + a * sin)
+    return torch.cat(new, -1) if halves else torch.stack(new, -1).flatten(-2)
+
+
+def _rotated(q: Tensor, k: Tensor) -> Tensor:
+    """Of (B, N, S, D)."""
+    turned = (_turned(x.transpose(1, 2), halves=False).transpose(1, 2) for x in (q, k))
+    return port.scaled(*turned)
+
+
+def _tiled(size: int, *, values: bool, sums: bool) -> Callable[..., Tensor]:
+    """Attention by tiles of keys; whether what earlier tiles gave is rescaled."""
+
+    def mixed(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
+        top = torch.full((*scores.shape[:-1], 1), -1e30)
+        total, out = torch.zeros_like(top), torch.zeros(())
+        for own, theirs in zip(scores.split(size, -1), v.split(size, -2), strict=True):
+            new = torch.maximum(top, own.amax(-1, keepdim=True))
+            exponentials, scale = (own - new).exp(), (top - new).exp()
+            out = out * (scale if values else 1) + exponentials @ theirs
+            total, top = total * (scale if sums else 1) + exponentials.sum(-1, keepdim=True), new
+        return out / total
+
+    return mixed
+
+
+def _tail_dropped(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
+    whole = scores.shape[-1] // 4 * 4
+    return scores[..., :whole].softmax(-1) @ v[..., :whole, :]
+
+
+def _polynomial(x: Tensor) -> Tensor:
+    z = (x.abs() / math.sqrt(2)).clamp(max=1.769)
+    return 0.5 * x * (1 + x.sign() * (-0.2888 * (z - 1.769).square() + 1))
+
+
+def _by_table(x: Tensor) -> Tensor:
+    return F.gelu((x * 32).round() / 32)
+
+
+BUGS: dict[str, Bug] = {
+    # ---- positions and ids
+    "positions clamped": _bug(
+        "embeddings.position", "clamped at 6", positions=_placed(lambda n, pad: n.clamp(max=4) + 2)
+    ),
+    "positions modulo": _bug("embeddings.position", "modulo 7", positions=_placed(lambda n, pad: (n + 2) % 7)),
+    "positions anew after 4": _bug("embeddings.position", "anew & 4", positions=_placed(lambda n, pad: n % 4 + 2)),
+    "positions in steps of two": _bug(
+        "embeddings.position", "steps of 2 from 1", positions=_placed(lambda n, pad: 2 * n + 1)
+    ),
+    "positions for pairs": _bug(
+        "embeddings.position", "same for 2 tokens", positions=_placed(lambda n, pad: n // 2 + 2)
+    ),
+    "positions counted down": _bug(
+        "embeddings.position", "counted down from 20", positions=_placed(lambda n, pad: 20 - n)
+    ),
+    "positions along the batch": _bug(
+        "embeddings.position",
+        "batch",
+        positions=lambda ids, pad: torch.arange(len(ids))[:, None].expand_as(ids) + pad + 1,
+    ),
+    "rows of the batch exchanged": _bug(
+        "embeddings.word", "first two", word=lambda x, real: x[[1, 0, *range(2, len(x))]]
+    ),
+    "tokens moved by one": _bug("embeddings.word", "token before", word=lambda x, real: x.roll(1, 1)),
+    "upper ids one too high": _bug(
+        "embeddings.word", "moved by +1 from", ids=lambda ids, real: torch.where(ids >= 30, ids + 1, ids).clamp(max=52)
+    ),
+    "ids of a smaller vocabulary": _bug("embeddings.word", "clamped at 39", ids=lambda ids, real: ids.clamp(max=39)),
+    "upper ids unknown": _bug("embeddings.word", "3 from", ids=lambda ids, real: torch.where(ids >= 30, 3, ids)),
+    "token types at the first token only": _bug(
+        "embeddings.token_type", "but the first", kind=lambda x, real: x * (torch.arange(x.shape[1]) == 0)[:, None]
+    ),
+    # ---- scores
+    "rotary positions on scores": _bug("scores", "rotary & pairs", scaled=_rotated),
+    "rotary positions on queries and keys": _bug(
+        "q",
+        "rotary & halves & queries and keys",
+        turned=lambda q, k: (_turned(q, halves=True), _turned(k, halves=True)),
+    ),
+    "queries and keys of length 1": _bug(
+        "scores", "length 1", scaled=lambda q, k: port.scaled(F.normalize(q, dim=-1), F.normalize(k, dim=-1))
+    ),
+    "queries and keys in bfloat16": _bug(
+        "scores", "queries and keys & bfloat16", scaled=lambda q, k: port.scaled(_short(q), _short(k))
+    ),
+    "scores capped": _bug("scores", "capped", scaled=lambda q, k: 2 * torch.tanh(port.scaled(q, k) / 2)),
+    "linear bias by distance": _bug(
+        "scores",
+        "-0.07 & distance",
+        hidden=lambda s, real, ids: port.hidden(s - 0.07 * _apart(s.shape[-1]).abs(), real, ids),
+    ),
+    # ---- masks
+    "window of five": _bug(
+        "scores", "more than 5 places", hidden=_hiding(lambda real, ids: _keys(real) & (_apart(11).abs() <= 5))
+    ),
+    "window of earlier tokens": _bug(
+        "scores", "more than 3 places before", hidden=_hiding(lambda real, ids: _keys(real) & (_apart(11) <= 3))
+    ),
+    "keys beyond the eighth": _bug(
+        "scores", "all keys but the first 8", hidden=_hiding(lambda real, ids: _keys(real & (torch.arange(11) < 8)))
+    ),
+    "mask by another id": _bug("scores", "id 2", hidden=_hiding(lambda real, ids: _keys(ids != 2))),
+    "mask after the softmax": _bug(
+        "scores",
+        "mask is applied after the softmax",
+        hidden=lambda scores, real, ids: scores,
+        probs=lambda scores, real: scores.softmax(-1) * _keys(real),
+    ),
+    "scores kept before the mask": _bug(
+        "scores",
+        "before the mask",
+        hidden=lambda scores, real, ids: scores,
+        probs=lambda scores, real: port.hidden(scores, real, real).softmax(-1),
+    ),
+    # ---- kernels
+    "tiles without rescaling": _bug(
+        "context", "tiles of 4 & what is summed", mixed=_tiled(4, values=False, sums=False)
+    ),
+    "tiles whose values are not rescaled": _bug(
+        "context", "tiles of 4 & values of earlier", mixed=_tiled(4, values=False, sums=True)
+    ),
+    "tiles whose sum is not rescaled": _bug(
+        "context", "tiles of 4 & sum of earlier", mixed=_tiled(4, values=True, sums=False)
+    ),
+    "last tile dropped": _bug("context", "whole tile", mixed=_tail_dropped),
+    "probs divided by the share that dropout keeps": _bug(
+        "probs", "1.42857", probs=lambda s, real: s.softmax(-1) / 0.7
+    ),
+    # ---- linear maps, norms, activations, residuals
+    "weights pruned": _bug(
+        "layers.1.feed_forward.output",
+        "25 % & layer 1",
+        linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _pruned(w).T + b),
+    ),
+    "linear maps in bfloat16": _bug(
+        "q", "input and weights & bfloat16 & every linear map", linear=lambda x, w, b, name: _short(x) @ _short(w).T + b
+    ),
+    "gelu by a table": _bug("layers.0.feed_forward.post", "steps of 1/32 & nearest", bent=_by_table),
+    "gelu by a polynomial": _bug("layers.0.feed_forward.post", "polynomial", bent=_polynomial),
+    "gelu by another sigmoid": _bug("layers.0.feed_forward.post", "1.5", bent=lambda x: x * torch.sigmoid(1.5 * x)),
+    "residual scaled": _bug("residual", "1.3 & both sums", residual=lambda x, y: 1.3 * x + y),
+    "norm weights plus 1": _bug(
+        "embeddings.output", "1 is added & everywhere", norm=lambda x, w, b, eps: port.norm(x, w + 1, b, eps)
+    ),
+    "layers read the sum before the norm": _bug(
+        "layers.1.attention.q",
+        "feed_forward.residual is used for layers.1.input & every layer",
+        given=lambda outputs, sums: sums[-1] if len(sums) > 1 else outputs[-1],
+    ),
+    "another activation for some features": _bug(
+        "layers.0.feed_forward.post",
+        "relu & features from feature 20",
+        bent=lambda x: torch.cat([F.gelu(x[..., :20]), x[..., 20:].relu()], -1),
+    ),
+}

@@ -1,0 +1,101 @@
+"""Changes of a tensor of the checkpoint: a matrix (out, in) or a vector.
+
+The name of each is how a report says it.
+"""
+
+# pyright: reportUnknownLambdaType=false
+# The types of torch's operators are partly unknown.
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xlmr_core.parity.grammar.orders import Rule, orders
+from xlmr_core.parity.grammar.precision import PRECISIONS
+
+# ---- pruning ---------------------------------------------------------------------------------------------------------
+
+
+def _without_smallest(w: Tensor, percent: int, *, by_row: bool, by_quantile: bool) -> Tensor:
+    """Matrix or rows without so many of their smallest entries.
+
+    Ports count them (n * percent // 100), or compare with a quantile, which may be one entry more.
+    """
+    sizes = w.abs() if by_row else w.abs().flatten()
+    place = percent * (sizes.shape[-1] - 1) / 100 if by_quantile else percent * sizes.shape[-1] // 100 - 1
+    if place < 0:
+        return w
+    limit = sizes.kthvalue(int(place) + 1, dim=-1, keepdim=True).values
+    return w.masked_fill(w.abs() <= limit, 0)
+
+
+def _two_of_four(w: Tensor) -> Tensor:
+    """Of each four entries of a row only the two largest are left (Mishra et al. 2021)."""
+    fours = w.unflatten(-1, (-1, 4))
+    smallest = fours.abs().topk(2, dim=-1, largest=False).indices
+    return fours.scatter(-1, smallest, 0).flatten(-2)
+
+
+PRUNED: dict[str, Rule] = {
+    **{
+        f"the smallest {percent} %{of} are 0{how}": lambda w, n, percent=percent, row=bool(of), quantile=bool(how): (
+            _without_smallest(w, percent, by_row=row, by_quantile=quantile)
+        )
+        for percent in (1, 2, 5, 10, 15, 20, 25, 30, 33, 40, 50, 60, 70, 75, 80, 90)
+        for of in ("", " of each row")
+        for how in ("", ", by their quantile")
+    },
+    **{
+        f"entries below {limit} are 0": lambda w, n, limit=limit: w.masked_fill(w.abs() < limit, 0)
+        for limit in (1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    },
+    "two of each four entries are 0": lambda w, n: _two_of_four(w),
+}
+
+# ---- all changes -----------------------------------------------------------------------------------------------------
+
+VECTORS: dict[str, Rule] = {
+    **{name: (lambda w, n, rule=rule: rule(w)) for name, rule in PRECISIONS.items()},
+    **orders(-1, "entries"),
+}
+MATRICES: dict[str, Rule] = {
+    "transposed": lambda w, n: w.T if w.shape[0] == w.shape[1] else w.reshape(w.shape[1], w.shape[0]).T,
+    **{name: (lambda w, n, rule=rule: rule(w)) for name, rule in PRECISIONS.items()},
+    **orders(-1, "columns"),
+    **orders(0, "rows"),
+    "transposed in each head": lambda w, n: w.unflatten(0, (n, -1)).unflatten(-1, (n, -1)).permute(2, 1, 0, 3).reshape(
+        w.shape
+    ) if w.shape[0] == w.shape[1] else w,
+}  # fmt: skip
+
+WEIGHTS = {**VECTORS, **MATRICES, **PRUNED}
+
+
+# ---- fused projections -----------------------------------------------------------------------------------------------
+
+
+def cut(parts: tuple[Tensor, ...], heads: int, index: int, kind: str) -> Tensor:
+    """One of several matrices that were fused, cut out of the fused one in the wrong order.
+
+    Args:
+        parts: The right matrices (H, H) or vectors (H,).
+        heads: Their number N.
+        index: Which of the parts is cut out.
+        kind: "by head": the fused one is (parts, N, D, ...) and read as (N, parts, D, ...); "in turn": as (H, parts).
+    """
+    fused = torch.stack(parts)  # (P, H, ...)
+    count, rest = len(parts), fused.shape[2:]
+    flat = fused.flatten(0, 1)
+    if kind == "by head":
+        read = flat.reshape(heads, count, -1, *rest)
+        return read[:, index].flatten(0, 1)
+    if kind == "in turn":
+        return flat.reshape(-1, count, *rest)[:, index]
+    if kind == "laid out by head":  # the file has (N, parts, D), which is read as (parts, N, D)
+        laid = fused.unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 2)
+        return laid.unflatten(0, (count, -1))[index]
+    laid = fused.transpose(0, 1).flatten(0, 1)  # the file has (H, parts)
+    return laid.unflatten(0, (count, -1))[index]
+
+
+CUTS = ("by head", "in turn", "laid out by head", "laid out in turn")

@@ -1,0 +1,155 @@
+"""The variants of the softmax of attention, from scores (B, N, S, S) and which tokens are real (B, S).
+
+A kernel that goes through the keys tile by tile keeps the largest score and the sum so far, and has to rescale both
+when a larger score comes (Milakov and Gimelshein 2018). `TILED` has what such kernels get wrong, as the weight that
+each key has in the end.
+"""
+
+# pyright: reportUnknownLambdaType=false
+# The types of torch's operators are partly unknown.
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xlmr_core.parity.compare import HIDDEN
+from xlmr_core.parity.grammar.tokens import Kind
+
+SOFTMAX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "keys": lambda x, real: x.softmax(-1),
+    "queries": lambda x, real: x.softmax(-2),
+    "heads": lambda x, real: x.softmax(1),
+    "the batch": lambda x, real: x.softmax(0),
+    "keys, with one more score of 0": lambda x, real: F.pad(x, (0, 1)).softmax(-1)[..., :-1],
+    "keys, logarithm": lambda x, real: x.log_softmax(-1),
+    "nothing": lambda x, real: torch.where(real[:, None, None, :], x, torch.zeros_like(x)),
+    "nothing, sigmoid": lambda x, real: torch.sigmoid(x),
+    "nothing, relu": lambda x, real: x.relu() * real[:, None, None, :],
+    "keys, by relu": lambda x, real: x.relu() / x.relu().sum(-1, keepdim=True).clamp(min=1e-12),
+    "keys, in base 2": lambda x, real: (x * math.log(2)).softmax(-1),
+    "keys, twice": lambda x, real: x.softmax(-1).softmax(-1),
+    "keys, not divided by the sum": lambda x, real: (x - x.amax(-1, keepdim=True)).exp(),
+    "keys and queries together": lambda x, real: x.flatten(-2).softmax(-1).view_as(x),
+    "keys, only the largest of each query": lambda x, real: (x == x.amax(-1, keepdim=True)).to(x),
+}
+
+
+def _largest(x: Tensor, n: int) -> Tensor:
+    least = x.topk(min(n, x.shape[-1]), dim=-1).values[..., -1:]
+    return x.masked_fill(x < least, -math.inf).softmax(-1)
+
+
+# ---- tile by tile ----------------------------------------------------------------------------------------------------
+
+
+def _running(x: Tensor, n: int, *, values: bool, sums: bool) -> Tensor:
+    """The softmax by tiles of n keys. `values`, `sums`: whether those of earlier tiles are rescaled."""
+    top = x.new_full((*x.shape[:-1], 1), -math.inf)
+    total, weights = torch.zeros_like(top), x[..., :0]
+    for tile in x.split(n, dim=-1):
+        new = torch.maximum(top, tile.amax(-1, keepdim=True))
+        own, scale = (tile - new).exp(), (top - new).exp()
+        total = total * (scale if sums else 1) + own.sum(-1, keepdim=True)
+        weights = torch.cat([weights * (scale if values else 1), own], dim=-1)
+        top = new
+    return weights / total
+
+
+def _by_tile(x: Tensor, n: int) -> list[Tensor]:
+    """e to the scores of each tile less their largest; 0 for hidden keys."""
+    return [
+        (tile - tile.amax(-1, keepdim=True)).exp() * (tile > HIDDEN).to(tile) for tile in x.split(n, dim=-1)
+    ]  # fmt: skip
+
+
+def _own_largest(x: Tensor, n: int) -> Tensor:
+    joined = torch.cat(_by_tile(x, n), dim=-1)
+    return joined / joined.sum(-1, keepdim=True)
+
+
+def _each_by_itself(x: Tensor, n: int) -> Tensor:
+    return torch.cat([tile / tile.sum(-1, keepdim=True).clamp(min=1e-30) for tile in _by_tile(x, n)], dim=-1)
+
+
+def _by_last_sum(x: Tensor, n: int) -> Tensor:
+    exponentials = (x - x.amax(-1, keepdim=True)).exp()
+    return exponentials / exponentials.split(n, dim=-1)[-1].sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def _kept(x: Tensor, keep: Callable[[int], bool]) -> Tensor:
+    """The softmax over some of the keys."""
+    places = torch.tensor([keep(place) for place in range(x.shape[-1])], device=x.device)
+    return x.masked_fill(~places, -math.inf).softmax(-1).nan_to_num(0.0)
+
+
+def _overlapping(x: Tensor, n: int) -> Tensor:
+    """The last tile begins too early, so that it is whole: some keys are counted twice."""
+    size = x.shape[-1]
+    times = torch.ones(size, dtype=x.dtype, device=x.device)
+    if size % n and size > n:
+        times[size - n : size // n * n] = 2
+    exponentials = (x - x.amax(-1, keepdim=True)).exp() * times
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+def _moved(x: Tensor, n: int, *, to_first: bool) -> Tensor:
+    """The values of a tile are those of the tile before it, or those of the first tile."""
+    tiles = list(F.pad(x.softmax(-1), (0, -x.shape[-1] % n)).split(n, dim=-1))
+    first = sum(tiles[1:], start=tiles[0])
+    rest = [torch.zeros_like(tile) for tile in tiles[1:]]
+    moved = [first, *rest] if to_first else [sum(tiles[1:2], start=tiles[0]), *tiles[2:], *rest[:1]]
+    return torch.cat(moved, dim=-1)[..., : x.shape[-1]]
+
+
+TILED: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "keys, in tiles of {}: what is summed of earlier tiles is not rescaled": lambda x, n: _running(
+        x, n, values=False, sums=False
+    ),
+    "keys, in tiles of {}: the values of earlier tiles are not rescaled": lambda x, n: _running(
+        x, n, values=False, sums=True
+    ),
+    "keys, in tiles of {}: the sum of earlier tiles is not rescaled": lambda x, n: _running(
+        x, n, values=True, sums=False
+    ),
+    "keys, in tiles of {}, each less its own largest score": _own_largest,
+    "each tile of {} keys, and summed": _each_by_itself,
+    "each tile of {} keys, and averaged": lambda x, n: _each_by_itself(x, n) / len(x.split(n, dim=-1)),
+    "keys, in tiles of {}, divided by the sum of the last tile": _by_last_sum,
+    "keys without the first tile of {}": lambda x, n: _kept(x, lambda place: place >= n),
+    "the first tile of {} keys only": lambda x, n: _kept(x, lambda place: place < n),
+    "the last tile of {} keys only": lambda x, n: _kept(x, lambda place: place // n == (x.shape[-1] - 1) // n),
+    "keys without the last tile, which is whole, of {}": lambda x, n: _kept(
+        x, lambda place: x.shape[-1] % n > 0 or place < x.shape[-1] - n
+    ),
+    "keys without those that fill no whole tile of {}": lambda x, n: _kept(
+        x, lambda place: place < x.shape[-1] // n * n
+    ),
+    "keys, in tiles of {}, some in two of them: the last begins too early": _overlapping,
+    "keys, in tiles of {}, with the values of the tile before": lambda x, n: _moved(x, n, to_first=False),
+    "keys, in tiles of {}, with the values of the first tile": lambda x, n: _moved(x, n, to_first=True),
+}
+CUTTING = ("keys without those that fill no whole tile of {}",)  # the same keys for several sizes of tiles
+BY_NUMBER: dict[str, Callable[[Tensor, int], Tensor]] = {**TILED, "keys, only the {} largest of each query": _largest}
+TILES = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def softmax(kind: Kind, scores: Tensor, real: Tensor) -> Tensor:
+    """The probs by a variant of the softmax."""
+    if isinstance(kind, tuple):
+        name, number = kind
+        return BY_NUMBER[name](scores, number)
+    return SOFTMAX[kind](scores, real)
+
+
+def numbered(size: int) -> list[Kind]:
+    """The variants with a number, for so many keys."""
+    tiles = [n for n in TILES if n < size]
+    cuts = {size // n * n: n for n in tiles if size % n}  # of tiles that leave out the same keys, the largest
+    counts = [n for n in (2, 3, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 256) if n < size]
+    running = [(name, n) for name in TILED for n in tiles if name not in CUTTING]
+    cutting = [(name, n) for name in CUTTING for n in cuts.values()]
+    return [*running, *cutting, *(("keys, only the {} largest of each query", n) for n in counts)]

@@ -1,0 +1,142 @@
+"""The first wrong tap of a dump: its values, how far rounding may move them, and which rows of a table they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlmr_core.parity.compare import Dump, Row, elements
+from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.indices import Read, indices, rows_of
+from xlmr_core.parity.grammar.regions import Region, regions
+from xlmr_core.parity.grammar.terms import Term
+from xlmr_core.parity.local import counted_values
+from xlmr_core.parity.simulate import one_mask
+
+# One value of these depends on one value of what they read.
+ELEMENTWISE = frozenset({"activation", "bent", "mul", "add", "clamp", "capped", "tap", "number", "open"})
+SAMPLED = 4096
+FEWEST = 16  # values that a part of a change has to explain
+TABLES = {"embeddings.word": "ids", "embeddings.position": "positions"}
+
+
+@dataclass
+class Target:
+    """The wrong tap of a dump."""
+
+    tap: str
+    whole: Tensor  # in float64
+    values: Tensor  # what counts of it
+    real: Tensor
+    allowed: float
+    noise: float  # root mean square of its rounding errors, at most
+
+    @classmethod
+    def of(cls, dump: Dump, row: Row, real: Tensor) -> Target:
+        values = elements(row.tap, dump[row.tap], real)
+        unit = torch.finfo(dump[row.tap].dtype).eps * float(values.abs().max())  # one rounding of the largest
+        allowed = max(row.allowed or 0.0, unit)
+        return cls(row.tap, dump[row.tap].double(), values, real, allowed, allowed / 4)
+
+    def compared(self, found: Tensor) -> Tensor | None:
+        """What counts of a tensor at that tap; None if it cannot be compared."""
+        try:
+            seen = elements(self.tap, one_mask(self.tap, found), self.real)
+        except (RuntimeError, IndexError):
+            return None
+        return seen if seen.shape == self.values.shape and bool(seen.isfinite().all()) else None
+
+
+def rows_read(target: Target, scene: Recorded) -> dict[str, Read]:
+    """What the dump says of the rows that were read, for "ids" and "positions"."""
+    if not target.tap.startswith("embeddings.") or target.tap not in scene.values:
+        return {}
+    right = {op: indices(op, None, scene.ids, scene.pad)[scene.real] for op in TABLES.values()}
+    before = target.compared(scene.values[target.tap])
+    if before is None:
+        return {}
+    moved = ((before - target.values).abs() > target.allowed).flatten(1).any(dim=1)
+    op = TABLES.get(target.tap)
+    if op is None:
+        return {"positions": Read(right["positions"], None, moved)}
+    table = scene.weights[f"embeddings.{target.tap.split('.')[1]}_embeddings.weight"]
+    found = rows_of(table, target.values, 4 * target.allowed)
+    return {op: Read(right[op], found, moved if found is None else found != right[op])}
+
+
+def regions_of(target: Target, right: Tensor, found: Tensor, heads: int) -> Iterator[Region]:
+    """Where a change was made that gives the dump there, while the right operation gives it elsewhere.
+
+    Args:
+        target: The wrong tap.
+        right: What the right operation gives.
+        found: What the changed one gives.
+        heads: Their number.
+    """
+    if not target.whole.shape == right.shape == found.shape or right.dim() not in (2, 3, 4):
+        return
+    counts = counted_values(target.tap, right, target.real)
+    of_found = (found - target.whole).abs() <= 2 * target.allowed
+    of_right = (right - target.whole).abs() <= 2 * target.allowed
+    if (counts & ~of_found & ~of_right).any():
+        return
+    there, elsewhere = counts & of_found & ~of_right, counts & of_right & ~of_found
+    if int(there.sum()) >= FEWEST:
+        yield from regions(right, there, elsewhere, target.real, heads if ".attention." in target.tap else 0)
+
+
+class Sample:
+    """Some values of a tap whose operation takes values one by one: many changes are seen to be wrong on them."""
+
+    def __init__(self, target: Target, scene: Recorded, leaf: str, places: Tensor) -> None:
+        given = elements(target.tap, scene.values[leaf], target.real).flatten()[places]
+        self._values = target.values.flatten()[places]
+        self._scene = Recorded(
+            {}, {leaf: given}, weights={}, heads=scene.heads, pad=scene.pad, rows=scene.rows
+        )  # fmt: skip
+        self.before = self._left(scene.terms[target.tap])
+
+    @classmethod
+    def of(cls, target: Target, scene: Recorded) -> Sample | None:
+        """None if the tap's values are not computed one by one."""
+        term = scene.terms[target.tap]
+        leaves = set(term.leaves("tap"))
+        if len(leaves) != 1 or not is_elementwise(term) or target.tap not in scene.values:
+            return None
+        right = target.compared(scene.values[target.tap])
+        if right is None:
+            return None
+        wrong = ((right - target.values).abs() > target.allowed).flatten().nonzero()[:, 0]
+        step = max(1, len(wrong) // SAMPLED)
+        return cls(target, scene, leaves.pop(), wrong[::step]) if len(wrong) else None
+
+    def may_be(self, term: Term) -> bool:
+        """Whether the term is no worse on the sample than a right one would be."""
+        return not is_elementwise(term) or self._left(term) <= 0.7 * self.before
+
+    def _left(self, term: Term) -> float:
+        found = self._scene.evaluate(term)
+        return float((found - self._values).square().mean().sqrt())
+
+
+def is_elementwise(term: Term) -> bool:
+    return all(part.op in ELEMENTWISE for part in term.walk_parts())
+
+
+def within(scene: Recorded, tap: str, term: Term, allowed: float) -> bool:
+    """Whether a term gives the values of the run at its own tap, to an allowance."""
+    try:
+        found = scene.changed(tap, {tap: term}, frozenset({tap}))
+    except (RuntimeError, IndexError, ValueError, KeyError):
+        return False
+    right = scene.values[tap]
+    if found.shape != right.shape:
+        return False
+    difference = elements(tap, one_mask(tap, found), scene.real) - elements(tap, right, scene.real)
+    return float(difference.abs().max()) <= allowed
+
+
+Allowances = Mapping[str, float]
