@@ -326,7 +326,7 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
     type=click.FloatRange(min=0),
     default=SECONDS,
     show_default=True,
-    help="Time for pairs of changes; where the dump skips layers, for single ones, too.",
+    help="Time for a fault; after it, only usual changes near the first wrong tap are tried.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 def diagnose_command(

@@ -88,7 +88,7 @@ def diagnose(
         most: How many faults to look for.
         grammar: Whether small changes of single operations are tried, too, where no fault of the catalogue fits.
         catalogue: Whether the faults of the catalogue are tried.
-        seconds: How long pairs of changes, and changes of operations far from the first wrong tap, are tried.
+        seconds: Of the search for one fault; after it, only usual changes near the first wrong tap are tried.
         tick: Is called with 1 after each run of the model, of which there are about a hundred for a fault.
 
     Returns:

@@ -1,7 +1,12 @@
 """Names for faults that no list has: a small change of one operation that gives the foreign numbers.
 
-terms.py states what each tap is. changes.py lists the small changes of such a term (rules.py: what they do; words.py:
-what they are called), and scopes.py the layers that may have one. search.py finds the change that gives the numbers of
-a dump at the first wrong tap, and carry.py makes it in the model, as a `Fault`, so that it is judged like one of the
-catalogue.
+terms.py states what each tap is. changes.py lists the small changes of such a term: those of weights are in
+weight_changes.py, of both operands of a product in products.py, inside an attention kernel in kernels.py, and other
+orders of the operations in rules.py. The variants of an operation are in activations.py, functions.py (norms, pooling,
+heads), indices.py (ids and positions), masks.py, softmaxes.py, transforms.py and matrices.py; words.py has the words.
+scopes.py lists the layers that may have a change, and regions.py the rows, tokens, heads or features.
+
+search.py finds the change that gives the numbers of a dump at the first wrong tap (target.py), on the dump's own
+tensors (scenes.py). carry.py makes it in the model, as a `Fault`, so that it is judged like one of the catalogue;
+joint.py has those that change two taps at once.
 """

@@ -30,7 +30,7 @@ VARIANTS: Mapping[str, Sequence[object]] = {
 SAYS = {
     "activation": "the activation is {0}",
     "standard": "the norm divides or centres otherwise: {0}",
-    "hide": "the mask hides {0}, not the padded keys",
+    "hide": "the mask hides {0}; it should hide padded keys only",
     "softmax": "the softmax is taken over {0}",
     "select": "the {0} of the token vectors is taken",
     "ids": "the ids are {0}",
