@@ -26,8 +26,15 @@ def joint(judge: Judge, model: PretrainedModel) -> list[Reached]:
     for inside, words in ((layers, " (in every layer)"), ([int(wrong[1])], f" (in layer {wrong[1]} only)")):
         for says, new in _changes(terms, inside):
             reached = judge.reached(fault_of(Change(new, says, words, 1.0), model.config.pad_token_id))
-            found += [reached] if reached else []
+            found += [reached] if reached and _explains(judge, reached, new) else []
     return sorted(found, key=lambda reached: -reached.end)
+
+
+def _explains(judge: Judge, reached: Reached, changed: Terms) -> bool:
+    """Whether the taps that it changes in this layer are explained, and one behind the first: one is too few."""
+    section = judge.wrong.tap.split(".")[:2]
+    own = [judge.order.index(tap) for tap in changed if tap in judge.order and tap.split(".")[:2] == section]
+    return reached.end > max([*own, judge.start + 1])
 
 
 def _changes(terms: Terms, layers: range | list[int]) -> Iterator[tuple[str, Terms]]:

@@ -14,12 +14,13 @@ from xlmr_core.parity.grammar.rules import opened
 from xlmr_core.parity.grammar.terms import Term, Terms
 from xlmr_core.parity.grammar.tokens import Kind, in_words, whole_numbers
 
+USUAL = (1, 2, 3, 4, 6, 8, *(2**n for n in range(4, 17)))
 SPECIAL = (0, 1, 2, 3)  # <s>, <pad>, </s>, <unk>
 
 
 def hidden_kinds(size: int, vocabulary: int, *, brief: bool = False) -> list[Kind]:
-    """The variants of the mask with a number, for so many keys; `brief`: with powers of two only."""
-    numbers = [n for n in whole_numbers(size) if not brief or n & (n - 1) == 0]
+    """The variants of the mask with a number, for so many keys; `brief`: with usual numbers only."""
+    numbers = [n for n in whole_numbers(size) if not brief or n in USUAL]
     numbered = [(name, n) for name in masks.BY_NUMBER for n in numbers]
     ids = [(name, token) for name in masks.BY_ID for token in (*SPECIAL, vocabulary - 1)]
     return [*numbered, *ids]

@@ -313,11 +313,14 @@ class LocalSearch:
         return chance > math.log(CHANCE)
 
     def _closest(self, hits: list[Hit]) -> list[Hit]:
-        """Those as close as the closest: of right ones, only rounding errors are left, and they share those."""
+        """Those as close as the closest: of right ones, only rounding errors are left, and they share those.
+
+        A port rounds its constants, too: a right number may be further off than a fitted one, by one rounding.
+        """
         if not hits:
             return []
         best = min(hit.rms for hit in hits)
-        limit = best * math.sqrt(1 + 8 / math.sqrt(self.target.values.numel())) + 1e-300
+        limit = best * math.sqrt(1 + 8 / math.sqrt(self.target.values.numel())) + self.target.unit
         kept = [hit for hit in hits if hit.rms <= limit]
         return sorted(kept, key=lambda hit: (hit.cost, hit.rms))
 

@@ -33,13 +33,15 @@ class Target:
     real: Tensor
     allowed: float
     noise: float  # root mean square of its rounding errors, at most
+    unit: float  # root mean square of one rounding of each value
 
     @classmethod
     def of(cls, dump: Dump, row: Row, real: Tensor) -> Target:
         values = elements(row.tap, dump[row.tap], real)
-        unit = torch.finfo(dump[row.tap].dtype).eps * float(values.abs().max())  # one rounding of the largest
-        allowed = max(row.allowed or 0.0, unit)
-        return cls(row.tap, dump[row.tap].double(), values, real, allowed, allowed / 4)
+        eps = torch.finfo(dump[row.tap].dtype).eps
+        allowed = max(row.allowed or 0.0, eps * float(values.abs().max()))  # one rounding of the largest
+        unit = eps * float(values.square().mean().sqrt())
+        return cls(row.tap, dump[row.tap].double(), values, real, allowed, allowed / 4, unit)
 
     def compared(self, found: Tensor) -> Tensor | None:
         """What counts of a tensor at that tap; None if it cannot be compared."""
