@@ -25,7 +25,7 @@ from xlmr_core.parity.faults.patching import (
     parameters_changed,
     set_attribute,
 )
-from xlmr_core.parity.grammar.functions import ACTIVATIONS
+from xlmr_core.parity.grammar.activations import ACTIVATIONS
 
 
 def _lm_head_untied(undo: ExitStack, head: LMHead, config: XLMRobertaConfig) -> None:

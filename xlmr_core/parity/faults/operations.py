@@ -33,13 +33,15 @@ from xlmr_core.parity.faults.patching import (
     replace_values,
     set_attribute,
 )
-from xlmr_core.parity.grammar.functions import ACTIVATIONS, IDS, MERGES, NORMS, POSITIONS, SPLITS
+from xlmr_core.parity.grammar.activations import ACTIVATIONS
+from xlmr_core.parity.grammar.functions import MERGES, NORMS, SPLITS
+from xlmr_core.parity.grammar.indices import IDS, POSITIONS
 from xlmr_core.pretrained import PretrainedModel
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # an attention kernel: q, k, v, mask -> context
 KERNELS = ("_eager_context", "_fused_context")  # the methods of SelfAttention; see also `without_varlen`
 
-# ---- variants, by the names that grammar/functions.py gives them -----------------------------------------------------
+# ---- variants, by the names that the grammar gives them --------------------------------------------------------------
 
 
 def ids(kind: str) -> Patch:
