@@ -137,6 +137,12 @@ BUGS: dict[str, Bug] = {
     "token types at the first token only": _bug(
         "embeddings.token_type", "but the first", kind=lambda x, real: x * (torch.arange(x.shape[1]) == 0)[:, None]
     ),
+    "positions added after the norm": _bug(
+        "embeddings.sum",
+        "embeddings.position is added after the norm",
+        summed=lambda word, kind, place: word + kind,
+        embedded=lambda normed, place: normed + place,
+    ),
     # ---- scores
     "rotary positions on scores": _bug("scores", "rotary & pairs", scaled=_rotated),
     "rotary positions on queries and keys": _bug(

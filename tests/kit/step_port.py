@@ -46,6 +46,8 @@ STEPS: dict[str, Callable[..., Any]] = {
     "word": same,
     "place": same,
     "kind": same,
+    "summed": lambda word, kind, place: word + kind + place,
+    "embedded": lambda normed, place: normed,
     "norm": norm,
     "linear": linear,
     "given": lambda outputs, sums: outputs[-1],  # what a layer reads, of all outputs and second sums so far
@@ -88,9 +90,9 @@ def dump(
     kinds = weights["embeddings.token_type_embeddings.weight"][torch.zeros_like(ids)]
     taps["embeddings.token_type"] = step["kind"](kinds, real)
     places = step["positions"](ids, config.pad_token_id)
-    taps["embeddings.position"] = step["place"](table[places], real)
-    taps["embeddings.sum"] = sum(taps.values(), start=torch.tensor(0.0))
-    taps["embeddings.output"] = normed(taps["embeddings.sum"], "embeddings.norm")
+    taps["embeddings.position"] = place = step["place"](table[places], real)
+    taps["embeddings.sum"] = step["summed"](taps["embeddings.word"], taps["embeddings.token_type"], place)
+    taps["embeddings.output"] = step["embedded"](normed(taps["embeddings.sum"], "embeddings.norm"), place)
     outputs, sums = [taps["embeddings.output"]], [taps["embeddings.sum"]]
     for i in range(config.num_hidden_layers):
         at = f"layers.{i}."

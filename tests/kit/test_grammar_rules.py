@@ -1,16 +1,20 @@
-"""Every rule of the grammar names a bug that it was written for, planted in a port of its own (step_port.py)."""
+"""Every rule of the grammar names a bug that it was written for, planted in a port of its own (step_port.py).
+
+Where a bug is, is named as exactly as the dump shows it: in which layers, and at which of several values.
+"""
 
 from typing import Any
 
 import pytest
 import reference
+import torch
 from kit import step_port
 from kit.planted_steps import BUGS
 
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.grammar.terms import weights_of
 
-IN_BRIEF = ("positions clamped", "upper ids one too high", "mask after the softmax")
+IN_BRIEF = ("positions clamped", "positions added after the norm", "upper ids one too high", "mask after the softmax")
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +41,72 @@ def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
     assert found.explained, str(found)
     [finding] = found.findings
     assert any(all(word in fault.name for word in bug.words) for fault in finding.faults[:3]), str(found)
+
+
+# ---- which layers ----------------------------------------------------------------------------------------------------
+
+
+def heads_turned(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
+    """The heads of the values are reversed in layer 0, and in no other."""
+    y = step_port.linear(x, w, b, name)
+    return y.unflatten(-1, (4, -1)).flip(-2).flatten(-2) if name == "layers.0.attention.v_proj" else y
+
+
+def test_a_bug_of_one_layer_is_not_said_to_be_in_every_layer(pair: reference.Pair) -> None:
+    """The next difference is in the same layer: only the taps of layer 1 show that it has no such bug."""
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, linear=heads_turned, bent=torch.nn.functional.silu))
+    first, second = found.faults
+    assert "backwards" in first
+    assert first.endswith("(in layer 0 only)")
+    assert "silu" in second
+    assert found.explained, str(found)
+
+
+def test_only_one_layer_is_not_claimed_where_another_is_unexplained(pair: reference.Pair) -> None:
+    noise = torch.randn(pair.batch["input_ids"].shape, generator=torch.Generator().manual_seed(0))[:, :, None]
+    dump = dump_with(pair, linear=heads_turned)
+    dump["layers.2.attention.v"] = dump["layers.2.attention.v"] + noise
+    found = diagnose(pair.ours, pair.batch, dump, seconds=1)
+    assert found.tap == "layers.2.attention.v"
+    assert found.faults[0].endswith("(in layer 0)"), str(found)
+
+
+def test_a_listed_fault_of_one_layer_is_not_said_to_be_in_every_layer(pair: reference.Pair) -> None:
+    kinds = iter(("tanh", "none", "none"))
+
+    def bent(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(x, approximate=next(kinds))
+
+    def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ w.T if name.endswith("down_proj") else step_port.linear(x, w, b, name)
+
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, bent=bent, linear=linear))
+    assert found.faults == ("gelu_tanh in layer 0 only", "down_bias_missing"), str(found)
+    assert [len(finding.faults) for finding in found.findings] == [1, 1]
+
+
+def test_layers_in_reverse_order(pair: reference.Pair) -> None:
+    last = pair.config.num_hidden_layers - 1
+    turned: dict[str, torch.Tensor] = {}
+    for name, tensor in weights_of(pair.ours).items():
+        first, _, rest = name.partition("layers.")
+        layer, _, rest = rest.partition(".")
+        turned[f"layers.{last - int(layer)}.{rest}" if layer and not first else name] = tensor
+    found = diagnose(pair.ours, pair.batch, step_port.dump(turned, pair.config, pair.batch))
+    assert found.explained, str(found)
+    assert "reverse order" in found.faults[0]
+
+
+# ---- which value -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_change_of_another_value_is_a_tie(pair: reference.Pair) -> None:
+    """A factor of probs and one of values give the same context, on every input."""
+    dump = dump_with(pair, mixed=lambda scores, probs, v: 0.9 * probs @ v)
+    [finding] = diagnose(pair.ours, pair.batch, dump).findings
+    at = "layers.0.attention"
+    assert {fault.name.removeprefix(f"{at}.context: ") for fault in finding.faults} == {
+        f"{at}.probs is multiplied by 0.9 (in every layer)",
+        f"{at}.v is multiplied by 0.9 (in every layer)",
+        "the output of the heads is multiplied by 0.9 (in every layer)",
+    }

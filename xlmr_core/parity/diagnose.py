@@ -40,7 +40,7 @@ from xlmr_core.parity.faults import (
     TokenizerFault,
     find_fault,
 )
-from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop
+from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop, of_known_layers
 from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.grammar.joint import joint
@@ -143,7 +143,10 @@ def search(
         return Diagnosis(tuple(state.found), None, (), agrees, len(dump), stop)
     looks_like = _looks_like(dump, state.run, state.comparison, state.wrong, model)
     tap = _located(model, dump, state.wrong)
-    return Diagnosis(tuple(state.found), tap, looks_like, agrees, len(dump), stop)
+    names = [tap.name for tap in model.taps()]
+    before = dict(zip(names[1:], names, strict=False))
+    found = [of_known_layers(each, tap, one_operation=before.get(each.tap) in dump) for each in state.found]
+    return Diagnosis(tuple(found), tap, looks_like, agrees, len(dump), stop)
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -42,6 +43,28 @@ class Finding:
     # For each fault after the first, another input that would break the tie, in words. None: a tap does, or none of the
     # inputs that were tried.
     told_apart_by: tuple[str | None, ...] = ()
+
+
+def of_known_layers(finding: Finding, unexplained: str, *, one_operation: bool) -> Finding:
+    """A finding without what is not known of the layers from the unexplained one on.
+
+    Args:
+        finding: As it was found.
+        unexplained: The first tap that the findings do not explain. Behind it a layer may have the fault or not.
+        one_operation: Whether the dump has the tap before that of the finding. Then "in every layer" is known: the taps
+            of all layers were computed from the dump's own tensors.
+    """
+    if not all(tap.startswith("layers.") for tap in (finding.tap, unexplained)):
+        return finding
+    first, last = int(finding.tap.split(".")[1]), int(unexplained.split(".")[1]) - 1
+    inside = f"(in layer {first})" if last <= first else f"(in layers {first} to {last})"
+
+    def known(name: str) -> str:
+        name = re.sub(r"(in layer \d+) only", r"\1", name)
+        return name if one_operation else name.replace("(in every layer)", inside)
+
+    faults = (replace(each, name=known(each.name)) if isinstance(each, Fault) else each for each in finding.faults)
+    return replace(finding, faults=tuple(faults))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from torch import Tensor
 
 from xlmr_core.parity.compare import Comparison, Dump, Row, in_reading_order
 from xlmr_core.parity.faults import TokenizerFault
 from xlmr_core.parity.findings import AnyFault, Evidence
+from xlmr_core.parity.local import Inputs, contradicted, predicted, values
 from xlmr_core.parity.simulate import Run, SimulatedFault, Simulator
 
 
@@ -67,6 +72,8 @@ class Judge:
         if rows is None:
             return None
         then = first_wrong(rows)
+        if then is not None and self._is_contradicted(fault):
+            return None
         return Reached(fault, len(self.order) if then is None else self.order.index(then.tap), rows)
 
     def furthest(self, groups: Iterable[Iterable[SimulatedFault]]) -> list[Reached]:
@@ -88,6 +95,44 @@ class Judge:
             for row in reached.rows
             if row.tap in explained
         )
+
+    def _is_contradicted(self, fault: SimulatedFault) -> bool:
+        """Whether a later part of the dump, computed from the dump's own tensors, is not what the fault makes of it.
+
+        Then the fault is made in fewer layers, or it is another one.
+        """
+        simulator = self.simulator
+        try:
+            before, after = self._expected, self._predicted(fault)
+        except ValueError:
+            return False  # it moves the taps
+        taps = [tap.name for tap in simulator.exact.taps()]
+        return any(
+            contradicted(
+                before[tap],
+                after[tap],
+                values(tap, self.dump[tap], simulator.real),
+                self._allowed[tap],
+                one_operation=previous in self.dump,
+            )
+            for previous, tap in pairwise(taps)
+            if tap in before and tap in after and simulator.part_of(tap) > simulator.part_of(self.wrong.tap)
+        )
+
+    def _predicted(self, *faults: SimulatedFault) -> dict[str, Tensor]:
+        simulator = self.simulator
+        inputs = Inputs(simulator.input_ids, simulator.attention_mask, simulator.top_ids)
+        return predicted(simulator.exact, inputs, self.dump, simulator.made((*self.made, *faults)))
+
+    @cached_property
+    def _expected(self) -> dict[str, Tensor]:
+        """What the model with the faults that were found makes of the dump's own tensors."""
+        return self._predicted()
+
+    @cached_property
+    def _allowed(self) -> dict[str, float]:
+        """Tap -> what rounding explains there."""
+        return {row.tap: row.allowed or 0.0 for row in self.run.compared(self.dump).rows}
 
     def _mended(self, run: Run, shown: bool) -> tuple[Row, ...] | None:
         """The taps from the first that the run may change to the first wrong one; None if that is not behind ours."""

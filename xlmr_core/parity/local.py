@@ -9,7 +9,7 @@ error is much smaller than the distance from the right value, and a small fault 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,8 @@ from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 
 WORD = "embeddings.word"
+WITHIN = 4  # allowances: a change that makes values larger makes rounding errors larger, too
+FEW = 0.03  # of all values: as many may fall to the other side where a change rounds
 # Which weights a port rounds to its precision: none, all, or those of linear maps only (autocast).
 Storage = Literal["as given", "rounded", "rounded matrices"]
 STORAGES: tuple[Storage, ...] = ("rounded", "rounded matrices", "as given")
@@ -46,23 +48,32 @@ class Inputs:
 
 
 @torch.no_grad()
-def predicted(model: PretrainedModel, inputs: Inputs, dump: Dump) -> dict[str, Tensor]:
+def predicted(
+    model: PretrainedModel, inputs: Inputs, dump: Dump, made: AbstractContextManager[None] | None = None
+) -> dict[str, Tensor]:
     """What the model makes of the tensors of a dump.
 
     Args:
         model: In float64, in eval mode, with eager attention. It may have faults in it.
         inputs: Of the dump.
         dump: Tap -> tensor.
+        made: Makes faults in the model that read taps: they read those of the dump.
 
     Returns:
         For each tap of the dump the values of real tokens, (T, M), computed from the taps of the dump before it.
+
+    Raises:
+        ValueError: A fault of `made` moves the taps.
     """
+    taps = model.taps()
     logits = [LOGITS] if dump.keys() & {TOP, LOGSUMEXP} else []
-    names = [tap.name for tap in model.taps() if tap.name in dump or tap.name in logits]
+    names = [tap.name for tap in taps if tap.name in dump or tap.name in logits]
     encoder = encoder_of(model)
     inside = ("embeddings.", "layers.", "final_norm", "pooler.")
     runs: Any = encoder if all(name.startswith(inside) for name in names) else model
-    with _going_on_with(model, names, dump, inputs.real) as seen:
+    with _going_on_with(model, names, dump, inputs.real) as seen, made or nullcontext():
+        if model.taps() != taps:
+            raise ValueError("the model with this fault has other taps: it cannot go on with those of the dump")
         runs(inputs.ids, inputs.mask)
     found: Dump = with_reduced_logits(seen, inputs.top_ids)
     return {tap: values(tap, tensor, inputs.real) for tap, tensor in found.items() if tap in dump}
@@ -72,6 +83,24 @@ def values(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
     """The values of real tokens, (T, M): see `elements`."""
     found = elements(tap, tensor, real)
     return found.reshape(len(found), -1)
+
+
+def contradicted(before: Tensor, after: Tensor, given: Tensor, allowed: float, *, one_operation: bool) -> bool:
+    """Whether a change that shows at a tap is not what the dump has there.
+
+    Args:
+        before: What the model makes of the dump's tensors.
+        after: What it makes of them with the change.
+        given: What the dump has.
+        allowed: What rounding explains.
+        one_operation: Whether the dump has the tap before. Otherwise the dump may differ for another change on the way:
+            then it has to be right without this one.
+    """
+    moved = ~((after - before).abs() <= allowed)  # NaN counts
+    wrong = ~((after - given).abs() <= WITHIN * allowed)
+    if not one_operation:
+        wrong &= (before - given).abs() <= WITHIN * allowed
+    return int((moved & wrong).sum()) > FEW * int(moved.sum())
 
 
 def rounding_steps(x: Tensor, dtype: torch.dtype) -> Tensor:

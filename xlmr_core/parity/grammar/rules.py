@@ -27,7 +27,7 @@ def filled(term: Term, value: float | None) -> Term:
 
 def rearranged(part: Term) -> Iterator[tuple[Term, float, str]]:
     """Other orders of the operations in a term."""
-    inner = _norm_input(part)
+    inner = norm_input(part)
     if inner is not None:
         yield inner, 1.0, "the norm is missing"
         if inner.op == "add":
@@ -75,7 +75,7 @@ def rearranged(part: Term) -> Iterator[tuple[Term, float, str]]:
         yield replace(part, args=part.args[::-1]), 1.4, "queries and keys are exchanged in their product"
 
 
-def _norm_input(part: Term) -> Term | None:
+def norm_input(part: Term) -> Term | None:
     """What a norm with weight and bias reads, if the part is one."""
     if part.op == "add" and part.args[0].op == "mul" and part.args[0].args[0].op == "standard":
         return part.args[0].args[0].args[0]

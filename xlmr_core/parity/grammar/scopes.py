@@ -80,12 +80,19 @@ def _possible(grammar: Grammar, name: str, term: Term) -> bool:
     return all(places.get(resolved(leaf), 0) < places[name] for leaf in term.leaves("tap"))
 
 
-def where(terms: Mapping[str, Term], rest: str, layers: int) -> str:
-    """The layers of a change in words."""
+def where(terms: Mapping[str, Term], rest: str, layers: int, *, others_known: bool = True) -> str:
+    """The layers of a change in words.
+
+    Args:
+        terms: Those that it changes.
+        rest: The names of their taps without the layer.
+        layers: The number of layers of the model.
+        others_known: Whether the other layers are known not to have it.
+    """
     inside = {int(tap.split(".")[1]) for tap in terms if tap.endswith(rest)}
     outside = sorted(set(range(layers)) - inside)
     if len(inside) == 1:
         return f" (in layer {min(inside)} only)"
-    if len(outside) <= 2:
+    if not outside or (others_known and len(outside) <= 2):
         return f" (in every layer but {' and '.join(map(str, outside))})" if outside else " (in every layer)"
     return f" (in layers {', '.join(map(str, sorted(inside)))})"

@@ -24,6 +24,7 @@ from xlmr_core.parity.grammar.rules import filled, open_of
 from xlmr_core.parity.grammar.scopes import scopes
 from xlmr_core.parity.grammar.target import Allowances, Sample, Target, regions_of, rows_read, within
 from xlmr_core.parity.grammar.terms import Term, resolved
+from xlmr_core.parity.local import FEW, WITHIN
 from xlmr_core.progress import Tick, no_tick
 
 SECONDS = 60.0  # of the search for one fault, after which only usual changes of near operations are tried
@@ -301,7 +302,7 @@ class LocalSearch:
         """
         if left.rms > 0.5 * self.before or self._by_chance(left, terms):
             return False
-        return left.largest <= 4 * self.target.allowed or (left.far < 0.03 and _rounds(terms))
+        return left.largest <= WITHIN * self.target.allowed or (left.far < FEW and _rounds(terms))
 
     def _by_chance(self, left: Left, terms: Mapping[str, Term]) -> bool:
         """Whether one of so many edits would come as close to so few values without being right."""

@@ -81,7 +81,7 @@ def unlisted(judge: Judge, model: PretrainedModel, seconds: float) -> list[Reach
 def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaConfig, scenes: Scenes) -> list[Reached]:
     """The hits in the scopes that explain most, the simplest first."""
     layers, pad = config.num_hidden_layers, config.pad_token_id
-    found: list[tuple[float, Reached]] = []
+    found: list[tuple[Hit, Reached]] = []
     for hit in hits:
         changes = [change for change in _changes_of(grammar, hit, layers) if not scenes.contradicted(change)]
         reached = [
@@ -92,10 +92,10 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
         change, its = max(reached, key=lambda each: each[1].end)  # of equals the first: scopes begin with the widest
         its = _refined(judge, hit, change, its, layers, pad)
         if its.end == len(judge.order) or judge.order[its.end] not in judge.right:
-            found.append((hit.cost, its))  # otherwise it makes a right tap wrong: what follows does not depend on it
+            found.append((hit, its))  # otherwise it makes a right tap wrong: what follows does not depend on it
     end = max((reached.end for _, reached in found), default=0)
-    best = [(cost, reached) for cost, reached in found if reached.end == end]
-    return _different(judge, config, [reached for _, reached in sorted(best, key=lambda each: each[0])])
+    best = [(hit, reached) for hit, reached in found if reached.end == end]
+    return _different(judge, config, sorted(best, key=lambda each: each[0].cost))
 
 
 def _changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
@@ -124,14 +124,26 @@ def _value_of(hit: Hit) -> float | None:
     return None
 
 
-def _different(judge: Judge, config: XLMRobertaConfig, best: list[Reached]) -> list[Reached]:
-    """Without those that are the first in other words: no input shows a difference between them."""
+def _different(judge: Judge, config: XLMRobertaConfig, best: list[tuple[Hit, Reached]]) -> list[Reached]:
+    """Without those that are the first in other words: no input shows a difference between them.
+
+    The same change of another value is kept, probs for values: it is another line of the port.
+    """
     kept = best[:1]
-    for reached in best[1:]:
-        pairs = ((its.fault, reached.fault) for its in kept)
-        if all(_apart(judge, config, pair) for pair in pairs):
-            kept.append(reached)
-    return kept
+    for hit, reached in best[1:]:
+        pairs = ((its.fault, reached.fault) for _, its in kept)
+        if _is_the_same_elsewhere(hit, best[0][0]) or all(_apart(judge, config, pair) for pair in pairs):
+            kept.append((hit, reached))
+    return [reached for _, reached in kept]
+
+
+def _is_the_same_elsewhere(a: Hit, b: Hit) -> bool:
+    """Whether two hits are one edit of two values."""
+    one, other = a.edits[-1].part, b.edits[-1].part
+    if a.edits[:-1] != b.edits[:-1] or one.op == "only":
+        return False
+    alike = (one.op, one.value, one.args[1:]) == (other.op, other.value, other.args[1:])
+    return alike and one.args[:1] != other.args[:1]
 
 
 def _apart(judge: Judge, config: XLMRobertaConfig, faults: tuple[SimulatedFault, SimulatedFault]) -> bool:
@@ -139,7 +151,10 @@ def _apart(judge: Judge, config: XLMRobertaConfig, faults: tuple[SimulatedFault,
 
 
 def _refined(judge: Judge, hit: Hit, change: Change, reached: Reached, layers: int, pad: int) -> Reached:
-    """The change in one layer more, or less, as long as that explains more."""
+    """The change in one layer more, or less, as long as that explains more.
+
+    Which layers do not have it is known where it explains all.
+    """
     if not hit.tap.startswith("layers.") or not all(tap.startswith("layers.") for tap in change.terms):
         return reached
     here, rest = int(hit.tap.split(".")[1]), hit.tap.split(".", 2)[2]
@@ -156,9 +171,11 @@ def _refined(judge: Judge, hit: Hit, change: Change, reached: Reached, layers: i
             if new is None:
                 break
             terms[toggled] = new
-        tried = replace(change, terms=terms, where=where(terms, rest, layers))
+        tried = replace(change, terms=terms, where=where(terms, rest, layers, others_known=False))
         further = judge.reached(fault_of(tried, pad), shown=hit.shown)
         if further is None or further.end <= reached.end:
             break
         change, reached = tried, further
+        if reached.end == len(judge.order):
+            return replace(reached, fault=fault_of(replace(change, where=where(terms, rest, layers)), pad))
     return reached

@@ -97,23 +97,26 @@ def of_modules(weights: Weights, name: str, term: Term) -> Iterator[Edit]:
 
 
 def _layers_moved(weights: Weights, ours: str, theirs: str) -> tuple[tuple[str, Rule], ...]:
-    """A layer has all weights of another: this layer, or each that of the one as far from it."""
+    """A layer has all weights of another: each that of the one as far from it, or from the other end, or only this."""
     count = 1 + max(int(leaf.split(".")[1]) for leaf in weights if leaf.startswith("layers."))
-    by = int(theirs.split(".")[1]) - int(ours.split(".")[1])
+    here, there = (int(name.split(".")[1]) for name in (ours, theirs))
 
-    def among(layers: str) -> Rule:
+    def among(layers: str, other: Callable[[int], int]) -> Rule:
         def rule(part: Term) -> Term | None:
             if part.op != "weight" or not part.value.startswith(layers):
                 return None
             _, layer, rest = part.value.split(".", 2)
-            return weight(f"layers.{(int(layer) + by) % count}.{rest}")
+            return weight(f"layers.{other(int(layer))}.{rest}")
 
         return rule
 
-    return (
-        (f"every layer has those of layer {by:+d}", among("layers.")),
-        ("in this layer only", among(f"{ours}.")),
+    moved = (
+        f"every layer has those of layer {there - here:+d}",
+        among("layers.", lambda i: (i + there - here) % count),
     )
+    turned = ("the layers are in reverse order", among("layers.", lambda i: count - 1 - i))
+    only = (f"in layer {here} only", among(f"{ours}.", lambda i: there))
+    return (moved, turned, only) if here + there == count - 1 else (moved, only)
 
 
 def _alike(weights: Weights, a: str, b: str) -> bool:
