@@ -62,6 +62,7 @@ def test_a_bug_of_one_layer_is_not_said_to_be_in_every_layer(pair: reference.Pai
     assert found.explained, str(found)
 
 
+@pytest.mark.slow
 def test_only_one_layer_is_not_claimed_where_another_is_unexplained(pair: reference.Pair) -> None:
     noise = torch.randn(pair.batch["input_ids"].shape, generator=torch.Generator().manual_seed(0))[:, :, None]
     dump = dump_with(pair, linear=heads_turned)
@@ -108,5 +109,5 @@ def test_the_same_change_of_another_value_is_a_tie(pair: reference.Pair) -> None
     assert {fault.name.removeprefix(f"{at}.context: ") for fault in finding.faults} == {
         f"{at}.probs is multiplied by 0.9 (in every layer)",
         f"{at}.v is multiplied by 0.9 (in every layer)",
-        "the output of the heads is multiplied by 0.9 (in every layer)",
+        "the product of probs and values is multiplied by 0.9 (in every layer)",
     }

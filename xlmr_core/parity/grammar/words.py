@@ -79,7 +79,7 @@ def words_of(part: Term) -> str:
         "rows": f"the rows of {_leaf(part)}",
         "split": f"{_tap_of(part)}, split into heads,",
         "mix": "the product of probs and values",
-        "merge": "the output of the heads",
+        "merge": "the merged heads",
         "select": "the chosen vector",
     }.get(part.op, "the sum" if part.op == "add" else "the value")
 
