@@ -98,6 +98,19 @@ def test_layers_in_reverse_order(pair: reference.Pair) -> None:
     assert "reverse order" in found.faults[0]
 
 
+def test_the_activation_may_read_another_layer(pair: reference.Pair) -> None:
+    """An activation is judged on a sample of the tap that it should read. Of other taps there is no sample."""
+    seen: list[torch.Tensor] = []
+
+    def bent(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.nn.functional.gelu(seen[0] if len(seen) == 2 else x)
+
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, bent=bent))
+    name = "layers.0.feed_forward.pre is used for layers.1.feed_forward.pre (in layer 1 only)"
+    assert found.faults == (f"layers.1.feed_forward.post: {name}",), str(found)
+
+
 # ---- which value -----------------------------------------------------------------------------------------------------
 
 
