@@ -107,7 +107,7 @@ def test_the_activation_may_read_another_layer(pair: reference.Pair) -> None:
         return torch.nn.functional.gelu(seen[0] if len(seen) == 2 else x)
 
     found = diagnose(pair.ours, pair.batch, dump_with(pair, bent=bent))
-    name = "layers.0.feed_forward.pre is used for layers.1.feed_forward.pre (in layer 1 only)"
+    name = "layers.0.feed_forward.post is used in its place (in layer 1 only)"
     assert found.faults == (f"layers.1.feed_forward.post: {name}",), str(found)
 
 

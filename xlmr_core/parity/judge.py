@@ -99,25 +99,25 @@ class Judge:
     def _is_contradicted(self, fault: SimulatedFault) -> bool:
         """Whether a later part of the dump, computed from the dump's own tensors, is not what the fault makes of it.
 
-        Then the fault is made in fewer layers, or it is another one.
+        Then the fault is made in fewer layers, or it is another one. Only texts without padding are looked at: others
+        may depend on what a port has at padding.
         """
         simulator = self.simulator
         try:
             before, after = self._expected, self._predicted(fault)
         except ValueError:
             return False  # it moves the taps
+        real = simulator.real
+        tokens = real.all(dim=1, keepdim=True).expand_as(real)[real]
         taps = [tap.name for tap in simulator.exact.taps()]
-        return any(
-            contradicted(
-                before[tap],
-                after[tap],
-                values(tap, self.dump[tap], simulator.real),
-                self._allowed[tap],
-                one_operation=previous in self.dump,
-            )
-            for previous, tap in pairwise(taps)
-            if tap in before and tap in after and simulator.part_of(tap) > simulator.part_of(self.wrong.tap)
-        )
+        for previous, tap in pairwise(taps):
+            later = simulator.part_of(tap) > simulator.part_of(self.wrong.tap)
+            if not later or tap not in before or tap not in after or len(before[tap]) != len(tokens):
+                continue
+            found = (each[tokens] for each in (before[tap], after[tap], values(tap, self.dump[tap], real)))
+            if contradicted(*found, self._allowed[tap], one_operation=previous in self.dump):
+                return True
+        return False
 
     def _predicted(self, *faults: SimulatedFault) -> dict[str, Tensor]:
         simulator = self.simulator
