@@ -114,8 +114,8 @@ class Judge:
             later = simulator.part_of(tap) > simulator.part_of(self.wrong.tap)
             if not later or tap not in before or tap not in after or len(before[tap]) != len(tokens):
                 continue
-            found = (each[tokens] for each in (before[tap], after[tap], values(tap, self.dump[tap], real)))
-            if contradicted(*found, self._allowed[tap], one_operation=previous in self.dump):
+            right, changed, given = (x[tokens] for x in (before[tap], after[tap], values(tap, self.dump[tap], real)))
+            if contradicted(right, changed, given, self._allowed[tap], one_operation=previous in self.dump):
                 return True
         return False
 
