@@ -100,7 +100,7 @@ def test_a_server_without_the_route_gives_no_ids(serve: Serve, status: int) -> N
         (b'{"tokens": [0, "5", 2]}', "'5' where a number is expected"),
         (b'{"tokens": [0, 5.5, 2]}', "where ids are expected"),
         (b'{"tokens": [0, -5, 2]}', "where ids are expected"),
-        (b'{"tokens": [0, NaN, 2]}', "NaN or infinity"),
+        (b'{"tokens": [0, NaN, 2]}', "NaN, infinity, or a number too large"),
         (b'{"ids": [0, 2]}', "another form"),
         (b"[]", "another form"),
     ],
