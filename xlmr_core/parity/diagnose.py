@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.formatting import dtype_name
+from xlmr_core.inputs import check_choices
 from xlmr_core.parity.compare import (
     FLOATS,
     LOGITS,
@@ -56,6 +57,7 @@ from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
+CHOICES = "choice.logits"
 SHOWN_BY_INPUT = 16  # roundings: two faults that differ by less on another input would be a tie there, too
 DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
 
@@ -80,7 +82,7 @@ def diagnose(
 
     Args:
         model: The right model.
-        batch: The right input_ids and attention_mask, (B, S).
+        batch: The right input_ids and attention_mask, (B, S); of multiple choice (B, K, S).
         dump: Tap -> foreign tensor, batch first; also the foreign "input_ids" and "attention_mask" if they are known.
             "sentence.mean" is the mean of the last hidden states, (B, H).
         tokenizer: For dumps whose ids may be wrong.
@@ -97,6 +99,8 @@ def diagnose(
     Raises:
         ValueError: The dump has no tap of the model, or a tensor of the wrong shape or type.
     """
+    if model.spec.has_choices:
+        batch, dump = _one_choice_each(batch, dump)
     ids, mask, findings = _checked_ids(batch, dump, tokenizer)
     if findings and not findings[0].faults:
         return Diagnosis((), IDS, _ids_look_like(batch, dump), 0, 1, "unexplained")
@@ -348,6 +352,14 @@ def _check_shapes(comparison: Comparison) -> None:
     for row in comparison.rows:
         if row.verdict in ("misshapen", "wrong dtype"):
             raise ValueError(f"{row.tap} cannot be compared: {row.note}")
+
+
+def _one_choice_each(batch: Mapping[str, Tensor], dump: Dump) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A batch of multiple choice as texts, each a question with one choice: no operation reads two of them."""
+    check_choices((batch[IDS], batch[MASK]), None)
+    texts = {name: tensor.flatten(0, -2) for name, tensor in dump.items() if name in (IDS, MASK)}
+    logits = {name: dump[name].reshape(-1, 1, 1) for name in (CHOICES,) if name in dump}
+    return {name: batch[name].flatten(0, 1) for name in (IDS, MASK)}, {**dump, **texts, **logits}
 
 
 # ---- ids -------------------------------------------------------------------------------------------------------------

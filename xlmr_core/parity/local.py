@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.compare import (
     LOGITS,
     LOGSUMEXP,
@@ -27,7 +26,7 @@ from xlmr_core.parity.compare import (
     with_reduced_logits,
 )
 from xlmr_core.parity.floors import variant
-from xlmr_core.parts import encoder_of
+from xlmr_core.parts import encoder_of, run_on_texts
 from xlmr_core.pretrained import PretrainedModel
 
 WORD = "embeddings.word"
@@ -68,13 +67,12 @@ def predicted(
     taps = model.taps()
     logits = [LOGITS] if dump.keys() & {TOP, LOGSUMEXP} else []
     names = [tap.name for tap in taps if tap.name in dump or tap.name in logits]
-    encoder = encoder_of(model)
     inside = ("embeddings.", "layers.", "final_norm", "pooler.")
-    runs: Any = encoder if all(name.startswith(inside) for name in names) else model
+    runs = encoder_of(model) if all(name.startswith(inside) for name in names) else model
     with _going_on_with(model, names, dump, inputs.real) as seen, made or nullcontext():
         if model.taps() != taps:
             raise ValueError("the model with this fault has other taps: it cannot go on with those of the dump")
-        runs(inputs.ids, inputs.mask)
+        run_on_texts(runs, inputs.ids, inputs.mask)
     found: Dump = with_reduced_logits(seen, inputs.top_ids)
     return {tap: values(tap, tensor, inputs.real) for tap, tensor in found.items() if tap in dump}
 
@@ -205,8 +203,8 @@ def errors_of_right_runs(
     wanted = [tap.name for tap in model.taps() if tap.name in taps | {WORD, *logits}]
     runs: list[dict[str, Tensor]] = []
     for seed in range(count):
-        with _moved_words(low, seed):
-            found = dump_of(low, {"input_ids": inputs.ids, "attention_mask": inputs.mask}, taps=wanted)
+        with _moved_words(low, seed), low.capture(*wanted) as found:
+            run_on_texts(low, inputs.ids, inputs.mask)
         dump = with_reduced_logits({tap: tensor.double() for tap, tensor in found.items()}, inputs.top_ids)
         right = predicted(exact, inputs, dump)
         errors = {tap: values(tap, dump[tap], inputs.real) - right[tap] for tap in right if tap in taps}

@@ -36,7 +36,7 @@ from xlmr_core.parity.compare import (
 from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
 from xlmr_core.parity.floors import REPEATS, perturbed, variant
-from xlmr_core.parts import encoder_of
+from xlmr_core.parts import encoder_of, run_on_texts
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
 
@@ -170,14 +170,13 @@ class Simulator:
     def exact_taps(self, faults: tuple[SimulatedFault, ...]) -> dict[str, Tensor]:
         """Every tap of the model with these faults, in float64; also the sentence vector and the reduced logits."""
         pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
-        model, ids, mask = self._exact, self.input_ids, self.attention_mask
-        with self.made(faults), model.capture("**") as seen:
-            out: Any = model(ids, mask)
+        with self.made(faults), self._exact.capture("**") as seen:
+            _, hidden = run_on_texts(self._exact, self.input_ids, self.attention_mask)
         found = {tap: one_mask(tap, tensor) for tap, tensor in seen.items()}
         if self.top_ids is not None:
             found |= {tap: t for tap, t in with_reduced_logits(found, self.top_ids).items() if tap in (TOP, LOGSUMEXP)}
         if SENTENCE in self.taps:
-            found[SENTENCE] = pool(out.last_hidden_state, mask)
+            found[SENTENCE] = pool(hidden, self.attention_mask)
         return found
 
     def part_of(self, tap: str) -> int:
@@ -279,10 +278,10 @@ def _above(
     names = [tap.name for tap in model.taps() if tap.name in wanted]
     names = [name for name in names if not name.startswith(("embeddings.", "layers."))]
     with _given(encoder_of(model), hidden), model.capture(*names) as seen:
-        out: Any = model(ids, mask)
+        _, last = run_on_texts(model, ids, mask)
     found = {tap: tensor for tap, tensor in with_reduced_logits(seen, top_ids).items() if tap in taps}
     if SENTENCE in taps:
-        found[SENTENCE] = pool(out.last_hidden_state, mask)
+        found[SENTENCE] = pool(last, mask)
     return found
 
 

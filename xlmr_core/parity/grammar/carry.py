@@ -121,8 +121,10 @@ class _Live(Scene):
             )
         ids = args[0] if args else named["input_ids"]
         mask = args[1] if len(args) > 1 else named.get("attention_mask")
+        mask = ids != self.pad if mask is None else mask
+        self.choices = ids.shape[1] if self.model.spec.has_choices else 1
+        ids, mask = ids.flatten(0, -2), mask.flatten(0, -2)  # the choices of all questions are rows
         if encoder_of(self.model).layers:  # or the simulator runs a part, and has said what surrounds it
-            mask = ids != self.pad if mask is None else mask
             SURROUNDINGS[self.model] = Surroundings(ids, mask, ())
             self.inputs.clear()
         else:

@@ -31,10 +31,12 @@ class Scene:
         pad: The id of padding.
         rows: How many rows of the batch belong together: several runs may lie one after the other.
         top_ids: (B, S, K), where logits are known by their top k only.
+        choices: How many rows of the batch are the choices of a question.
     """
 
     ids: Tensor
     real: Tensor
+    choices = 1
 
     def __init__(
         self, weights: Mapping[str, Tensor], heads: int, pad: int, rows: int, top_ids: Tensor | None = None
@@ -186,6 +188,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "sinusoids": _sinusoids,
     "softmax": lambda scene, kind, x: softmax(kind, x, scene.real),
     "select": lambda scene, kind, x: functions.SELECT[kind](x, scene.real),
+    "choices": lambda scene, kind, x: x.unflatten(0, (-1, scene.choices)),
     "top": _top,
     "logsumexp": lambda scene, kind, logits: logsumexp(logits),
     "values": lambda scene, kind, x: _values(kind, x, scene),

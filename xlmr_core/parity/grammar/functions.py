@@ -20,12 +20,17 @@ from xlmr_core.parity.grammar.tokens import ends, inner, starts
 
 
 def _standard(x: Tensor, eps: Tensor, dim: int | tuple[int, ...] = -1, correction: int = 0) -> Tensor:
-    variance = x.var(dim=dim, keepdim=True, correction=correction)
-    return (x - x.mean(dim=dim, keepdim=True)) / (variance + eps).sqrt()
+    return (x - x.mean(dim=dim, keepdim=True)) / (_variance(x, dim, correction) + eps).sqrt()
 
 
 def _spread(x: Tensor, correction: int = 0) -> Tensor:
-    return x.var(dim=-1, keepdim=True, correction=correction).sqrt()
+    return _variance(x, -1, correction).sqrt()
+
+
+def _variance(x: Tensor, dim: int | tuple[int, ...], correction: int) -> Tensor:
+    if correction and x.shape[-1] == 1:
+        raise ValueError("one feature has no unbiased variance")  # torch warns, and gives NaN
+    return x.var(dim=dim, keepdim=True, correction=correction)
 
 
 def _centred(x: Tensor) -> Tensor:

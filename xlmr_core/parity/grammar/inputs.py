@@ -12,6 +12,7 @@ from xlmr_core.parity.compare import elements
 from xlmr_core.parity.faults import PoolingFault, mean_pooled
 from xlmr_core.parity.grammar.terms import SENTENCE
 from xlmr_core.parity.simulate import SimulatedFault, Simulator
+from xlmr_core.parts import run_on_texts
 
 SAME = 1e-9  # relative: far above rounding in float64
 
@@ -89,12 +90,12 @@ def _outcome(
     pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
     try:
         with simulator.made(faults), model.capture("embeddings.output", "layers.*.output") as seen:
-            out = model(ids, mask)
+            out, hidden = run_on_texts(model, ids, mask)
     except (ValueError, RuntimeError, IndexError):
         return None
     found: dict[str, Tensor] = dict(seen)
     found |= {name: its for name, its in vars(out).items() if isinstance(its, Tensor) and its.is_floating_point()}
-    return found | {SENTENCE: pool(out.last_hidden_state, mask)}
+    return found | {SENTENCE: pool(hidden, mask)}
 
 
 def _same(first: dict[str, Tensor], other: dict[str, Tensor], real: Tensor, same: float) -> bool:

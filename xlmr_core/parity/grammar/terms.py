@@ -170,6 +170,7 @@ def _heads(config: XLMRobertaConfig, hidden: Term) -> Terms:
         "classifier.logits": affine(bent, "classifier.out_proj"),
         "tagger.logits": affine(hidden, "classifier"),
         "answer.logits": affine(hidden, "qa_outputs"),
+        "choice.logits": Term("choices", (affine(tap("pooler.output"), "classifier"),)),
         "sparse.weight": affine(hidden, "sparse_linear"),
         "colbert.dense": affine(hidden, "colbert_linear"),
     }
