@@ -21,15 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlmr_course.causes import of_error, of_numbers
+from xlmr_course.compare import agree, agrees, kept, over, wrong_numbers
 from xlmr_course.convert import UnexpectedError, copied, given_as, returned, same
 from xlmr_course.material import material
 from xlmr_course.step import LOW, Case, Fault, Function, Step
 from xlmr_course.steps import STEPS
 
-RELATIVE = 1e-9  # of the largest expected number: the inputs are float64, so rounding stays far below
 SLOW_SECONDS, SLOW_TIMES = 0.5, 50  # a function is slow if it takes longer than both: in all, and times the solution
+IMPORTS_TORCH, IMPORTS_NUMPY = (re.compile(rf"^\s*(import|from) {name}\b", re.M) for name in ("torch", "numpy"))
 LONGEST = 90.0  # seconds for one step
 UNKNOWN = "no fault that is known here gives this result"
+FORMULA = f"{UNKNOWN}; compare your lines with the page's formula"
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,16 @@ def judge(step: Step, file: Path) -> list[Verdict]:
     if arrays not in ("torch", "numpy"):
         symptom = f"ARRAYS is {arrays!r} in {file.name}: write 'torch' or 'numpy'"
         return unmarked(step, symptom)
-    if step.arrays == "numpy" and re.search(r"^\s*(import|from) torch\b", file.read_text(encoding="utf-8"), re.M):
+    if step.arrays == "numpy" and IMPORTS_TORCH.search(file.read_text(encoding="utf-8")):
         return unmarked(step, f"{file.name} imports torch: this step is to be done without")
+    imported = [other for other in STEPS if other.file.removesuffix(".py") in sys.modules]
+    if step.arrays and imported:
+        return unmarked(step, f"{file.name} imports {imported[0].file}: this step is to be done in one file")
     verdicts = [judge_function(step, function, space.get(function.name), arrays, file) for function in step.functions]
-    return [_after(verdict, verdicts[:index]) for index, verdict in enumerate(verdicts)]
+    verdicts = [_after(verdict, verdicts[:index]) for index, verdict in enumerate(verdicts)]
+    if any(verdict.why == FORMULA for verdict in verdicts):
+        verdicts = _from_imported(verdicts, imported, file.parent)
+    return verdicts
 
 
 def _after(verdict: Verdict, above: Sequence[Verdict]) -> Verdict:
@@ -81,6 +90,15 @@ def _after(verdict: Verdict, above: Sequence[Verdict]) -> Verdict:
     if verdict.fault or not verdict.why or not wrong:
         return verdict
     return replace(verdict, why=f"{UNKNOWN}; if it calls `{wrong[-1]}`, which is wrong as well, mend that first")
+
+
+def _from_imported(verdicts: list[Verdict], imported: Sequence[Step], folder: Path) -> list[Verdict]:
+    """A file of an earlier step may have changed since it passed."""
+    for other in imported:
+        if not all(verdict.ok for verdict in judge(other, folder / other.file)):
+            why = f"{other.file}, which is imported, is wrong as it is now: run `xlmr course check {other.name}`"
+            return [replace(verdict, why=why) if verdict.why == FORMULA else verdict for verdict in verdicts]
+    return verdicts
 
 
 def run_file(file: Path) -> dict[str, Any]:
@@ -128,7 +146,8 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
                 function.name,
                 False,
                 f"it changes its argument {changed[0]} in place: whoever called it still needs the old numbers",
-                "look for `+=`, `*=`, `out=`, or a method that ends in an underscore",
+                "look for `+=`, `*=`, `x[...] =`, `out=`"
+                + (", or a method that ends in an underscore" if arrays == "torch" else ""),
             )
         try:
             results.append(returned(result, case.expected))
@@ -139,57 +158,12 @@ def judge_function(step: Step, function: Function, written: Any, arrays: str, fi
         return Verdict(function.name, True, slow=_slow(step, function, cases, seconds, arrays))
     case, result = wrong[0]
     symptom = f"on {case.about}: {_symptom(case, result)}"
-    fault = _recognised(function, cases, results)
     where = _where(function, case, result)
-    if fault is None:
-        unknown = f"{UNKNOWN}; compare your lines with the page's formula"
-        return Verdict(function.name, False, symptom, where, why=unknown)
-    return Verdict(function.name, False, symptom, where, fault.name, fault.why)
-
-
-# ---- right or wrong --------------------------------------------------------------------------------------------------
-
-
-def agrees(case: Case, result: Any) -> bool:
-    """Whether a result is the expected one."""
-    return _agree(case.expected, result, case)
-
-
-def _agree(expected: Any, result: Any, case: Case) -> bool:
-    if isinstance(expected, dict):
-        return expected.keys() == result.keys() and all(_agree(expected[x], result[x], case) for x in expected)
-    if isinstance(expected, tuple):
-        return all(_agree(a, b, case) for a, b in zip(expected, result, strict=True))
-    if isinstance(expected, Tensor):
-        return expected.shape == result.shape and not bool(_wrong(expected, result, case).any())
-    return bool(expected == result)
-
-
-def _wrong(expected: Tensor, result: Tensor, case: Case) -> Tensor:
-    """Where a number is wrong, of those that count."""
-    if not expected.is_floating_point():
-        wrong = expected != result
-    else:
-        size = torch.where(_kept(expected, case), expected.abs(), 0).max()
-        allowed = RELATIVE * float(size) + 1e-12
-        wrong = ~((expected - result).abs() <= allowed)  # NaN is wrong, too
-    if case.hidden is not None:
-        wrong = torch.where(case.hidden, ~(result <= LOW), wrong)
-    if case.counts is not None:
-        wrong = wrong & _over(case.counts, wrong)
-    return wrong
-
-
-def _over(counts: Tensor, like: Tensor) -> Tensor:
-    return counts.reshape(*counts.shape, *[1] * (like.ndim - counts.ndim)).expand_as(like)
-
-
-def _kept(expected: Tensor, case: Case) -> Tensor:
-    """Where there is a number to compare."""
-    kept = torch.ones_like(expected, dtype=torch.bool)
-    if case.counts is not None:
-        kept = kept & _over(case.counts, kept)
-    return kept & ~case.hidden if case.hidden is not None else kept
+    fault = _recognised(function, cases, results)
+    if fault is not None:
+        return Verdict(function.name, False, symptom, where, fault.name, fault.why)
+    name, why = of_numbers(case, result) or ("", FORMULA)
+    return Verdict(function.name, False, symptom, where, name, why)
 
 
 def _recognised(function: Function, cases: Sequence[Case], results: Sequence[Any]) -> Fault | None:
@@ -239,10 +213,24 @@ def _raised(function: Function, case: Case, error: Exception, arrays: str, file:
     symptom = f"on {case.about}: {_where_raised(error, file)}"
     modules = [(step.file, sys.modules.get(step.file.removesuffix(".py"))) for step in STEPS]
     others = [name for name, module in modules if module and getattr(module, "ARRAYS", "torch") != arrays]
-    if not others:
-        return Verdict(function.name, False, symptom)
-    why = f"{file.name} has ARRAYS = {arrays!r}, and imports {others[0]}, which has the other: write both in one."
-    return Verdict(function.name, False, symptom, fault="torch and NumPy mixed", why=why)
+    where = of_error(error, arrays)
+    if others:
+        why = f"{file.name} has ARRAYS = {arrays!r}, and imports {others[0]}, which has the other: write both in one."
+        return Verdict(function.name, False, symptom, where, "torch and NumPy mixed", why)
+    if arrays == "torch" and _may_be_in_numpy(file):
+        why = (
+            f"{file.name} has ARRAYS = 'torch', so its functions are given tensors. For NumPy, write ARRAYS = 'numpy'."
+        )
+        return Verdict(function.name, False, symptom, where, "ARRAYS", why)
+    return Verdict(function.name, False, symptom, where)
+
+
+def _may_be_in_numpy(file: Path) -> bool:
+    """Whether a file that says it is in torch imports NumPy, or lies among files in NumPy."""
+    text = file.read_text(encoding="utf-8")
+    others = [path for path in (file.parent / step.file for step in STEPS) if path.is_file()]
+    in_numpy = any(re.search(r"^ARRAYS = .numpy\b", path.read_text(encoding="utf-8"), re.M) for path in others)
+    return not IMPORTS_TORCH.search(text) and (in_numpy or bool(IMPORTS_NUMPY.search(text)))
 
 
 def _shapes(found: Tensor, expected: Tensor) -> str:
@@ -264,7 +252,7 @@ def _symptom(case: Case, result: Any) -> str:
         return f"number {place} is {result[place]}; expected {expected[place]}"
     if isinstance(expected, dict):
         missing, extra = expected.keys() - result.keys(), result.keys() - expected.keys()
-        wrong = [x for x in expected if x in result and not _agree(expected[x], result[x], case)]
+        wrong = [x for x in expected if x in result and not agree(expected[x], result[x], case)]
         parts = [
             f"{word}: {len(names)}, such as {min(names)}"
             for names, word in ((missing, "missing names"), (extra, "names that the model lacks"))
@@ -275,14 +263,14 @@ def _symptom(case: Case, result: Any) -> str:
             parts.append(f"wrong tensors: {len(wrong)}, such as {wrong[0]}: {of_one}")
         return "; ".join(parts)
     if isinstance(expected, tuple):
-        number = next(i for i, (a, b) in enumerate(zip(expected, result, strict=True)) if not _agree(a, b, case))
+        number = next(i for i, (a, b) in enumerate(zip(expected, result, strict=True)) if not agree(a, b, case))
         return f"part {number} of the result: {_symptom(Case({}, expected[number], ''), result[number])}"
     if result.shape != expected.shape:
         return _shapes(result, expected)
     if not result.isfinite().all() and case.hidden is None:
         return f"{int((~result.isfinite()).sum())} of {result.numel()} numbers are NaN or infinite"
-    wrong = _wrong(expected, result, case)
-    share = float(wrong.sum() / (_over(case.counts, wrong).sum() if case.counts is not None else wrong.numel()))
+    wrong = wrong_numbers(expected, result, case)
+    share = float(wrong.sum() / (over(case.counts, wrong).sum() if case.counts is not None else wrong.numel()))
     place = tuple(wrong.nonzero()[0].tolist())
     found, right = _apart(float(result[place]), float(expected[place]))
     if not place:
@@ -301,8 +289,8 @@ def _where(function: Function, case: Case, result: Any) -> str:
     expected = case.expected
     if not isinstance(expected, Tensor) or not expected.ndim or expected.shape != result.shape:
         return ""
-    wrong = _wrong(expected, result, case)
-    counted = _over(case.counts, wrong) if case.counts is not None else torch.ones_like(wrong)
+    wrong = wrong_numbers(expected, result, case)
+    counted = over(case.counts, wrong) if case.counts is not None else torch.ones_like(wrong)
     lines: list[str] = []
     for axis, name in enumerate(function.axes[: wrong.ndim]):
         others = [i for i in range(wrong.ndim) if i != axis]
@@ -311,7 +299,7 @@ def _where(function: Function, case: Case, result: Any) -> str:
         if bool((there & ~bad).any()):
             lines.append(f"{name} {_ranges(bad)}")
     place = "wrong at every index of every axis" if not lines else "wrong only at " + ", ".join(lines)
-    both = _kept(expected, case) & result.isfinite()
+    both = kept(expected, case) & result.isfinite()
     ratio = (result[both] / expected[both]) if expected.is_floating_point() else torch.ones(0)
     constant = ratio.numel() > 1 and float(ratio.std()) < 1e-6 * abs(float(ratio.mean()))
     if constant and abs(float(ratio.mean()) - 1) > 1e-6:

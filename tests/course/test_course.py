@@ -108,6 +108,8 @@ def test_files_that_cannot_be_marked(tmp_path: Path) -> None:
     assert "write 'torch' or 'numpy'" in written("ARRAYS = 'jax'\n", tmp_path).symptom
     assert "to be done without" in written("import torch\n", tmp_path, "numpy-port").symptom
     assert "has no function" in written("# no import torch here\n", tmp_path, "numpy-port").symptom
+    (tmp_path / "stack.py").write_text("", encoding="utf-8")
+    assert "imports stack.py: this step" in written("import stack\n", tmp_path, "numpy-port").symptom
 
 
 def put(folder: Path, **files: str) -> None:

@@ -1,9 +1,6 @@
-"""Attention: heads, scores, context, output."""
+"""Attention: heads, scores, context."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +8,11 @@ from torch.nn.functional import linear
 
 from xlmr_course.material import Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.parts import normalised
-
-LAYER = 1  # of the bundled model; the first has plain embeddings below it
+from xlmr_course.steps.parts import LAYER, in_layer
 
 
 def _rows(tensor: Tensor, heads: int) -> Tensor:  # (B, S, H) -> (B, N, S, D)
     return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _in_layer(sample: Sample, arguments: dict[str, Any], expected: Tensor, counts: Tensor | None) -> Case:
-    return Case(arguments, expected, f"layer {LAYER}, {sample.about}", counts=counts)
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------------
@@ -41,7 +32,7 @@ def _head_cases(material: Material) -> list[Case]:
             }
             expected = _rows(sample.layer(LAYER)[f"attention.{name}"], heads)
             counts = sample.mask[:, None, :].expand(expected.shape[:3])
-            found.append(_in_layer(sample, arguments, expected, counts))
+            found.append(in_layer(sample, arguments, expected, counts))
     return found
 
 
@@ -83,6 +74,11 @@ HEADS = Step(
                     "heads backwards",
                     "The heads are in the opposite order.",
                     lambda x, weight, bias, heads: _rows(linear(x, weight, bias), heads).flip(1),
+                ),
+                Fault(
+                    "bias before the map",
+                    "The bias is added to x. It is added to the product.",
+                    lambda x, weight, bias, heads: _rows((x + bias) @ weight.T, heads),
                 ),
                 Fault(
                     "scaled here",
@@ -154,13 +150,26 @@ SCORES = Step(
                     lambda q, k, mask: _masked(_scores(q, k, 1 / q.shape[-1]), _keys(mask)),
                 ),
                 Fault(
+                    "scaled by the number of tokens",
+                    "The products are divided by sqrt(S). D is the width of one head, the last axis of q.",
+                    lambda q, k, mask: _masked(_scores(q, k, q.shape[2] ** -0.5), _keys(mask)),
+                ),
+                Fault(
+                    "keys reshaped",
+                    "The keys are reshaped from (S, D) to (D, S), which mixes tokens and features. Exchange the two axes.",
+                    lambda q, k, mask: _masked(
+                        _scores(q, k.reshape(*k.shape[:2], k.shape[3], k.shape[2]).transpose(2, 3)), _keys(mask)
+                    ),
+                ),
+                Fault(
                     "queries and keys exchanged",
                     "Rows are keys and columns are queries. The softmax over the last axis would then be over queries.",
                     lambda q, k, mask: _masked(_scores(k, q), _keys(mask)),
                 ),
                 Fault(
-                    "no mask",
-                    "Padding is not hidden from the tokens. The mask lies on the columns, the keys: no token may look at padding.",
+                    "keys not masked",
+                    "Padding is not hidden from the tokens: there is no mask, or it lies on the rows. It belongs to the columns, "
+                    "the keys.",
                     lambda q, k, mask: _scores(q, k),
                 ),
                 Fault(
@@ -175,7 +184,8 @@ SCORES = Step(
                 ),
                 Fault(
                     "mask multiplied",
-                    "Padding gets the score 0. That is no small score: exp(0) is 1. It needs a very negative number.",
+                    "Padding gets the score 0, or a number near it, such as that of `finfo.tiny`. exp(0) is 1: padding needs "
+                    "a very negative number, such as that of `finfo.min`.",
                     lambda q, k, mask: _scores(q, k) * _keys(mask),
                 ),
                 Fault(
@@ -199,13 +209,17 @@ def _context_cases(material: Material) -> list[Case]:
     def case(sample: Sample) -> Case:
         layer = sample.layer(LAYER)
         arguments = {"scores": layer["attention.scores"], "v": _rows(layer["attention.v"], heads)}
-        return _in_layer(sample, arguments, layer["attention.context"], sample.mask)
+        return in_layer(sample, arguments, layer["attention.context"], sample.mask)
 
     return material.cases(case)
 
 
 def _merged(context: Tensor) -> Tensor:  # (B, N, S, D) -> (B, S, H)
     return context.transpose(1, 2).flatten(2)
+
+
+def _exp(scores: Tensor) -> Tensor:
+    return (scores - scores.amax(-1, keepdim=True)).exp()
 
 
 CONTEXT = Step(
@@ -229,6 +243,23 @@ CONTEXT = Step(
                     lambda scores, v: _merged(scores.softmax(dim=1) @ v),
                 ),
                 Fault(
+                    "softmax over the texts",
+                    "The softmax runs over the texts of the batch. It is the last axis, the keys.",
+                    lambda scores, v: _merged(scores.softmax(dim=0) @ v),
+                ),
+                Fault(
+                    "sum over everything",
+                    "The weights of a row are divided by the sum over all rows: the sum lacks an axis. Sum over the last "
+                    "axis, and keep it (keepdims=True).",
+                    lambda scores, v: _merged(_exp(scores) / _exp(scores).sum() @ v),
+                ),
+                Fault(
+                    "sums along the wrong axis",
+                    "The sum of row i divides column i: it lies along the last axis. Keep the axis of the sum "
+                    "(keepdims=True).",
+                    lambda scores, v: _merged(_exp(scores) / _exp(scores).sum(-1)[..., None, :] @ v),
+                ),
+                Fault(
                     "softmax over everything",
                     "All weights of all rows together add up to 1: the sum lacks an axis. Those of each row must: sum "
                     "over the last axis, and keep it (keepdims=True).",
@@ -247,7 +278,7 @@ CONTEXT = Step(
                 Fault(
                     "not divided by the sum",
                     "exp is taken, but not divided by its sum over the keys.",
-                    lambda scores, v: _merged((scores - scores.amax(-1, keepdim=True)).exp() @ v),
+                    lambda scores, v: _merged(_exp(scores) @ v),
                 ),
                 Fault(
                     "weights transposed",
@@ -263,96 +294,6 @@ CONTEXT = Step(
                     "scaled again",
                     "The scores are divided by sqrt(D) once more: the step before has done that.",
                     lambda scores, v: _merged((scores / v.shape[-1] ** 0.5).softmax(-1) @ v),
-                ),
-            ),
-        ),
-    ),
-)
-
-# ---- output ----------------------------------------------------------------------------------------------------------
-
-NORM = ("norm_weight", "norm_bias", "eps")
-
-
-def _output_cases(material: Material) -> list[Case]:
-    prefix = f"layers.{LAYER}."
-    parameters = material.parameters
-
-    def case(sample: Sample) -> Case:
-        layer = sample.layer(LAYER)
-        arguments = {
-            "context": layer["attention.context"],
-            "x": layer["input"],
-            "weight": parameters[prefix + "attention.out_proj.weight"],
-            "bias": parameters[prefix + "attention.out_proj.bias"],
-            "norm_weight": parameters[prefix + "attention_norm.weight"],
-            "norm_bias": parameters[prefix + "attention_norm.bias"],
-            "eps": material.config.layer_norm_eps,
-        }
-        return _in_layer(sample, arguments, layer["mid"], sample.mask)
-
-    return material.cases(case)
-
-
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
-
-
-def _output_by(rule: Rule) -> Callable[..., Tensor]:
-    def wrong(
-        context: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
-    ) -> Tensor:
-        return rule(context, x, weight, bias, lambda y: normalised(y, norm_weight, norm_bias, eps))
-
-    return wrong
-
-
-OUTPUT = Step(
-    "output",
-    "Back into the stream: output, residual, norm",
-    (
-        Function(
-            "attention_output",
-            ("text", "token", "feature"),
-            _output_cases,
-            (
-                Fault(
-                    "no residual",
-                    "What the layer read, `x`, is not added. Without it a deep model forgets its input, and does not train.",
-                    _output_by(lambda c, x, w, b, norm: norm(linear(c, w, b))),
-                ),
-                Fault(
-                    "residual after the norm",
-                    "`x` is added after the norm. In XLM-R base and large the norm comes last, over the sum.",
-                    _output_by(lambda c, x, w, b, norm: x + norm(linear(c, w, b))),
-                ),
-                Fault(
-                    "residual twice",
-                    "`x` is added before the norm and again after it. Only the sum before the norm has it.",
-                    _output_by(lambda c, x, w, b, norm: x + norm(x + linear(c, w, b))),
-                ),
-                Fault(
-                    "norm before",
-                    "`x` is normalised, not the sum: that is half of the pre-norm order of XL.",
-                    _output_by(lambda c, x, w, b, norm: norm(x) + linear(c, w, b)),
-                ),
-                Fault(
-                    "no norm", "The sum is not normalised.", _output_by(lambda c, x, w, b, norm: x + linear(c, w, b))
-                ),
-                Fault(
-                    "weight transposed",
-                    "The weight is (out, in): x @ weight.T. It is square, so no error stops you.",
-                    _output_by(lambda c, x, w, b, norm: norm(x + c @ w + b)),
-                ),
-                Fault("no bias", "The bias is not added.", _output_by(lambda c, x, w, b, norm: norm(x + c @ w.T))),
-                Fault(
-                    "no projection",
-                    "`context` is added as it is: the output projection, which mixes the heads, is left out.",
-                    _output_by(lambda c, x, w, b, norm: norm(x + c)),
-                ),
-                Fault(
-                    "context for the residual",
-                    "`context` is added to its own projection. The residual is `x`, what the layer read.",
-                    _output_by(lambda c, x, w, b, norm: norm(c + linear(c, w, b))),
                 ),
             ),
         ),

@@ -14,7 +14,7 @@ from xlmr_core import XLMRobertaModel
 from xlmr_core.kernels import batch_of
 from xlmr_course.material import Material, material
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.ends import STACK_FAULTS, stack_cases
+from xlmr_course.steps.stack import STACK_FAULTS, stack_cases
 
 
 @cache
@@ -27,6 +27,19 @@ def _xl() -> XLMRobertaModel:
     return model
 
 
+def _checked(name: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function that is given to the learner, with words of its own for what it cannot take."""
+
+    def call(x: Tensor) -> Tensor:
+        if x.ndim != 3 or x.dtype != torch.float64:
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} takes (B, S, H) of float64, got the shape {tuple(x.shape)} of {dtype}")
+        with torch.no_grad():
+            return function(x)
+
+    return call
+
+
 def _xl_cases(given: Material) -> list[Case]:
     found: list[Case] = []
     model = _xl()
@@ -37,15 +50,14 @@ def _xl_cases(given: Material) -> list[Case]:
             model(sample.input_ids, sample.mask)
 
         def attention(x: Tensor, batch: Any = batch) -> Tensor:
-            with torch.no_grad():
-                return layer.attention(x, batch)
+            return layer.attention(x, batch)
 
         arguments = {
             "x": seen["embeddings.output"],
-            "attention": attention,
-            "feed_forward": torch.no_grad()(layer.feed_forward),
-            "attention_norm": torch.no_grad()(layer.attention_norm),
-            "feed_forward_norm": torch.no_grad()(layer.feed_forward_norm),
+            "attention": _checked("attention", attention),
+            "feed_forward": _checked("feed_forward", layer.feed_forward),
+            "attention_norm": _checked("attention_norm", layer.attention_norm),
+            "feed_forward_norm": _checked("feed_forward_norm", layer.feed_forward_norm),
         }
         found.append(Case(arguments, seen["layers.0.output"], sample.about, counts=sample.mask))
     return found
@@ -103,6 +115,21 @@ XL = Step(
                     "in parallel",
                     "Both parts read the layer's input. The second reads what the first has added to.",
                     _xl_by(lambda x, a, f, n1, n2: x + a(n1(x)) + f(n2(x))),
+                ),
+                Fault(
+                    "no residual",
+                    "Nothing is added to what the two parts give: the stream is x, then x + attention(...).",
+                    _xl_by(lambda x, a, f, n1, n2: f(n2(a(n1(x))))),
+                ),
+                Fault(
+                    "residual of the input",
+                    "`x` is added to the second part. It is the sum of the first part that goes on.",
+                    _xl_by(lambda x, a, f, n1, n2: x + f(n2(x + a(n1(x))))),
+                ),
+                Fault(
+                    "norm after each part",
+                    "The norm is of what a part gives. It is of what the part reads.",
+                    _xl_by(lambda x, a, f, n1, n2: x + n1(a(x)) + n2(f(x + n1(a(x))))),
                 ),
                 Fault(
                     "sandwich",

@@ -1,135 +1,16 @@
-"""The whole encoder, what stands above it, and the file that its numbers come from."""
+"""What stands above the encoder, and the file that its numbers come from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from xlmr_course.material import Material, Sample, material
 from xlmr_course.step import Case, Fault, Function, Step
 from xlmr_course.steps.parts import normalised
-
-# ---- stack -----------------------------------------------------------------------------------------------------------
-
-
-def stack_cases(material: Material) -> list[Case]:
-    """The ids of each sample, and what the last layer gives."""
-    last = material.config.num_hidden_layers - 1
-    parameters = {name: tensor for name, tensor in material.parameters.items() if not name.startswith("lm_head.")}
-
-    def case(sample: Sample) -> Case:
-        arguments = {
-            "input_ids": sample.input_ids,
-            "mask": sample.mask,
-            "parameters": parameters,
-            "heads": material.config.num_attention_heads,
-            "eps": material.config.layer_norm_eps,
-        }
-        return Case(arguments, sample.taps[f"layers.{last}.output"], sample.about, counts=sample.mask)
-
-    return material.cases(case)
-
-
-def _with_layers(choose: Callable[[list[nn.Module]], list[nn.Module]]) -> Callable[..., Tensor]:
-    """The model with other layers, or in another order."""
-
-    def wrong(input_ids: Tensor, mask: Tensor, **_rest: Any) -> Tensor:
-        encoder = deepcopy(material().model.encoder)
-        encoder.layers = nn.ModuleList(choose(list(encoder.layers)))
-        with torch.no_grad():
-            return encoder(input_ids, mask).last_hidden_state
-
-    return wrong
-
-
-def _queries_for_keys(layer: Any) -> nn.Module:
-    attention = layer.attention
-    attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
-    return layer
-
-
-def _scaled_by_width(layer: Any) -> nn.Module:
-    heads = material().config.num_attention_heads
-    for parameter in layer.attention.q_proj.parameters():  # a smaller query is a smaller score
-        parameter.data /= heads**0.5
-    return layer
-
-
-def _last_norm(parameters: Mapping[str, Tensor], **given: Any) -> Tensor:
-    right = _with_layers(lambda layers: layers)(**given)
-    prefix = f"layers.{material().config.num_hidden_layers - 1}.feed_forward_norm."
-    return normalised(right, parameters[prefix + "weight"], parameters[prefix + "bias"], given["eps"])
-
-
-def _called(**other: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """The model with other arguments, each a function of input_ids."""
-
-    def wrong(input_ids: Tensor, mask: Tensor, **_rest: Any) -> Tensor:
-        arguments = {"attention_mask": mask} | {name: rule(input_ids) for name, rule in other.items()}
-        with torch.no_grad():
-            return material().model.encoder(input_ids, **arguments).last_hidden_state
-
-    return wrong
-
-
-STACK_FAULTS = (
-    Fault(
-        "last layer left out", "The last layer is not run: check the end of your range.", _with_layers(lambda x: x[:-1])
-    ),
-    Fault("first layer left out", "Layer 0 is not run: layers count from 0.", _with_layers(lambda x: x[1:])),
-    Fault(
-        "one layer for all",
-        "Every layer uses the weights of layer 0. Each has its own.",
-        _with_layers(lambda x: [x[0]] * len(x)),
-    ),
-    Fault(
-        "last weights for all",
-        "Every layer uses the weights of the last: a closure that sees the loop's variable after the loop does that.",
-        _with_layers(lambda x: [x[-1]] * len(x)),
-    ),
-    Fault("backwards", "The layers run from the last to the first.", _with_layers(lambda x: x[::-1])),
-    Fault(
-        "each layer reads the embeddings",
-        "A layer must read what the layer below it gave. Here only the last one counts, on the embeddings.",
-        _with_layers(lambda x: x[-1:]),
-    ),
-    Fault("twice", "All layers run twice.", _with_layers(lambda x: x + x)),
-    Fault(
-        "mask not handed on",
-        "Padding is not hidden: the mask does not reach the attention of each layer.",
-        _called(attention_mask=lambda ids: torch.ones_like(ids)),
-    ),
-    Fault(
-        "positions from zero",
-        "Positions are counted from 0. Use your function of the step `positions`; the id of <pad> is 1.",
-        _called(position_ids=lambda ids: torch.arange(ids.shape[1]).expand_as(ids)),
-    ),
-    Fault(
-        "queries and keys exchanged",
-        "k_proj makes the queries and q_proj the keys.",
-        _with_layers(lambda layers: [_queries_for_keys(layer) for layer in layers]),
-    ),
-    Fault(
-        "scaled by the width of the model",
-        "The scores are divided by sqrt(H). D is the width of one head, H / N.",
-        _with_layers(lambda layers: [_scaled_by_width(layer) for layer in layers]),
-    ),
-    Fault(
-        "a norm at the end",
-        "The result of the last layer is normalised once more. Only XL has a norm at the end.",
-        lambda parameters, **given: _last_norm(parameters, **given),
-    ),
-)
-STACK = Step(
-    "stack",
-    "All layers",
-    (Function("encode", ("text", "token", "feature"), stack_cases, STACK_FAULTS),),
-)
 
 # ---- the LM head -----------------------------------------------------------------------------------------------------
 
@@ -205,6 +86,28 @@ LM_HEAD = Step(
                 Fault("tanh", "The activation is tanh, which belongs to the pooler.", _head(activation=torch.tanh)),
                 Fault("no norm", "The norm of the head is left out.", _head(norm=False)),
                 Fault(
+                    "weight transposed",
+                    "The weight is (out, in): hidden @ dense_weight.T. It is square, so no error stops you.",
+                    lambda dense_weight, **given: _head()(dense_weight=dense_weight.T, **given),
+                ),
+                Fault(
+                    "eps of another model",
+                    "The norm has an eps of its own, such as 1e-12. Use the argument `eps`.",
+                    lambda eps, **given: _head()(eps=1e-12, **given),
+                ),
+                Fault(
+                    "weight and bias of the norm exchanged",
+                    "The norm gets its bias for the weight and its weight for the bias.",
+                    lambda norm_weight, norm_bias, **given: _head()(
+                        norm_weight=norm_bias, norm_bias=norm_weight, **given
+                    ),
+                ),
+                Fault(
+                    "log-softmax",
+                    "These are log-probabilities. The softmax is not part of the head.",
+                    lambda **given: _head()(**given).log_softmax(-1),
+                ),
+                Fault(
                     "softmax",
                     "These are probabilities. The softmax is not part of the head.",
                     lambda **given: _head()(**given).softmax(-1),
@@ -270,6 +173,10 @@ def _exchanged(one: str, other: str) -> Callable[..., Names]:
     return _changed(change)
 
 
+def _renamed(ours: str, wrong: str) -> Callable[..., Names]:
+    return _changed(lambda right, _published: {name.replace(ours, wrong): x for name, x in right.items()})
+
+
 def _without(part: str) -> Callable[..., Names]:
     return _changed(lambda right, _published: {name: x for name, x in right.items() if part not in name})
 
@@ -315,6 +222,23 @@ LOADING = Step(
                     "keys and values exchanged",
                     "key and value are exchanged: all shapes fit.",
                     _exchanged("k_proj", "v_proj"),
+                ),
+                Fault(
+                    "queries and values exchanged",
+                    "query and value are exchanged: all shapes fit.",
+                    _exchanged("q_proj", "v_proj"),
+                ),
+                Fault(
+                    "short names first",
+                    "output.dense is found in attention.output.dense, too: replace the longer name first.",
+                    _renamed("attention.out_proj", "attention.feed_forward.down_proj"),
+                ),
+                Fault(
+                    "decoder without a head",
+                    "lm_head.decoder.weight is there, but the file has no head. Tie it only where there is a lm_head.",
+                    _changed(
+                        lambda right, _p: right | {"lm_head.decoder.weight": right["embeddings.word_embeddings.weight"]}
+                    ),
                 ),
                 Fault(
                     "norms exchanged",

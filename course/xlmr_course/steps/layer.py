@@ -1,4 +1,4 @@
-"""The second half of a layer."""
+"""What follows attention in a layer: output, and the feed-forward part."""
 
 from __future__ import annotations
 
@@ -10,8 +10,120 @@ from torch.nn.functional import gelu, linear, relu
 
 from xlmr_course.material import Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.attention import LAYER
-from xlmr_course.steps.parts import normalised
+from xlmr_course.steps.parts import LAYER, in_layer, normalised
+
+# ---- output ----------------------------------------------------------------------------------------------------------
+
+NORM = ("norm_weight", "norm_bias", "eps")
+
+
+def _output_cases(material: Material) -> list[Case]:
+    prefix = f"layers.{LAYER}."
+    parameters = material.parameters
+
+    def case(sample: Sample) -> Case:
+        layer = sample.layer(LAYER)
+        arguments = {
+            "context": layer["attention.context"],
+            "x": layer["input"],
+            "weight": parameters[prefix + "attention.out_proj.weight"],
+            "bias": parameters[prefix + "attention.out_proj.bias"],
+            "norm_weight": parameters[prefix + "attention_norm.weight"],
+            "norm_bias": parameters[prefix + "attention_norm.bias"],
+            "eps": material.config.layer_norm_eps,
+        }
+        return in_layer(sample, arguments, layer["mid"], sample.mask)
+
+    return material.cases(case)
+
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+
+
+def _output_by(rule: Rule) -> Callable[..., Tensor]:
+    def wrong(
+        context: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
+    ) -> Tensor:
+        return rule(context, x, weight, bias, lambda y: normalised(y, norm_weight, norm_bias, eps))
+
+    return wrong
+
+
+def _right_output(context: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    return norm(x + linear(context, weight, bias))
+
+
+OUTPUT = Step(
+    "output",
+    "Back into the stream: output, residual, norm",
+    (
+        Function(
+            "attention_output",
+            ("text", "token", "feature"),
+            _output_cases,
+            (
+                Fault(
+                    "no residual",
+                    "What the layer read, `x`, is not added. Without it a deep model forgets its input, and does not train.",
+                    _output_by(lambda c, x, w, b, norm: norm(linear(c, w, b))),
+                ),
+                Fault(
+                    "residual after the norm",
+                    "`x` is added after the norm. In XLM-R base and large the norm comes last, over the sum.",
+                    _output_by(lambda c, x, w, b, norm: x + norm(linear(c, w, b))),
+                ),
+                Fault(
+                    "residual twice",
+                    "`x` is added before the norm and again after it. Only the sum before the norm has it.",
+                    _output_by(lambda c, x, w, b, norm: x + norm(x + linear(c, w, b))),
+                ),
+                Fault(
+                    "norm before",
+                    "`x` is normalised, not the sum: that is half of the pre-norm order of XL.",
+                    _output_by(lambda c, x, w, b, norm: norm(x) + linear(c, w, b)),
+                ),
+                Fault(
+                    "no norm", "The sum is not normalised.", _output_by(lambda c, x, w, b, norm: x + linear(c, w, b))
+                ),
+                Fault(
+                    "weight transposed",
+                    "The weight is (out, in): x @ weight.T. It is square, so no error stops you.",
+                    _output_by(lambda c, x, w, b, norm: norm(x + c @ w + b)),
+                ),
+                Fault("no bias", "The bias is not added.", _output_by(lambda c, x, w, b, norm: norm(x + c @ w.T))),
+                Fault(
+                    "eps of another model",
+                    "The norm has an eps of its own, such as 1e-12. Use the argument `eps`.",
+                    lambda eps, **given: _output_by(_right_output)(eps=1e-12, **given),
+                ),
+                Fault(
+                    "weight and bias of the norm exchanged",
+                    "The norm gets its bias for the weight and its weight for the bias.",
+                    lambda norm_weight, norm_bias, **given: _output_by(_right_output)(
+                        norm_weight=norm_bias, norm_bias=norm_weight, **given
+                    ),
+                ),
+                Fault(
+                    "x and context exchanged",
+                    "`x` goes through the linear map, and `context` is added.",
+                    _output_by(lambda c, x, w, b, norm: norm(c + linear(x, w, b))),
+                ),
+                Fault(
+                    "no projection",
+                    "`context` is added as it is: the output projection, which mixes the heads, is left out.",
+                    _output_by(lambda c, x, w, b, norm: norm(x + c)),
+                ),
+                Fault(
+                    "context for the residual",
+                    "`context` is added to its own projection. The residual is `x`, what the layer read.",
+                    _output_by(lambda c, x, w, b, norm: norm(c + linear(c, w, b))),
+                ),
+            ),
+        ),
+    ),
+)
+
+# ---- feed-forward ----------------------------------------------------------------------------------------------------
 
 
 def _gelu_cases(material: Material) -> list[Case]:
@@ -87,6 +199,20 @@ def _no_second_bias(mid: Tensor, maps: Maps) -> Tensor:
     return norm(mid + down(inner) - down(torch.zeros_like(inner)))
 
 
+def _with_polynomial(x: Tensor) -> Tensor:
+    """GELU with the approximation 7.1.26 of Abramowitz and Stegun in place of erf."""
+    size = x.abs() / 2**0.5
+    t = 1 / (1 + 0.3275911 * size)
+    terms = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    return x * (1 + x.sign() * (1 - terms * torch.exp(-(size**2)))) / 2
+
+
+def _bias_after(mid: Tensor, maps: Maps) -> Tensor:
+    up, down, norm = maps
+    bias = up(torch.zeros_like(mid))
+    return norm(mid + down(gelu(up(mid) - bias) + bias))
+
+
 FEED_FORWARD = Step(
     "feed-forward",
     "Each token by itself",
@@ -116,6 +242,21 @@ FEED_FORWARD = Step(
                     "erf without the root of 2",
                     "Phi(x) is (1 + erf(x / sqrt(2))) / 2; the division by sqrt(2) is missing.",
                     lambda x: x * 0.5 * (1 + torch.erf(x)),
+                ),
+                Fault(
+                    "no half",
+                    "The division by 2 is missing: Phi(x) is (1 + erf(x / sqrt(2))) / 2.",
+                    lambda x: 2 * gelu(x),
+                ),
+                Fault(
+                    "2 for its root",
+                    "erf is taken of x / 2. It is x / sqrt(2).",
+                    lambda x: x * 0.5 * (1 + torch.erf(x / 2)),
+                ),
+                Fault(
+                    "erf by a polynomial",
+                    "erf is approximated by a polynomial, which is right to seven digits. `math.erf` is exact.",
+                    _with_polynomial,
                 ),
                 Fault("Phi without x", "Phi(x) is not multiplied by x.", lambda x: 0.5 * (1 + torch.erf(x / 2**0.5))),
             ),
@@ -152,6 +293,30 @@ FEED_FORWARD = Step(
                     _by(lambda m, f: f[2](m + gelu(f[1](f[0](m))))),
                 ),
                 Fault("no first bias", "The bias of the first map is not added.", _by(_no_bias)),
+                Fault(
+                    "first bias after the activation",
+                    "The bias of the first map is added after the activation. It belongs to the map.",
+                    _by(_bias_after),
+                ),
+                Fault(
+                    "weights exchanged",
+                    "`down_weight` goes up and `up_weight` goes down: the shapes fit without their transposes.",
+                    lambda up_weight, down_weight, **given: _with(gelu)(
+                        up_weight=down_weight.T, down_weight=up_weight.T, **given
+                    ),
+                ),
+                Fault(
+                    "eps of another model",
+                    "The norm has an eps of its own, such as 1e-12. Use the argument `eps`.",
+                    lambda eps, **given: _with(gelu)(eps=1e-12, **given),
+                ),
+                Fault(
+                    "weight and bias of the norm exchanged",
+                    "The norm gets its bias for the weight and its weight for the bias.",
+                    lambda norm_weight, norm_bias, **given: _with(gelu)(
+                        norm_weight=norm_bias, norm_bias=norm_weight, **given
+                    ),
+                ),
                 Fault("no second bias", "The bias of the second map is not added.", _by(_no_second_bias)),
             ),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from xlmr_core.kernels import packed_position_ids
 from xlmr_course.material import Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.attention import LAYER
+from xlmr_course.steps.parts import LAYER
 
 
 def _pack_cases(material: Material) -> list[Case]:
@@ -55,9 +56,47 @@ def _groups(lengths: Tensor) -> Tensor:  # (T): the number of each token's text
     return torch.arange(len(lengths)).repeat_interleave(lengths)
 
 
+def _counted_from(lengths: Tensor, starts: Tensor, pad: int) -> Tensor:
+    return torch.arange(int(lengths.sum())) - starts.repeat_interleave(lengths) + pad + 1
+
+
+def _texts(lengths: Tensor, *packed: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(x.split(lengths.tolist()) for x in packed), strict=True))
+
+
+def _softmax_over(axis: int) -> Callable[..., Tensor]:
+    def wrong(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, heads: int) -> Tensor:
+        found: list[Tensor] = []
+        for part in _texts(lengths, q, k, v):
+            a, b, c = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in part)
+            weights = (a @ b.transpose(1, 2) / a.shape[-1] ** 0.5).softmax(axis)
+            found.append((weights @ c).transpose(0, 1).flatten(1))
+        return torch.cat(found)
+
+    return wrong
+
+
+def _reshaped(split: bool, join: bool) -> Callable[..., Tensor]:
+    """Heads by one reshape, without an exchange of the axes: when they are split, or when they are joined."""
+
+    def wrong(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, heads: int) -> Tensor:
+        found: list[Tensor] = []
+        for part in _texts(lengths, q, k, v):
+            n = len(part[0])
+            a, b, c = (x.reshape(heads, n, -1) if split else x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in part)
+            mixed = (a @ b.transpose(1, 2) / a.shape[-1] ** 0.5).softmax(-1) @ c
+            found.append(mixed.reshape(n, -1) if join else mixed.transpose(0, 1).flatten(1))
+        return torch.cat(found)
+
+    return wrong
+
+
+def _first_again(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, heads: int) -> Tensor:
+    return torch.cat([_attention(q[:n], k[:n], v[:n], heads) for n in lengths.tolist()])
+
+
 def _each_alone(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, heads: int, scale: float = 1.0) -> Tensor:
-    parts = zip(*(x.split(lengths.tolist()) for x in (q * scale, k, v)), strict=True)
-    return torch.cat([_attention(*part, heads) for part in parts])
+    return torch.cat([_attention(*part, heads) for part in _texts(lengths, q * scale, k, v)])
 
 
 PACKING = Step(
@@ -135,6 +174,19 @@ PACKING = Step(
                     lambda lengths, pad: torch.cat([torch.arange(pad + 1, pad + n) for n in lengths.tolist()]),
                 ),
                 Fault(
+                    "ends for starts",
+                    "The end of each text is taken away, not its start: the starts are cumsum(lengths) - lengths.",
+                    lambda lengths, pad: _counted_from(lengths, lengths.cumsum(0), pad),
+                ),
+                Fault(
+                    "starts not added up",
+                    "The length of the text before is taken for the start of a text. A start is the sum of all lengths "
+                    "before.",
+                    lambda lengths, pad: _counted_from(
+                        lengths, lengths.roll(1) * (torch.arange(len(lengths)) > 0), pad
+                    ),
+                ),
+                Fault(
                     "from three",
                     "Each text begins at 3, one too late.",
                     lambda lengths, pad: torch.cat([torch.arange(n) + pad + 2 for n in lengths.tolist()]),
@@ -178,6 +230,42 @@ PACKING = Step(
                     "not scaled",
                     "The products are not divided by sqrt(D).",
                     lambda q, k, v, lengths, heads: _each_alone(q, k, v, lengths, heads, (q.shape[-1] // heads) ** 0.5),
+                ),
+                Fault(
+                    "scaled by the width of the model",
+                    "The products are divided by sqrt(H). D is the width of one head, H / N.",
+                    lambda q, k, v, lengths, heads: _each_alone(q, k, v, lengths, heads, heads**-0.5),
+                ),
+                Fault(
+                    "softmax over queries",
+                    "The softmax runs over the queries. It is the last axis, the keys.",
+                    _softmax_over(1),
+                ),
+                Fault(
+                    "softmax over heads",
+                    "The softmax runs over the heads. It is the last axis, the keys.",
+                    _softmax_over(0),
+                ),
+                Fault(
+                    "heads reshaped",
+                    "(n, H) is reshaped to (N, n, D) in one go, and back: that mixes tokens with heads. Split the last axis "
+                    "first, (n, N, D), then exchange two axes.",
+                    _reshaped(split=True, join=True),
+                ),
+                Fault(
+                    "split by reshape",
+                    "(n, H) is reshaped to (N, n, D) in one go. Split the last axis first, then exchange two axes.",
+                    _reshaped(split=True, join=False),
+                ),
+                Fault(
+                    "joined by reshape",
+                    "(N, n, D) is reshaped to (n, H) in one go. Exchange tokens and heads first.",
+                    _reshaped(split=False, join=True),
+                ),
+                Fault(
+                    "the first text again",
+                    "Each text begins at token 0: the start does not move on by the length of a text.",
+                    _first_again,
                 ),
                 Fault(
                     "one head",

@@ -1,4 +1,4 @@
-"""Text to the first layer: ids, positions, embeddings."""
+"""Text to ids and positions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from xlmr_core.model import position_ids_from
-from xlmr_course.material import TEXTS, Material, Sample
+from xlmr_course.material import TEXTS, Material
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.parts import normalised
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
@@ -56,6 +55,16 @@ IDS = Step(
                     "unknown pieces shifted as well",
                     "SentencePiece's <unk> is 0; plus one that is <pad>, which attention hides. The model's <unk> is 3.",
                     lambda spm_ids: [0, *(i + 1 for i in spm_ids), 2],
+                ),
+                Fault(
+                    "unknown pieces at 4",
+                    "<unk> is set to 3 and then shifted with the rest. It is 3 in the model: shift the others only.",
+                    lambda spm_ids: [0, *(i + 1 if i else 4 for i in spm_ids), 2],
+                ),
+                Fault(
+                    "special tokens added to the ids",
+                    "2 is added to every id: [0] + row + [2] joins lists, but adds when row is a NumPy array.",
+                    lambda spm_ids: [i + 2 for i in _shifted(spm_ids)],
                 ),
                 Fault(
                     "no special tokens",
@@ -180,171 +189,27 @@ POSITIONS = Step(
                     ),
                 ),
                 Fault(
+                    "down the batch",
+                    "The running sum goes from text to text. It goes along the tokens of each: axis 1.",
+                    lambda input_ids, pad: _real(input_ids, pad).cumsum(0) * _real(input_ids, pad) + pad,
+                ),
+                Fault(
+                    "columns counted",
+                    "Real tokens have the numbers of their columns. With padding in front the first token is not in "
+                    "column 0.",
+                    lambda input_ids, pad: torch.where(
+                        input_ids == pad, pad, torch.arange(input_ids.shape[1]).expand_as(input_ids) + pad + 1
+                    ),
+                ),
+                Fault(
+                    "padding for real",
+                    "Padding is counted, and real tokens are not: the comparison with pad is the wrong way round.",
+                    lambda input_ids, pad: (input_ids == pad).cumsum(1) * (input_ids == pad) + pad,
+                ),
+                Fault(
                     "from three",
                     "The count begins one too late, at 3: a running sum begins at 1 already, so add pad, not pad + 1.",
                     lambda input_ids, pad: (_real(input_ids, pad).cumsum(1) + 1) * _real(input_ids, pad) + pad,
-                ),
-            ),
-        ),
-    ),
-)
-
-# ---- embeddings ------------------------------------------------------------------------------------------------------
-
-
-def _embedding_cases(material: Material) -> list[Case]:
-    parameters, config = material.parameters, material.config
-
-    def case(sample: Sample) -> Case:
-        positions = (sample.mask.cumsum(1) * sample.mask) + config.pad_token_id
-        arguments = {
-            "input_ids": sample.input_ids,
-            "positions": positions,
-            "word": parameters["embeddings.word_embeddings.weight"],
-            "position": parameters["embeddings.position_embeddings.weight"],
-            "token_type": parameters["embeddings.token_type_embeddings.weight"],
-            "weight": parameters["embeddings.norm.weight"],
-            "bias": parameters["embeddings.norm.bias"],
-            "eps": config.layer_norm_eps,
-        }
-        return Case(arguments, sample.taps["embeddings.output"], sample.about, counts=sample.mask)
-
-    return material.cases(case)
-
-
-def _norm_cases(material: Material) -> list[Case]:
-    parameters, config = material.parameters, material.config
-
-    def case(sample: Sample) -> Case:
-        arguments = {
-            "x": sample.taps["embeddings.sum"],
-            "weight": parameters["embeddings.norm.weight"],
-            "bias": parameters["embeddings.norm.bias"],
-            "eps": config.layer_norm_eps,
-        }
-        return Case(arguments, sample.taps["embeddings.output"], sample.about, counts=sample.mask)
-
-    return material.cases(case)
-
-
-def _sum(input_ids: Tensor, positions: Tensor, word: Tensor, position: Tensor, token_type: Tensor) -> Tensor:
-    return word[input_ids] + position[positions] + token_type[0]
-
-
-def _norm_by(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / scale * weight + bias
-
-
-EMBEDDINGS = Step(
-    "embeddings",
-    "Three tables and a norm",
-    (
-        Function(
-            "norm",
-            ("text", "token", "feature"),
-            _norm_cases,
-            (
-                Fault(
-                    "eps of another model",
-                    "eps is not the argument but a number of its own, 1e-12 as in BERT. Pass `eps` on.",
-                    lambda x, weight, bias, eps: normalised(x, weight, bias, 1e-12),
-                ),
-                Fault(
-                    "eps outside the root",
-                    "eps is added to the standard deviation. It belongs to the variance, inside the root.",
-                    lambda x, weight, bias, eps: _norm_by(x, weight, bias, x.std(-1, correction=0, keepdim=True) + eps),
-                ),
-                Fault(
-                    "variance of a sample",
-                    "The sum of squares is divided by H - 1, as in statistics; `torch.var` does so unless you ask. The "
-                    "norm divides by H.",
-                    lambda x, weight, bias, eps: _norm_by(x, weight, bias, (x.var(-1, keepdim=True) + eps).sqrt()),
-                ),
-                Fault(
-                    "over the tokens",
-                    "Mean and variance are taken over the tokens of a text. They belong to the features of one token.",
-                    lambda x, weight, bias, eps: (
-                        (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + eps).sqrt() * weight
-                        + bias
-                    ),
-                ),
-                Fault(
-                    "no mean",
-                    "The mean is not taken away: that is RMS norm, of other models.",
-                    lambda x, weight, bias, eps: x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias,
-                ),
-                Fault(
-                    "no weight and bias",
-                    "The result is not multiplied by `weight` and moved by `bias`.",
-                    lambda x, weight, bias, eps: normalised(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
-                ),
-                Fault(
-                    "bias before the weight",
-                    "`bias` is added before the product with `weight`. Multiply by `weight` first.",
-                    lambda x, weight, bias, eps: (
-                        (normalised(x, torch.ones_like(weight), torch.zeros_like(bias), eps) + bias) * weight
-                    ),
-                ),
-                Fault(
-                    "no bias",
-                    "`bias` is not added at the end.",
-                    lambda x, weight, bias, eps: normalised(x, weight, torch.zeros_like(bias), eps),
-                ),
-            ),
-        ),
-        Function(
-            "embed",
-            ("text", "token", "feature"),
-            _embedding_cases,
-            (
-                Fault(
-                    "no token type",
-                    "The token-type vector is left out, because there is only one type. It is not zero: it was trained.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
-                        word[input_ids] + position[positions], weight, bias, eps
-                    ),
-                ),
-                Fault(
-                    "no norm",
-                    "The sum is returned without the norm.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: _sum(
-                        input_ids, positions, word, position, token_type
-                    ),
-                ),
-                Fault(
-                    "no positions",
-                    "The position vectors are not added: the model has no way to know the order of words.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
-                        word[input_ids] + token_type[0], weight, bias, eps
-                    ),
-                ),
-                Fault(
-                    "words scaled",
-                    "Word vectors are multiplied by sqrt(H), as in the first Transformer. Not here.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
-                        word[input_ids] * word.shape[1] ** 0.5 + position[positions] + token_type[0], weight, bias, eps
-                    ),
-                ),
-                Fault(
-                    "positions counted again",
-                    "The rows of the position table are taken from 0 up, whatever `positions` says.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: normalised(
-                        word[input_ids] + position[: input_ids.shape[1]] + token_type[0], weight, bias, eps
-                    ),
-                ),
-                Fault(
-                    "token type after the norm",
-                    "The token-type vector is added after the norm. The norm is of the sum of all three.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: (
-                        normalised(word[input_ids] + position[positions], weight, bias, eps) + token_type[0]
-                    ),
-                ),
-                Fault(
-                    "norm of the words only",
-                    "Only the word vectors are normalised, and the rest is added afterwards. The norm is of the sum.",
-                    lambda input_ids, positions, word, position, token_type, weight, bias, eps: (
-                        normalised(word[input_ids], weight, bias, eps) + position[positions] + token_type[0]
-                    ),
                 ),
             ),
         ),

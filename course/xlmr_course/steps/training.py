@@ -81,7 +81,12 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _adamw(
-    correct: bool = True, decoupled: bool = True, decay: bool = True, eps_inside: bool = False, sign: float = -1.0
+    correct: bool = True,
+    decoupled: bool = True,
+    decay: bool = True,
+    eps_inside: bool = False,
+    sign: float = -1.0,
+    root: bool = True,
 ) -> Callable[..., Three]:
     def wrong(
         weight: Tensor,
@@ -101,7 +106,8 @@ def _adamw(
         square = beta2 * square + (1 - beta2) * gradient**2
         m, v = (mean / (1 - beta1**step), square / (1 - beta2**step)) if correct else (mean, square)
         shrunk = weight * (1 - lr * weight_decay) if decoupled and decay else weight
-        return shrunk + sign * lr * m / ((v + eps).sqrt() if eps_inside else v.sqrt() + eps), mean, square
+        below = (v + eps).sqrt() if eps_inside else (v.sqrt() if root else v) + eps
+        return shrunk + sign * lr * m / below, mean, square
 
     return wrong
 
@@ -178,6 +184,11 @@ TRAINING = Step(
                     lambda logits, labels: -_loss(logits, labels),
                 ),
                 Fault(
+                    "-100 as an index",
+                    "Tokens without a label count: -100 is taken for an index, which in NumPy is the 100th from the end.",
+                    lambda logits, labels: _loss(logits, labels % logits.shape[-1]),
+                ),
+                Fault(
                     "logarithm to the base 2",
                     "The logarithm is to the base 2. Losses of language models are in nats: the natural logarithm.",
                     lambda logits, labels: _loss(logits, labels) / torch.log(torch.tensor(2.0, dtype=torch.float64)),
@@ -205,6 +216,23 @@ TRAINING = Step(
                     "difference by the mask, and divide by n.",
                     lambda logits, labels: (
                         logits.softmax(-1) - one_hot(labels.clamp(min=0), logits.shape[-1]) * _labelled(labels)
+                    ),
+                ),
+                Fault(
+                    "probabilities without a label",
+                    "Tokens without a label keep their probabilities. Nothing asks them for anything: theirs is 0.",
+                    lambda logits, labels: (
+                        (logits.softmax(-1) - one_hot(labels.clamp(min=0), logits.shape[-1]) * _labelled(labels))
+                        / _labelled(labels).sum()
+                    ),
+                ),
+                Fault(
+                    "-100 as an index",
+                    "Tokens without a label have a gradient: -100 is taken for an index, which in NumPy is the 100th from the "
+                    "end.",
+                    lambda logits, labels: (
+                        (logits.softmax(-1) - one_hot(labels % logits.shape[-1], logits.shape[-1]))
+                        / _labelled(labels).sum()
                     ),
                 ),
                 Fault(
@@ -248,6 +276,26 @@ TRAINING = Step(
                     _adamw(eps_inside=True),
                 ),
                 Fault("sign", "The weight goes up the gradient.", _adamw(sign=1.0)),
+                Fault(
+                    "decay without lr",
+                    "The weight is shrunk by weight_decay. It is shrunk by lr * weight_decay.",
+                    lambda weight_decay, lr, **given: _adamw()(weight_decay=weight_decay / lr, lr=lr, **given),
+                ),
+                Fault(
+                    "step counted once more",
+                    "The correction is that of the next step: `step` counts from 1 already.",
+                    lambda step, **given: _adamw()(step=step + 1, **given),
+                ),
+                Fault(
+                    "betas exchanged",
+                    "beta1 is used for the square and beta2 for the mean.",
+                    lambda beta1, beta2, **given: _adamw()(beta1=beta2, beta2=beta1, **given),
+                ),
+                Fault(
+                    "no root",
+                    "The step is divided by square', not by its root.",
+                    _adamw(root=False),
+                ),
                 Fault(
                     "corrected means returned",
                     "mean' and square' are returned. Only this step uses them: the next one needs mean and square.",

@@ -9,5 +9,5 @@ def activation(x):
 
 
 def feed_forward(mid, up_weight, up_bias, down_weight, down_bias, norm_weight, norm_bias, eps: float):
-    """mid: (B, S, H); up_weight: (F, H); down_weight: (H, F). Returns (B, S, H)."""
+    """mid: (B, S, H); up_weight: (F, H); down_weight: (H, F); up_bias: (F,); the others: (H,). Returns (B, S, H)."""
     raise NotImplementedError

@@ -4,5 +4,6 @@ ARRAYS = "torch"  # or "numpy": what you write in
 
 
 def attention_output(context, x, weight, bias, norm_weight, norm_bias, eps: float):
-    """context, x: (B, S, H); x is what the layer read; weight: (H, H) as (out, in). Returns (B, S, H)."""
+    """context, x: (B, S, H); x is what the layer read; weight: (H, H) as (out, in); bias and those of the norm: (H,).
+    Returns (B, S, H)."""
     raise NotImplementedError
