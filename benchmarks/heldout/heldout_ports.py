@@ -40,7 +40,8 @@ class Bug:
 
 
 def read_bugs(port: str) -> dict[str, Bug]:
-    table = tomllib.loads((HERE / f"bugs_{port}.toml").read_text(encoding="utf-8"))["bug"]
+    files = sorted(HERE.glob(f"bugs_{port}*.toml"))
+    table = [b for file in files for b in tomllib.loads(file.read_text(encoding="utf-8"))["bug"]]
     bugs = [Bug(b["id"], b["first"], b["truth"], tuple((old, new) for old, new in b["changes"])) for b in table]
     return {bug.id: bug for bug in bugs}
 
