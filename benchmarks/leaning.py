@@ -36,11 +36,13 @@ from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import position_ids_from
 from xlmr_core.parity.adapters import dump_of, transformers_model
-from xlmr_core.parity.compare import Dump, compare, unpacked
-from xlmr_core.parity.floors import measure_floors, variant
+from xlmr_core.parity.compare import compare
+from xlmr_core.parity.floors import measure_floors
 from xlmr_core.parity.int8 import quantise
 from xlmr_core.parity.leaning import leanings
 from xlmr_core.parity.local import Inputs
+from xlmr_core.parity.tap_values import Dump, unpacked
+from xlmr_core.parity.variants import variant
 from xlmr_core.paths import package_data
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

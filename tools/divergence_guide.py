@@ -12,10 +12,11 @@ from reference import CONFIGS, ORACLE_TOLERANCE, Pair
 from torch import Tensor
 
 from xlmr_core.parity.adapters import dump_of
-from xlmr_core.parity.compare import compare, elements
+from xlmr_core.parity.compare import compare
 from xlmr_core.parity.diagnose import one_mask
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS, Fault, mean_pooled
 from xlmr_core.parity.patterns import describe
+from xlmr_core.parity.tap_values import elements
 
 PATH = Path(__file__).parents[1] / "docs" / "divergence-guide.md"
 

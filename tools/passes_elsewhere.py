@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from xlmr_core.parity.floors import variant
+from xlmr_core.parity.variants import variant
 from xlmr_core.served.faults import PipelineFault, faults_for
 from xlmr_core.served.pipeline import Pipeline
 from xlmr_core.served.probe import probe_texts

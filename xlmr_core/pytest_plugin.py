@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from xlmr_core.parity.compare import Comparison, Floors
     from xlmr_core.parity.matching import Matching
-    from xlmr_core.parity.trace import Checkpoint, Trace
+    from xlmr_core.parity.recording import Checkpoint
+    from xlmr_core.parity.trace import Trace
     from xlmr_core.pretrained import PretrainedModel
 
 DEFAULT_TEXTS = ("The capital of France is <mask>.", "Bonjour")
@@ -139,14 +140,15 @@ def _path(request: pytest.FixtureRequest, name: str) -> str:
 
 
 def _checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    from xlmr_core.parity.trace import Checkpoint
+    from xlmr_core.parity.recording import Checkpoint
 
     source = _path(request, str(_option(request, "checkpoint")))
     return _kept(request, ("checkpoint", source), lambda: Checkpoint.load(source))
 
 
 def _trace(request: pytest.FixtureRequest) -> Trace:
-    from xlmr_core.parity.trace import Trace, record
+    from xlmr_core.parity.recording import record
+    from xlmr_core.parity.trace import Trace
 
     file = _option(request, "trace")
     if file:

@@ -11,7 +11,7 @@ from xlmr_core.parity.check import check_trace, dump_from_file, measure_trace
 from xlmr_core.parity.compare import Floors, Row
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.int8 import INT8
-from xlmr_core.parity.trace import Checkpoint, record
+from xlmr_core.parity.recording import Checkpoint, record
 from xlmr_core.served import Pipeline, judge
 from xlmr_core.served.faults import with_faults
 from xlmr_core.served.ids import IdVerdict, judge_ids

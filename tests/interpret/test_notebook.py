@@ -12,7 +12,7 @@ from xlmr_core.parity.compare import Comparison, Leaning, Row, compare
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import find_fault
 from xlmr_core.parity.findings import Diagnosis, Evidence, Finding
-from xlmr_core.parity.trace import record
+from xlmr_core.parity.recording import record
 
 HOSTILE = (
     "<script>alert(1)</script>",

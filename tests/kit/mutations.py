@@ -31,7 +31,8 @@ from torch import Tensor
 
 from xlmr_core.checkpoint import CheckpointError
 from xlmr_core.parity.check import check_trace, dump_from_file, floors_path, read_floors
-from xlmr_core.parity.trace import KEY, Checkpoint, Trace, TraceError, rerun
+from xlmr_core.parity.recording import Checkpoint, rerun
+from xlmr_core.parity.trace import KEY, Trace, TraceError
 
 SECONDS = 20  # that one case may take
 ODD: list[Any] = [
@@ -372,7 +373,7 @@ class limited:  # noqa: N801 (a context manager)
 
 if __name__ == "__main__":
     from xlmr_core.parity.check import measure_trace
-    from xlmr_core.parity.trace import record
+    from xlmr_core.parity.recording import record
 
     parser = argparse.ArgumentParser()
     parser.add_argument("target", choices=CASES)

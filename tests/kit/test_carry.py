@@ -7,11 +7,11 @@ import reference
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.compare import elements
 from xlmr_core.parity.faults import Fault, find_fault
-from xlmr_core.parity.floors import variant
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.terms import Term, scaled, terms_of
+from xlmr_core.parity.tap_values import elements
+from xlmr_core.parity.variants import variant
 
 ATTENTION = "layers.1.attention."
 TAPS = [f"{ATTENTION}{name}" for name in ("q", "scores", "probs", "context", "output")]

@@ -10,10 +10,10 @@ from torch import Tensor
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import find_fault
-from xlmr_core.parity.floors import variant
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.terms import scaled, terms_of, weights_of
+from xlmr_core.parity.variants import variant
 
 TAP = "choice.logits"
 

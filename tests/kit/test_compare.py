@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from xlmr_core.heads import XLMRobertaForMaskedLM
 from xlmr_core.parity import FAULTS, Fault, find_fault
 from xlmr_core.parity.adapters import Place, compare_models, dump_of
-from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP, TOP_IDS, Floors, compare, in_reading_order, logsumexp
+from xlmr_core.parity.compare import Floors, compare
 from xlmr_core.parity.plot import plot_error_by_depth
+from xlmr_core.parity.tap_values import LOGITS, LOGSUMEXP, TOP, TOP_IDS, in_reading_order, logsumexp
 
 NORMS = pytest.mark.parametrize("norm", CONFIGS)
 REAL = torch.tensor([[True, True, True, False], [False, True, True, True]])

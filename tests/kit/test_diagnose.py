@@ -20,7 +20,7 @@ from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.diagnose import Diagnosis, diagnose, one_mask
 from xlmr_core.parity.faults import POOLING_FAULTS, TOKENIZER_FAULTS, find_fault, mean_pooled
 from xlmr_core.parity.patterns import describe, growth
-from xlmr_core.parity.trace import record
+from xlmr_core.parity.recording import record
 
 
 @pytest.fixture(scope="module")

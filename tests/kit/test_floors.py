@@ -14,18 +14,10 @@ from xlmr_core.parity import find_fault
 from xlmr_core.parity.adapters import compare_models, dump_of
 from xlmr_core.parity.check import floors_path, measure_trace, read_floors
 from xlmr_core.parity.compare import FACTOR, compare
-from xlmr_core.parity.floors import (
-    REPEATS,
-    FloorTable,
-    _packed_taps,
-    _reversed,
-    _unreversed,
-    measure,
-    measure_floors,
-    run_taps,
-    variant,
-)
-from xlmr_core.parity.trace import Checkpoint, Trace, TraceError, record
+from xlmr_core.parity.floors import REPEATS, FloorTable, measure, measure_floors
+from xlmr_core.parity.recording import Checkpoint, record
+from xlmr_core.parity.trace import Trace, TraceError
+from xlmr_core.parity.variants import packed_taps, run_taps, unreversed, variant, with_features_reversed
 
 NORMS = pytest.mark.parametrize("norm", CONFIGS)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,11 +36,11 @@ def test_a_reversed_model_is_the_same_mathematics(norm: str, grad: bool) -> None
     pair = reference.build_pair(CONFIGS[norm], dtype=torch.float64)
     taps = [tap.name for tap in pair.ours.taps()]
     expected = run_taps(pair.ours, pair.batch, taps, grad=grad)
-    turned = _reversed(variant(pair.ours, torch.float64, "eager", "cpu"))
+    turned = with_features_reversed(variant(pair.ours, torch.float64, "eager", "cpu"))
     assert not torch.equal(
         turned.encoder.layers[0].attention.q_proj.weight, pair.ours.encoder.layers[0].attention.q_proj.weight
     )
-    found = _unreversed(run_taps(turned, pair.batch, taps, grad=grad), pair.ours.spec)
+    found = unreversed(run_taps(turned, pair.batch, taps, grad=grad), pair.ours.spec)
     assert list(found) == list(expected)
     for row in compare(expected, found, real=pair.real).rows:
         assert row.max_abs <= reference.ORACLE_TOLERANCE, row
@@ -57,8 +49,8 @@ def test_a_reversed_model_is_the_same_mathematics(norm: str, grad: bool) -> None
 def test_a_reversed_pooler_too() -> None:
     pair = reference.build_encoder_pair(CONFIGS["post-norm"])
     expected = dump_of(variant(pair.ours, torch.float64, "eager", "cpu"), pair.batch)
-    found = _unreversed(
-        dump_of(_reversed(variant(pair.ours, torch.float64, "eager", "cpu")), pair.batch), pair.ours.spec
+    found = unreversed(
+        dump_of(with_features_reversed(variant(pair.ours, torch.float64, "eager", "cpu")), pair.batch), pair.ours.spec
     )
     assert reference.gap(expected["pooler.output"], found["pooler.output"]) <= reference.ORACLE_TOLERANCE
 
@@ -100,7 +92,7 @@ def test_a_packed_run_is_put_back_where_it_was(norm: str) -> None:
     pair = reference.build_pair(CONFIGS[norm], dtype=torch.float64)
     reference.packed_batch(pair.batch, pair.config.pad_token_id)
     taps = [tap.name for tap in pair.ours.taps()]
-    expected, found = run_taps(pair.ours, pair.batch, taps), _packed_taps(pair.ours, pair.batch, taps)
+    expected, found = run_taps(pair.ours, pair.batch, taps), packed_taps(pair.ours, pair.batch, taps)
     assert list(found) == list(expected)
     for row in compare(expected, found, real=pair.real).rows:
         assert row.max_abs <= reference.ORACLE_TOLERANCE, row
@@ -174,9 +166,11 @@ def test_a_fault_is_above_the_floor_at_its_site_and_nothing_before(name: str) ->
     pair = reference.build_pair(CONFIGS["post-norm"])
     floors = measure_floors(pair.ours, pair.batch, dtypes=[torch.float32])
     expected, fault = dump_of(pair.ours, pair.batch), find_fault(name)
-    other_order = _reversed(variant(pair.ours, torch.float32, "eager", "cpu"))  # a port with its own rounding
+    other_order = with_features_reversed(
+        variant(pair.ours, torch.float32, "eager", "cpu")
+    )  # a port with its own rounding
     with fault.applied(other_order):
-        actual = _unreversed(dump_of(other_order, pair.batch), pair.ours.spec)
+        actual = unreversed(dump_of(other_order, pair.batch), pair.ours.spec)
     first = compare(expected, actual, real=pair.real, floors=floors).first_divergence
     assert first is not None
     assert first.tap == fault.tap

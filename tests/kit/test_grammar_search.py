@@ -18,12 +18,12 @@ from torch import Tensor
 from xlmr_core import XLMRobertaModel, XLMRobertaTokenizer
 from xlmr_core.model import SelfAttention
 from xlmr_core.parity.adapters import dump_of
-from xlmr_core.parity.compare import elements
 from xlmr_core.parity.diagnose import Diagnosis, diagnose
 from xlmr_core.parity.faults import FAULTS, find_fault
-from xlmr_core.parity.floors import variant
 from xlmr_core.parity.grammar.fitting import Fitted, fitted, usual_near
 from xlmr_core.parity.simulate import one_mask
+from xlmr_core.parity.tap_values import elements
+from xlmr_core.parity.variants import variant
 
 OUTPUTS = ("embeddings.output", "output")
 # Named by the taps between two layers as something else that gives the same numbers on every input.

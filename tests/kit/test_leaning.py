@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from xlmr_core.model import FeedForward
 from xlmr_core.parity.adapters import dump_of
-from xlmr_core.parity.compare import Dump, Leaning, compare, unpacked
+from xlmr_core.parity.compare import Leaning, compare
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import find_fault
 from xlmr_core.parity.faults.patching import parts_of
-from xlmr_core.parity.floors import measure_floors, variant
+from xlmr_core.parity.floors import measure_floors
 from xlmr_core.parity.int8 import quantise
 from xlmr_core.parity.leaning import leanings
 from xlmr_core.parity.local import Inputs, predicted, values
+from xlmr_core.parity.tap_values import Dump, unpacked
+from xlmr_core.parity.variants import variant
 
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 

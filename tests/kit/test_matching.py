@@ -22,7 +22,8 @@ from xlmr_core.parity.foreign import fitted, renamed
 from xlmr_core.parity.matching import Matching, match_tensors
 from xlmr_core.parity.name_map import as_names, summary, to_toml
 from xlmr_core.parity.readings import Kind, kinds_of, readings
-from xlmr_core.parity.trace import Checkpoint, Trace, TraceError, record, record_model
+from xlmr_core.parity.recording import Checkpoint, record, record_model
+from xlmr_core.parity.trace import Trace, TraceError
 
 HEADS = 2
 Change = Callable[[str, Tensor], Tensor]

@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xlmr_core.parity.check import check_trace, dump_from_file, floors_path, measure_trace, read_floors
-from xlmr_core.parity.compare import LOGSUMEXP, TOP, TOP_IDS, compare
+from xlmr_core.parity.compare import compare
 from xlmr_core.parity.foreign import read_names
 from xlmr_core.parity.formats import JSON_LIMIT, MOST_STEPS
-from xlmr_core.parity.trace import KEY, Checkpoint, Trace, TraceError, record
+from xlmr_core.parity.recording import Checkpoint, record
+from xlmr_core.parity.tap_values import LOGSUMEXP, TOP, TOP_IDS
+from xlmr_core.parity.trace import KEY, Trace, TraceError
 
 SEED = 1
 Setting = mutations.Setting

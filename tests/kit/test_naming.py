@@ -11,7 +11,8 @@ from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.cli import main
 from xlmr_core.parity.dump_files import shapes_in
 from xlmr_core.parity.naming import axes_that_fit, template
-from xlmr_core.parity.trace import Trace, TraceError, record
+from xlmr_core.parity.recording import record
+from xlmr_core.parity.trace import Trace, TraceError
 
 Q = "layers.0.attention.q"
 

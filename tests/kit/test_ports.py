@@ -19,7 +19,8 @@ from xlmr_core.parity.module_port import dump_of_module
 from xlmr_core.parity.onnx_port import run_onnx
 from xlmr_core.parity.port_inputs import fed
 from xlmr_core.parity.ports import in_our_terms, open_port, run_port
-from xlmr_core.parity.trace import Checkpoint, Trace, record
+from xlmr_core.parity.recording import Checkpoint, record
+from xlmr_core.parity.trace import Trace
 
 WAY_OUT = "pip install 'xlmr-core[onnx]'"
 

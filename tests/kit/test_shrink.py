@@ -15,8 +15,9 @@ from xlmr_core.cli import main
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.faults import find_fault
 from xlmr_core.parity.formats import TraceError
+from xlmr_core.parity.recording import Checkpoint, record
 from xlmr_core.parity.shrink import Port, cut, shrink, smallest
-from xlmr_core.parity.trace import Checkpoint, Trace, record
+from xlmr_core.parity.trace import Trace
 
 TEXTS = ["the cat sees the dog", "a bird", "the dog"]
 

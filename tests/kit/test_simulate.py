@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from xlmr_core.checkpoint import CheckpointError, bundled
 from xlmr_core.parity.adapters import dump_of
-from xlmr_core.parity.compare import FACTOR, compare, elements
+from xlmr_core.parity.compare import FACTOR, compare
 from xlmr_core.parity.diagnose import checked_dump, diagnose, search
 from xlmr_core.parity.faults import FAULTS, Fault, find_fault
-from xlmr_core.parity.floors import WORTH_THREADS, measure_floors, threads_by_size, variant
+from xlmr_core.parity.floors import measure_floors
 from xlmr_core.parity.judge import Judge
 from xlmr_core.parity.simulate import Run, Simulator, one_mask
+from xlmr_core.parity.tap_values import elements
+from xlmr_core.parity.variants import WORTH_THREADS, threads_by_size, variant
 
 NORMS = pytest.mark.parametrize("norm", reference.CONFIGS)
 AMPLIFIER = find_fault("norm_over_tokens")  # divides by a spread that is nearly 0 for some features

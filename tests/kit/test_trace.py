@@ -24,9 +24,10 @@ from xlmr_core.parity.check import (
     measure_trace,
     run_transformers,
 )
-from xlmr_core.parity.compare import LOGITS, TOP, TOP_IDS
 from xlmr_core.parity.floors import FloorTable
-from xlmr_core.parity.trace import KEY, Checkpoint, Trace, TraceError, hash_of_weights, record, rerun
+from xlmr_core.parity.recording import Checkpoint, hash_of_weights, record, rerun
+from xlmr_core.parity.tap_values import LOGITS, TOP, TOP_IDS
+from xlmr_core.parity.trace import KEY, Trace, TraceError
 
 TEXTS = ["the cat sees the dog", "a bird"]
 TINY = Path(__file__).parent / "traces" / "xlmr-tiny.safetensors"

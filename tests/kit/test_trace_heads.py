@@ -23,7 +23,8 @@ from xlmr_core.parity.check import check_trace, dump_from_file, dump_from_transf
 from xlmr_core.parity.compare import FACTOR
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.faults import find_fault
-from xlmr_core.parity.trace import Checkpoint, Trace, TraceError, record, rerun
+from xlmr_core.parity.recording import Checkpoint, record, rerun
+from xlmr_core.parity.trace import Trace, TraceError
 from xlmr_core.pretrained import PretrainedModel
 
 TEXTS = ["a cat", "a bird"]

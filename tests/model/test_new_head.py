@@ -17,10 +17,11 @@ from xlmr_core.kernels import first_token
 from xlmr_core.model import XLMRobertaModel
 from xlmr_core.parameter_groups import ParameterGroup
 from xlmr_core.parity.check import check_trace
-from xlmr_core.parity.compare import in_reading_order, shape_of
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.floors import measure
-from xlmr_core.parity.trace import Checkpoint, Trace, record, rerun
+from xlmr_core.parity.recording import Checkpoint, record, rerun
+from xlmr_core.parity.tap_values import in_reading_order, shape_of
+from xlmr_core.parity.trace import Trace
 from xlmr_core.spec import ModelSpec, Tap
 
 

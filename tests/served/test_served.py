@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from xlmr_core.cli import main
 from xlmr_core.cli.parity_probe import ask_scores, ask_vectors
-from xlmr_core.parity.floors import variant
 from xlmr_core.parity.int8 import INT8, quantise
+from xlmr_core.parity.variants import variant
 from xlmr_core.served import Pipeline, Steps, Verdict, judge, probe_pairs, probe_texts
 from xlmr_core.served.client import APIS, Client, ServerError
 from xlmr_core.served.faults import PIPELINE_FAULTS, PipelineFault, faults_for, with_faults

@@ -9,7 +9,7 @@ from xlmr_core.cli.outputs import check_output, is_page
 from xlmr_core.cli.progress import progress
 from xlmr_core.explore import explore
 from xlmr_core.explore.measure import runs
-from xlmr_core.parity.trace import Checkpoint
+from xlmr_core.parity.recording import Checkpoint
 from xlmr_core.paths import BUNDLED
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 

@@ -30,7 +30,7 @@ from xlmr_core.parity.check import (
     measure_trace,
     read_floors,
 )
-from xlmr_core.parity.compare import Floors, narrowest
+from xlmr_core.parity.compare import Floors
 from xlmr_core.parity.diagnose import SECONDS, diagnose
 from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.faults import FAULTS, POOLING_FAULTS, TOKENIZER_FAULTS
@@ -42,17 +42,9 @@ from xlmr_core.parity.name_map import summary
 from xlmr_core.parity.naming import hints, template
 from xlmr_core.parity.plot import FORMATS, plot_error_by_depth
 from xlmr_core.parity.ports import is_port, open_port
-from xlmr_core.parity.trace import (
-    DTYPES,
-    TOP_K,
-    Checkpoint,
-    Trace,
-    TraceError,
-    check_same_weights,
-    is_trace,
-    record,
-    rerun,
-)
+from xlmr_core.parity.recording import TOP_K, Checkpoint, check_same_weights, record, rerun
+from xlmr_core.parity.tap_values import narrowest
+from xlmr_core.parity.trace import DTYPES, Trace, TraceError, is_trace
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 PRECISIONS = (*list(DTYPES)[1:], *INT8)  # float64 is the truth

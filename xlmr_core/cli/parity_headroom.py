@@ -7,7 +7,7 @@ import click
 from xlmr_core.cli.options import hub_arguments, hub_options
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.headroom import measure_headroom
-from xlmr_core.parity.trace import Checkpoint
+from xlmr_core.parity.recording import Checkpoint
 from xlmr_core.text_files import read_lines
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from xlmr_core.cli.progress import progress
 from xlmr_core.parity.check import leanings_of
 from xlmr_core.parity.compare import Comparison, Leaning
-from xlmr_core.parity.trace import Checkpoint, Trace
+from xlmr_core.parity.recording import Checkpoint
+from xlmr_core.parity.trace import Trace
 
 
 def below_the_noise(

@@ -22,8 +22,9 @@ from xlmr_core.parity.foreign import read_names
 from xlmr_core.parity.formats import TraceError
 from xlmr_core.parity.int8 import INT8
 from xlmr_core.parity.ports import MODELS, is_port, open_port, run_port
+from xlmr_core.parity.recording import Checkpoint
 from xlmr_core.parity.shrink import MOST_RUNS, Port, Shrunk, cut, shrink
-from xlmr_core.parity.trace import DTYPES, Checkpoint, Trace, is_trace
+from xlmr_core.parity.trace import DTYPES, Trace, is_trace
 
 RUN_LIMIT = 900  # seconds for the user's command
 

@@ -22,7 +22,8 @@ from xlmr_core.checkpoint.layouts import LAYOUTS, expand, hf_names
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.heads import XLMRobertaForMaskedLM, model_classes
 from xlmr_core.model import SelfAttention
-from xlmr_core.parity.compare import Comparison, Dump, Floors, compare, in_reading_order
+from xlmr_core.parity.compare import Comparison, Floors, compare
+from xlmr_core.parity.tap_values import Dump, in_reading_order
 from xlmr_core.pretrained import PretrainedModel
 
 NEEDS_EAGER = ("attention.scores", "attention.probs")

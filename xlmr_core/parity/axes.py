@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import shape_of
 from xlmr_core.parity.formats import TraceError
+from xlmr_core.parity.tap_values import shape_of
 
 # Our axes by their finest letters: H is all D of all N side by side; Q and K are both S, query and key.
 AXES = {"(B, S, H)": "B S N D", "(B, N, S, S)": "B N Q K", "(B, H)": "B N D", "(*, H)": "B S N D"}

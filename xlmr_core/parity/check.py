@@ -11,17 +11,7 @@ from typing_extensions import Unpack
 from xlmr_core.checkpoint import inspect_checkpoint
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.parity.adapters import dump_of, transformers_model, transformers_parameters
-from xlmr_core.parity.compare import (
-    LOGITS,
-    LOGSUMEXP,
-    TOP,
-    TOP_IDS,
-    Comparison,
-    Floors,
-    Leaning,
-    compare,
-    with_reduced_logits,
-)
+from xlmr_core.parity.compare import Comparison, Floors, Leaning, compare
 from xlmr_core.parity.dump_files import SUFFIXES, shapes_in
 from xlmr_core.parity.floors import FloorTable, measure
 from xlmr_core.parity.foreign import fitted, read_dump, read_names
@@ -29,17 +19,10 @@ from xlmr_core.parity.gradients import LOSSES, gradients, training_losses
 from xlmr_core.parity.leaning import leanings
 from xlmr_core.parity.local import Inputs
 from xlmr_core.parity.matching import Matching, match_file
+from xlmr_core.parity.recording import Checkpoint, check_same_weights, hash_of_inputs, one_thread
 from xlmr_core.parity.simulate import SENTENCE
-from xlmr_core.parity.trace import (
-    INPUTS,
-    Checkpoint,
-    Trace,
-    TraceError,
-    check_same_weights,
-    hash_of_inputs,
-    is_trace,
-    one_thread,
-)
+from xlmr_core.parity.tap_values import LOGITS, LOGSUMEXP, TOP, TOP_IDS, with_reduced_logits
+from xlmr_core.parity.trace import INPUTS, Trace, TraceError, is_trace
 from xlmr_core.progress import Tick, no_tick
 from xlmr_core.taps import matches
 

@@ -19,19 +19,7 @@ from torch import Tensor
 
 from xlmr_core.formatting import dtype_name
 from xlmr_core.inputs import check_choices
-from xlmr_core.parity.compare import (
-    FLOATS,
-    LOGITS,
-    LOGSUMEXP,
-    TOP,
-    TOP_IDS,
-    Comparison,
-    Dump,
-    Row,
-    elements,
-    in_reading_order,
-    narrowest,
-)
+from xlmr_core.parity.compare import Comparison, Row
 from xlmr_core.parity.faults import (
     FAULTS,
     POOLING_FAULTS,
@@ -42,7 +30,6 @@ from xlmr_core.parity.faults import (
     find_fault,
 )
 from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop, of_known_layers
-from xlmr_core.parity.floors import threads_by_size
 from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.grammar.joint import joint
 from xlmr_core.parity.grammar.search import SECONDS
@@ -52,6 +39,18 @@ from xlmr_core.parity.leaning import leanings
 from xlmr_core.parity.local import Inputs
 from xlmr_core.parity.patterns import describe, growth
 from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator, one_mask
+from xlmr_core.parity.tap_values import (
+    FLOATS,
+    LOGITS,
+    LOGSUMEXP,
+    TOP,
+    TOP_IDS,
+    Dump,
+    elements,
+    in_reading_order,
+    narrowest,
+)
+from xlmr_core.parity.variants import threads_by_size
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
 from xlmr_core.tokenizer import XLMRobertaTokenizer

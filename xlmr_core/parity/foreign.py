@@ -26,7 +26,6 @@ from typing_extensions import NotRequired, TypedDict
 from xlmr_core.checkpoint.toml import parse_toml
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.axes import LAYERS, PART, arranged
-from xlmr_core.parity.compare import LAYER_TAPS, TOP_IDS, shape_of, tap_shapes, unpacked
 from xlmr_core.parity.diagnose import SENTENCE
 from xlmr_core.parity.dump_files import names_in, tensors_in
 from xlmr_core.parity.formats import (
@@ -45,7 +44,9 @@ from xlmr_core.parity.formats import (
     tap_shape,
 )
 from xlmr_core.parity.gradients import GRADIENT, LOSSES
-from xlmr_core.parity.trace import TOP_K, Trace
+from xlmr_core.parity.recording import TOP_K
+from xlmr_core.parity.tap_values import LAYER_TAPS, TOP_IDS, shape_of, tap_shapes, unpacked
+from xlmr_core.parity.trace import Trace
 
 MOST_PARTS = 8  # tensors that one may hold side by side; queries, keys and values are three
 

@@ -19,8 +19,8 @@ from xlmr_core.checkpoint.files import HEADER_LIMIT
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.formatting import dtype_name
 from xlmr_core.json_files import read_text
-from xlmr_core.parity.compare import FLOATS, TOP_IDS, shape_of
 from xlmr_core.parity.gradients import GRADIENT, LOSSES
+from xlmr_core.parity.tap_values import FLOATS, TOP_IDS, shape_of
 
 STRICT = ConfigDict(strict=True, extra="forbid")  # no text for a number, no unknown key
 INPUTS = ("input_ids", "attention_mask")

@@ -25,10 +25,10 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.formatting import aligned, json_number
 from xlmr_core.kernels import PaddedBatch
 from xlmr_core.model import position_ids_from
-from xlmr_core.parity.compare import is_per_sequence, shape_of
 from xlmr_core.parity.faults import Fault
 from xlmr_core.parity.faults.operations import scores_replaced
-from xlmr_core.parity.floors import variant
+from xlmr_core.parity.tap_values import is_per_sequence, shape_of
+from xlmr_core.parity.variants import variant
 from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick

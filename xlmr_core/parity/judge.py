@@ -10,11 +10,12 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from xlmr_core.parity.compare import Comparison, Dump, Row, in_reading_order
+from xlmr_core.parity.compare import Comparison, Row
 from xlmr_core.parity.faults import TokenizerFault
 from xlmr_core.parity.findings import AnyFault, Evidence
 from xlmr_core.parity.local import Inputs, contradicted, predicted, values
 from xlmr_core.parity.simulate import Run, SimulatedFault, Simulator
+from xlmr_core.parity.tap_values import Dump, in_reading_order
 
 
 @dataclass(frozen=True)

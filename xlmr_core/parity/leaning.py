@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import EncoderLayer
-from xlmr_core.parity.compare import LOGSUMEXP, TOP, Dump, Leaning
+from xlmr_core.parity.compare import Leaning
 from xlmr_core.parity.faults import FAULTS, Fault, Patch
 from xlmr_core.parity.faults.patching import override_method, parts_of, set_attribute
 from xlmr_core.parity.int8 import rounded_by_token, rounded_input, rounded_weight
@@ -43,6 +43,7 @@ from xlmr_core.parity.local import (
     stored_as,
     values,
 )
+from xlmr_core.parity.tap_values import LOGSUMEXP, TOP, Dump
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
 

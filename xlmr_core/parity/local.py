@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from xlmr_core.parity.compare import (
+from xlmr_core.parity.tap_values import (
     LOGITS,
     LOGSUMEXP,
     TOP,
@@ -25,7 +25,7 @@ from xlmr_core.parity.compare import (
     shape_of,
     with_reduced_logits,
 )
-from xlmr_core.parity.floors import variant
+from xlmr_core.parity.variants import variant
 from xlmr_core.parts import encoder_of, run_on_texts
 from xlmr_core.pretrained import PretrainedModel
 

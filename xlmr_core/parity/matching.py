@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from xlmr_core.parity.axes import LAYERS, PART, layer_of
-from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.dump_files import Shape, shapes_in, tensors_in
 from xlmr_core.parity.formats import INPUTS
 from xlmr_core.parity.likeness import likeness, looks_like_another, next_name, numbers_in, period
 from xlmr_core.parity.readings import Kind, Reading, Readings, kinds_of
+from xlmr_core.parity.tap_values import in_reading_order
 from xlmr_core.parity.trace import Trace
 
 Reader = Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]  # reads the tensors of these names

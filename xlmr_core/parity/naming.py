@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from xlmr_core.parity.axes import AXES
-from xlmr_core.parity.compare import LOGITS, TOP_IDS, Comparison, shape_of
+from xlmr_core.parity.compare import Comparison
 from xlmr_core.parity.dump_files import Shape
 from xlmr_core.parity.foreign import fitted
 from xlmr_core.parity.formats import NEAR_LENGTH, shortened
+from xlmr_core.parity.tap_values import LOGITS, TOP_IDS, shape_of
 from xlmr_core.parity.trace import INPUTS, Trace
 
 MOST_CANDIDATES = 8

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.compare import UNDERFLOW, elements, is_per_sequence, shape_of
+from xlmr_core.parity.tap_values import UNDERFLOW, elements, is_per_sequence, shape_of
 
 # The unit of rounding of each narrow format: the largest relative error of one rounding.
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}

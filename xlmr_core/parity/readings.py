@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from xlmr_core.parity.axes import LAYERS, NOTHING, PART, our_letters
-from xlmr_core.parity.compare import LOGITS, TOP, TOP_IDS, UNDERFLOW, in_reading_order, shape_of
 from xlmr_core.parity.dump_files import Shape
+from xlmr_core.parity.tap_values import LOGITS, TOP, TOP_IDS, UNDERFLOW, in_reading_order, shape_of
 from xlmr_core.parity.trace import Trace
 
 SAMPLE = 1_024  # numbers of a tap that are looked at

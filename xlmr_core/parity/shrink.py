@@ -13,12 +13,14 @@ from torch import Tensor
 
 from xlmr_core.formatting import dtype_name
 from xlmr_core.parity.check import check_trace
-from xlmr_core.parity.compare import LOGSUMEXP, TOP, TOP_IDS, Floors, Row
+from xlmr_core.parity.compare import Floors, Row
 from xlmr_core.parity.foreign import fitted, narrower_dtype, renamed
 from xlmr_core.parity.formats import TraceError
 from xlmr_core.parity.name_map import as_names
 from xlmr_core.parity.ports import in_our_terms
-from xlmr_core.parity.trace import DTYPES, Checkpoint, Trace, check_same_weights, record_model
+from xlmr_core.parity.recording import Checkpoint, check_same_weights, record_model
+from xlmr_core.parity.tap_values import LOGSUMEXP, TOP, TOP_IDS
+from xlmr_core.parity.trace import DTYPES, Trace
 from xlmr_core.progress import Tick, no_tick
 
 MOST_RUNS = 200  # of the port

@@ -19,23 +19,21 @@ from torch import Tensor, nn
 from xlmr_core.formatting import dtype_name
 from xlmr_core.kernels import batch_of
 from xlmr_core.model import XLMRobertaModel, position_ids_from
-from xlmr_core.parity.compare import (
+from xlmr_core.parity.compare import Comparison, Floors, Row, compare
+from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
+from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
+from xlmr_core.parity.floors import REPEATS
+from xlmr_core.parity.tap_values import (
     HIDDEN,
     LOGITS,
     LOGSUMEXP,
     TOP,
-    Comparison,
     Dump,
-    Floors,
-    Row,
-    compare,
     elements,
     in_reading_order,
     with_reduced_logits,
 )
-from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
-from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
-from xlmr_core.parity.floors import REPEATS, perturbed, variant
+from xlmr_core.parity.variants import perturbed, variant
 from xlmr_core.parts import encoder_of, run_on_texts
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick

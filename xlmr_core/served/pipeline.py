@@ -22,7 +22,7 @@ from typing_extensions import Self, Unpack
 from xlmr_core.checkpoint import find_tokenizer
 from xlmr_core.hub_options import HubOptions
 from xlmr_core.parity.faults import TOKENIZER_FAULTS, find_fault
-from xlmr_core.parity.floors import variant
+from xlmr_core.parity.variants import variant
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.served.normalizers import Normalization, encoder
 from xlmr_core.tasks.classify import ACTIVATION_OF, Classify

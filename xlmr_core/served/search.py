@@ -18,8 +18,8 @@ from torch import Tensor
 
 from xlmr_core.checkpoint.writing import Tick, no_tick
 from xlmr_core.parity.compare import FACTOR
-from xlmr_core.parity.floors import perturbed, threads_by_size, variant
 from xlmr_core.parity.int8 import INT8, quantise
+from xlmr_core.parity.variants import perturbed, threads_by_size, variant
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.served.faults import PipelineFault, faults_for
 from xlmr_core.served.pipeline import Input, Padding, Pipeline, Steps

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.model import Embeddings, EncoderLayer, SelfAttention
 from xlmr_core.parity.adapters import NEEDS_EAGER
-from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.faults import Fault, PoolingFault
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings, attributes_set, parts_of
 from xlmr_core.parity.grammar.evaluate import Scene
 from xlmr_core.parity.grammar.terms import SENTENCE, Term, resolved, terms_of, weights_of
+from xlmr_core.parity.tap_values import in_reading_order
 from xlmr_core.parts import encoder_of
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.taps import hooked

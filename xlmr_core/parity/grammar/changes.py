@@ -12,7 +12,6 @@ from functools import cached_property
 
 from torch import Tensor
 
-from xlmr_core.parity.compare import in_reading_order
 from xlmr_core.parity.grammar import activations, functions, softmaxes, transforms
 from xlmr_core.parity.grammar.edit import Edit
 from xlmr_core.parity.grammar.indices import SINUSOIDS, Read, numbered
@@ -45,6 +44,7 @@ from xlmr_core.parity.grammar.words import (
     plain,
     words_of,
 )
+from xlmr_core.parity.tap_values import in_reading_order
 
 
 @dataclass(frozen=True)

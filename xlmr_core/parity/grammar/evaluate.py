@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlmr_core.parity.compare import logsumexp
 from xlmr_core.parity.grammar import functions, matrices, transforms
 from xlmr_core.parity.grammar.activations import OPEN, activation
 from xlmr_core.parity.grammar.indices import indices, sinusoids
@@ -20,6 +19,7 @@ from xlmr_core.parity.grammar.regions import Region
 from xlmr_core.parity.grammar.softmaxes import softmax
 from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.grammar.tokens import Kind, in_rows
+from xlmr_core.parity.tap_values import logsumexp
 
 
 class Scene:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import elements
 from xlmr_core.parity.faults import PoolingFault, mean_pooled
 from xlmr_core.parity.grammar.terms import SENTENCE
 from xlmr_core.parity.simulate import SimulatedFault, Simulator
+from xlmr_core.parity.tap_values import elements
 from xlmr_core.parts import run_on_texts
 
 SAME = 1e-9  # relative: far above rounding in float64

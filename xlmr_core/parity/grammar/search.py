@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import Dump, Row
+from xlmr_core.parity.compare import Row
 from xlmr_core.parity.grammar.changes import Edit, Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
@@ -25,6 +25,7 @@ from xlmr_core.parity.grammar.scopes import scopes
 from xlmr_core.parity.grammar.target import Allowances, Sample, Target, regions_of, rows_read, within
 from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.local import FEW, WITHIN
+from xlmr_core.parity.tap_values import Dump
 from xlmr_core.progress import Tick, no_tick
 
 SECONDS = 60.0  # of the search for one fault, after which only usual changes of near operations are tried

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlmr_core.parity.compare import HIDDEN
 from xlmr_core.parity.grammar.tokens import Kind
+from xlmr_core.parity.tap_values import HIDDEN
 
 SOFTMAX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "keys": lambda x, real: x.softmax(-1),

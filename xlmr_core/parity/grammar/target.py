@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.compare import Dump, Row, elements
+from xlmr_core.parity.compare import Row
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.indices import Read, indices, rows_of
 from xlmr_core.parity.grammar.regions import Region, regions
 from xlmr_core.parity.grammar.terms import Term
 from xlmr_core.parity.local import counted_values
 from xlmr_core.parity.simulate import one_mask
+from xlmr_core.parity.tap_values import Dump, elements
 
 # One value of these depends on one value of what they read.
 ELEMENTWISE = frozenset({"activation", "bent", "mul", "add", "clamp", "capped", "tap", "number", "open"})

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.compare import LOGITS, LOGSUMEXP, TOP
+from xlmr_core.parity.tap_values import LOGITS, LOGSUMEXP, TOP
 from xlmr_core.pretrained import PretrainedModel
 
 SENTENCE = "sentence.mean"
