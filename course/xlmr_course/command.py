@@ -84,7 +84,7 @@ def lines(verdict: Verdict, hints: int) -> list[str]:
         if cause:
             shown.append(f"  why: {cause}")
     elif verdict.where and hints == 0:
-        shown.append("  --hint shows where; --why shows the cause")
+        shown.append("  --hint shows where" + ("; --why shows the cause" if verdict.why else ""))
     elif verdict.fault:
         shown.append("  --why shows the cause")
     return shown

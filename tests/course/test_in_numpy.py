@@ -1,12 +1,14 @@
 """The course in NumPy: the solutions pass, what NumPy returns is taken, and a folder is made for it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from xlmr_course.command import lines
 from xlmr_course.convert import as_tensors
 from xlmr_course.judge import Verdict, judge, judge_function
 from xlmr_course.notebook import write_notebooks
@@ -76,6 +78,13 @@ def test_a_folder_and_its_solutions_are_in_numpy(tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["course", "solution", "positions", "--numpy"])
     assert "np.cumsum" in shown.output
     assert "cumsum(dim=1)" in CliRunner().invoke(main, ["course", "solution", "positions"]).output
+
+
+def test_the_cause_is_announced_only_if_there_is_one() -> None:
+    without_cause = Verdict("norm", False, "ValueError", where="shapes are compared from the last axis on")
+    assert lines(without_cause, 0)[-1] == "  --hint shows where"
+    with_cause = replace(without_cause, why="no mean")
+    assert lines(with_cause, 0)[-1] == "  --hint shows where; --why shows the cause"
 
 
 def test_a_notebook_is_in_numpy(tmp_path: Path) -> None:

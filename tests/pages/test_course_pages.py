@@ -60,3 +60,8 @@ def test_the_page_of_marks_lists_the_faults_that_are_known() -> None:
         marks = f"{len(step.functions)} | fails | passes | {count} | {count} | {count}"
         assert f"| {number}. {step.name} | {marks} |" in page, "run `make pages`"
         assert course_marks.faults(step) in page, "run `make pages`"
+
+
+def test_the_page_of_the_course_has_the_number_of_faults() -> None:
+    count = sum(len(function.faults) for step in STEPS for function in step.functions)
+    assert f"{count} in all" in (ROOT / "docs" / "course.md").read_text(encoding="utf-8")

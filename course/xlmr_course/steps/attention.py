@@ -183,7 +183,7 @@ SCORES = Step(
                     lambda q, k, mask: _scores(q, k) + _keys(mask),
                 ),
                 Fault(
-                    "mask multiplied",
+                    "padding at 0",
                     "Padding gets the score 0, or a number near it, such as that of `finfo.tiny`. exp(0) is 1: padding needs "
                     "a very negative number, such as that of `finfo.min`.",
                     lambda q, k, mask: _scores(q, k) * _keys(mask),

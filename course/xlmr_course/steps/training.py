@@ -126,6 +126,13 @@ def _softmax_minus_label(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.softmax(-1) - one_hot(labels.clamp(min=0), logits.shape[-1])
 
 
+def _columns(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 in the column of every label, whatever the token."""
+    columns = torch.zeros_like(logits)
+    columns[..., labels[labels != NO_LABEL]] = 1
+    return columns
+
+
 def _labelled(labels: Tensor) -> Tensor:
     return (labels != NO_LABEL)[..., None]
 
@@ -189,6 +196,27 @@ TRAINING = Step(
                     lambda logits, labels: _loss(logits, labels % logits.shape[-1]),
                 ),
                 Fault(
+                    "tokens without a label count",
+                    "-100 becomes the label 0, and its tokens count like the others. Select the labelled tokens first.",
+                    lambda logits, labels: _loss(logits, labels.clamp(min=0)),
+                ),
+                Fault(
+                    "every label at every token",
+                    "Each labelled token is asked for the labels of all: x[:, labels] takes columns. Each row has one label: "
+                    "x[rows, labels].",
+                    lambda logits, labels: (
+                        -logits[labels != NO_LABEL].log_softmax(-1)[:, labels[labels != NO_LABEL]].mean()
+                    ),
+                ),
+                Fault(
+                    "softmax over everything",
+                    "The probabilities of all tokens together add up to 1. Those of each token must: the last axis.",
+                    lambda logits, labels: (
+                        logits.flatten().logsumexp(0)
+                        - logits[labels != NO_LABEL].gather(-1, labels[labels != NO_LABEL][:, None]).mean()
+                    ),
+                ),
+                Fault(
                     "logarithm to the base 2",
                     "The logarithm is to the base 2. Losses of language models are in nats: the natural logarithm.",
                     lambda logits, labels: _loss(logits, labels) / torch.log(torch.tensor(2.0, dtype=torch.float64)),
@@ -233,6 +261,13 @@ TRAINING = Step(
                     lambda logits, labels: (
                         (logits.softmax(-1) - one_hot(labels % logits.shape[-1], logits.shape[-1]))
                         / _labelled(labels).sum()
+                    ),
+                ),
+                Fault(
+                    "every label at every token",
+                    "1 is taken away at the labels of all tokens: x[..., labels] takes columns. Each token has one label.",
+                    lambda logits, labels: (
+                        (logits.softmax(-1) - _columns(logits, labels)) * _labelled(labels) / _labelled(labels).sum()
                     ),
                 ),
                 Fault(
