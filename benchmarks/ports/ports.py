@@ -122,9 +122,8 @@ PORTS = (
         "transformers.js",
         "transformers_js",
         ("@huggingface/transformers", "onnxruntime-node"),
-        note="it reads special tokens from `tokenizer_config.json` only; without them a padded batch is an error. In "
-        "an earlier run, whose texts had no joiners, the vectors were `truncated_with_end`: texts that are cut lose "
-        "`</s>`. With wrong ids, too, the kit does not find that",
+        note="it reads special tokens from `tokenizer_config.json` only; without them a padded batch is an error. It "
+        "normalises by Unicode's NFKC, which differs for joiners, and its texts that are cut lose `</s>`",
     ),
     Port(
         "llama.cpp",

@@ -47,13 +47,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where environments and checkpoints are made and kept")
     parser.add_argument("--vocabulary", type=Path, help="a folder with XLM-R's tokenizer files, for the base size")
     parser.add_argument("--models", nargs="+", choices=["tiny", "base"], default=["tiny", "base"])
+    parser.add_argument("--no-vectors", action="store_true", help="do not judge vectors: at base size it takes minutes")
     parser.add_argument("--page", action="store_true", help="write docs/ports.md from the stored results, and end")
     arguments = parser.parse_args()
     if not arguments.page:
         if arguments.texts is None or arguments.work is None:
             parser.error("--texts and --work are needed")
         chosen = named(arguments.names) if arguments.names else list(PORTS)
-        run(chosen, arguments.models, arguments.work.resolve(), arguments.texts, arguments.vocabulary)
+        folder, vectors = arguments.work.resolve(), not arguments.no_vectors
+        run(chosen, arguments.models, folder, arguments.texts, arguments.vocabulary, vectors=vectors)
     write_page()
 
 
@@ -63,7 +65,9 @@ def named(names: list[str]) -> list[Port]:
     return [port for port in PORTS if port.name in names or port.name.startswith(beginnings)]
 
 
-def run(ports: list[Port], models: list[str], work: Path, texts_file: Path, vocabulary: Path | None) -> None:
+def run(
+    ports: list[Port], models: list[str], work: Path, texts_file: Path, vocabulary: Path | None, *, vectors: bool
+) -> None:
     """Runs the ports on the models, and stores what the kit says about each as soon as it is known."""
     for size in models:
         folder = checkpoint(size, work, vocabulary)
@@ -73,7 +77,7 @@ def run(ports: list[Port], models: list[str], work: Path, texts_file: Path, voca
         request.write_text(json.dumps(checked.request()), encoding="utf-8")
         for port in ports:
             started = time.monotonic()
-            verdict = ask(port, checked, folder, request, work)
+            verdict = ask(port, checked, folder, request, work, vectors=vectors)
             print(
                 f"{port.name}, {size}, {time.monotonic() - started:.0f} s: {json.dumps(verdict, indent=1)}", flush=True
             )
@@ -196,7 +200,9 @@ def script_of(port: Port) -> Path:
 # ---- a port ----------------------------------------------------------------------------------------------------------
 
 
-def ask(port: Port, checked: Checked, folder: Path, request: Path, work: Path) -> dict[str, Any]:
+def ask(
+    port: Port, checked: Checked, folder: Path, request: Path, work: Path, *, vectors: bool = True
+) -> dict[str, Any]:
     """Runs the script of a port, and judges what it wrote: a verdict for each thing that the port gives."""
     if port.environment == "node_llama_cpp":
         write_gguf(folder, work)
@@ -211,9 +217,13 @@ def ask(port: Port, checked: Checked, folder: Path, request: Path, work: Path) -
         run = [interpreter(port.environment, work), script, *arguments]
     log = work / "log.txt"
     with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(run, env=os.environ | OFFLINE, stdout=file, stderr=file, timeout=SECONDS)
+        try:
+            done = subprocess.run(run, env=os.environ | OFFLINE, stdout=file, stderr=file, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            return {"errors": {"script": f"it did not end within {SECONDS} s"}}
     if done.returncode:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        printed = log.read_text(encoding="utf-8").strip().splitlines()
+        last = printed[-1] if printed else f"exit status {done.returncode}, and nothing printed"
         return {"errors": {"script": last.replace(str(work.resolve()), "WORK")}}
     answer = json.loads((out / "answer.json").read_text(encoding="utf-8"))
     verdict: dict[str, Any] = {"errors": answer["errors"]}
@@ -223,7 +233,7 @@ def ask(port: Port, checked: Checked, folder: Path, request: Path, work: Path) -
     dumps = [file for file in (out / "dump.npz", out / "dump.safetensors") if file.exists()]
     if dumps and "taps" not in answer["errors"] and answer.get("taps"):
         verdict["states"] = checked.states(dumps[0], port.dtype)
-    if answer.get("vectors"):
+    if vectors and answer.get("vectors"):
         verdict["vectors"] = checked.vectors(answer["vectors"], ids)
     return verdict
 
