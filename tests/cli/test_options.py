@@ -60,3 +60,13 @@ def test_the_options_for_the_hub_are_passed_on(
     [(sources, options)] = calls
     assert "org/model" in sources
     assert {name: options[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(["parity", "diagnose"], "--seconds"), (["parity", "diagnose-vectors"], "--budget")]
+)
+def test_a_time_that_never_comes_is_refused(command: list[str], option: str) -> None:
+    """Nothing is later than NaN: the search would not end."""
+    result = CliRunner().invoke(main, [*command, __file__, __file__, "--model", "xlmr-tiny", option, "nan"])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': nan is not a number of seconds: expected 0 or more" in result.stderr

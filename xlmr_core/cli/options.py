@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 REVISION = "Branch, tag or commit of the repository on the hub."
 OFFLINE = "Use only files on this machine; never connect to the hub."
+
+
+class Seconds(click.FloatRange):
+    """A time: not negative, and not NaN, which no clock reaches."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds: expected 0 or more.", param, ctx)
+        return seconds
 
 
 def hub_options(*, revision: str = REVISION, offline: str = OFFLINE) -> Callable[[Function], Function]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
-from xlmr_core.cli.options import hub_arguments, hub_options
+from xlmr_core.cli.options import Seconds, hub_arguments, hub_options
 from xlmr_core.cli.outputs import check_folder, check_output, is_floor_table, is_picture
 from xlmr_core.cli.parity_headroom import command as headroom
 from xlmr_core.cli.parity_leaning import below_the_noise
@@ -315,7 +315,7 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
 @click.option("--most", type=click.IntRange(min=1), default=3, show_default=True, help="Number of faults to look for.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     default=SECONDS,
     show_default=True,
     help="Time for a fault; after it, only usual changes near the first wrong tap are tried.",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 from torch import Tensor
 
+from xlmr_core.cli.options import Seconds
 from xlmr_core.cli.progress import progress
 from xlmr_core.served.faults import with_faults
 from xlmr_core.served.files import read_inputs, read_values
@@ -29,7 +30,7 @@ def pipeline_options(function: Function) -> Function:
         click.option("--raw", is_flag=True, help="Right scores are logits, without sigmoid or softmax."),
         click.option(
             "--budget",
-            type=click.FloatRange(min=0),
+            type=Seconds(),
             default=300.0,
             show_default=True,
             help="Seconds for the search for pairs of faults.",
