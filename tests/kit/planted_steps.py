@@ -208,6 +208,12 @@ BUGS: dict[str, Bug] = {
     "linear maps in bfloat16": _bug(
         "q", "input and weights & bfloat16 & every linear map", linear=lambda x, w, b, name: _short(x) @ _short(w).T + b
     ),
+    "bias added after the activation": _bug(
+        "layers.0.feed_forward.pre",
+        "up_proj.bias is added after the activation & every layer",
+        linear=_at("feed_forward.up", lambda x, w, b: x @ w.T),
+        late=lambda x, b: x + b,
+    ),
     "gelu by a table": _bug("layers.0.feed_forward.post", "steps of 1/32 & nearest", bent=_by_table),
     "gelu by a polynomial": _bug("layers.0.feed_forward.post", "polynomial", bent=_polynomial),
     "gelu by another sigmoid": _bug("layers.0.feed_forward.post", "1.5", bent=lambda x: x * torch.sigmoid(1.5 * x)),

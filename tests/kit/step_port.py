@@ -58,6 +58,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "mixed": lambda scores, probs, v: probs @ v,
     "residual": lambda x, y: x + y,
     "bent": F.gelu,
+    "late": lambda x, bias: x,  # after the activation, with the bias of the map before it
 }
 
 
@@ -105,8 +106,9 @@ def dump(
         attended = affine(context, f"{at}attention.out_proj")
         first = step["residual"](x, attended)
         mid = normed(first, f"{at}attention_norm")
-        wide = affine(mid, f"{at}feed_forward.up_proj")
-        bent = step["bent"](wide)
+        up = f"{at}feed_forward.up_proj"
+        wide = affine(mid, up)
+        bent = step["late"](step["bent"](wide), weights[f"{up}.bias"])
         narrow = affine(bent, f"{at}feed_forward.down_proj")
         second = step["residual"](mid, narrow)
         outputs, sums = [*outputs, normed(second, f"{at}feed_forward_norm")], [*sums, second]

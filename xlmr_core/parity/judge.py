@@ -13,7 +13,7 @@ from torch import Tensor
 from xlmr_core.parity.compare import Comparison, Row
 from xlmr_core.parity.faults import TokenizerFault
 from xlmr_core.parity.findings import AnyFault, Evidence
-from xlmr_core.parity.local import Inputs, contradicted, predicted, values
+from xlmr_core.parity.local import Inputs, predicted, shown, values
 from xlmr_core.parity.simulate import Run, SimulatedFault, Simulator
 from xlmr_core.parity.tap_values import Dump, in_reading_order
 
@@ -25,6 +25,7 @@ class Reached:
     fault: SimulatedFault
     end: int  # the number, in reading order, of the next wrong tap; of all taps if there is none
     rows: tuple[Row, ...]
+    confirmed: bool = False  # whether later parts, computed from the dump's own tensors, show it, too
 
     @property
     def remoteness(self) -> float:
@@ -73,9 +74,10 @@ class Judge:
         if rows is None:
             return None
         then = first_wrong(rows)
-        if then is not None and self._is_contradicted(fault):
-            return None
-        return Reached(fault, len(self.order) if then is None else self.order.index(then.tap), rows)
+        if then is None:
+            return Reached(fault, len(self.order), rows, confirmed=True)
+        later = self._shown_later(fault)
+        return None if later is False else Reached(fault, self.order.index(then.tap), rows, confirmed=later is True)
 
     def furthest(self, groups: Iterable[Iterable[SimulatedFault]]) -> list[Reached]:
         """Those that explain most, the closest first. Later groups are left out where one explains all."""
@@ -84,8 +86,7 @@ class Judge:
             found += [reached for fault in group if (reached := self.reached(fault))]
             if any(reached.end == len(self.order) for reached in found):
                 break
-        end = max((reached.end for reached in found), default=self.start)
-        return sorted((r for r in found if r.end == end > self.start), key=lambda reached: reached.remoteness)
+        return sorted(best_of(found), key=lambda reached: reached.remoteness)
 
     def evidence(self, reached: Reached, comparison: Comparison) -> tuple[Evidence, ...]:
         """The taps that it explains, beside the comparison without it."""
@@ -97,28 +98,31 @@ class Judge:
             if row.tap in explained
         )
 
-    def _is_contradicted(self, fault: SimulatedFault) -> bool:
-        """Whether a later part of the dump, computed from the dump's own tensors, is not what the fault makes of it.
+    def _shown_later(self, fault: SimulatedFault) -> bool | None:
+        """Whether later parts of the dump, computed from the dump's own tensors, are what the fault makes of them.
 
-        Then the fault is made in fewer layers, or it is another one. Only texts without padding are looked at: others
-        may depend on what a port has at padding.
+        If not, the fault is made in fewer layers, or it is another one. None where it does not show. Only texts without
+        padding are looked at: others may depend on what a port has at padding.
         """
         simulator = self.simulator
         try:
             before, after = self._expected, self._predicted(fault)
         except ValueError:
-            return False  # it moves the taps
+            return None  # it moves the taps
         real = simulator.real
         tokens = real.all(dim=1, keepdim=True).expand_as(real)[real]
         taps = [tap.name for tap in simulator.exact.taps()]
+        seen: bool | None = None
         for previous, tap in pairwise(taps):
             later = simulator.part_of(tap) > simulator.part_of(self.wrong.tap)
             if not later or tap not in before or tap not in after or len(before[tap]) != len(tokens):
                 continue
             right, changed, given = (x[tokens] for x in (before[tap], after[tap], values(tap, self.dump[tap], real)))
-            if contradicted(right, changed, given, self._allowed[tap], one_operation=previous in self.dump):
-                return True
-        return False
+            there = shown(right, changed, given, self._allowed[tap], one_operation=previous in self.dump)
+            if there is False:
+                return False
+            seen = seen or there
+        return seen
 
     def _predicted(self, *faults: SimulatedFault) -> dict[str, Tensor]:
         simulator = self.simulator
@@ -149,6 +153,13 @@ class Judge:
             if index == simulator.part_of(wrong.tap):
                 run.parts(simulator.count)  # all that is left at once: faults are made and lifted once
         return rows
+
+
+def best_of(found: Sequence[Reached]) -> list[Reached]:
+    """Those that explain most; of these, those that later parts show, if they show any."""
+    end = max((reached.end for reached in found), default=0)
+    furthest = [reached for reached in found if reached.end == end]
+    return [reached for reached in furthest if reached.confirmed] or furthest
 
 
 def told_apart_at(

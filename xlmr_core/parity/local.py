@@ -83,8 +83,8 @@ def values(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
     return found.reshape(len(found), -1)
 
 
-def contradicted(before: Tensor, after: Tensor, given: Tensor, allowed: float, *, one_operation: bool) -> bool:
-    """Whether a change that shows at a tap is not what the dump has there.
+def shown(before: Tensor, after: Tensor, given: Tensor, allowed: float, *, one_operation: bool) -> bool | None:
+    """Whether the dump has a change at a tap; None where the change does not show there, or nothing can be said.
 
     Args:
         before: What the model makes of the dump's tensors.
@@ -96,9 +96,13 @@ def contradicted(before: Tensor, after: Tensor, given: Tensor, allowed: float, *
     """
     moved = ~((after - before).abs() <= allowed)  # NaN counts
     wrong = ~((after - given).abs() <= WITHIN * allowed)
-    if not one_operation:
-        wrong &= (before - given).abs() <= WITHIN * allowed
-    return int((moved & wrong).sum()) > FEW * int(moved.sum())
+    right_without = (before - given).abs() <= WITHIN * allowed
+    most = FEW * int(moved.sum())
+    if not moved.any():
+        return None
+    if int((moved & wrong).sum()) <= most:
+        return True
+    return False if one_operation or int((moved & wrong & right_without).sum()) > most else None
 
 
 def rounding_steps(x: Tensor, dtype: torch.dtype) -> Tensor:

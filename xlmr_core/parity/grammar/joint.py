@@ -9,12 +9,12 @@ from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.rules import norm_input
 from xlmr_core.parity.grammar.terms import Term, Terms, add, tap, terms_of
 from xlmr_core.parity.grammar.words import words_of
-from xlmr_core.parity.judge import Judge, Reached
+from xlmr_core.parity.judge import Judge, Reached, best_of
 from xlmr_core.pretrained import PretrainedModel
 
 
 def joint(judge: Judge, model: PretrainedModel) -> list[Reached]:
-    """Those that give the first wrong tap, the one that explains most first.
+    """Those that give the first wrong tap and explain most.
 
     Args:
         judge: The dump, and the model with the faults that were found.
@@ -24,7 +24,7 @@ def joint(judge: Judge, model: PretrainedModel) -> list[Reached]:
     for change in _changes(terms_of(model), judge.wrong.tap, model.config.num_hidden_layers):
         reached = judge.reached(fault_of(change, model.config.pad_token_id))
         found += [reached] if reached and _explains(judge, reached, change.terms) else []
-    return sorted(found, key=lambda reached: -reached.end)
+    return best_of(found)
 
 
 def _explains(judge: Judge, reached: Reached, changed: Iterable[str]) -> bool:
@@ -51,7 +51,7 @@ def _ways(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
     """In words, and the new terms of this tap and of one behind it."""
     if name.endswith("attention.scores"):
         yield from _of_attention(terms, name)
-    yield from _after_the_norm(terms, name)
+    yield from _added_late(terms, name)
 
 
 def _of_attention(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
@@ -74,15 +74,17 @@ def _of_attention(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
     yield from ((says, {name: new_scores, after: new_probs}) for says, (new_scores, new_probs) in changed.items())
 
 
-def _after_the_norm(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
-    """One of the values that a sum is made of is added behind the norm that reads the sum."""
-    reader = next((other for other, term in terms.items() if norm_input(term) == tap(name)), None)
+def _added_late(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
+    """One of the values that a sum is made of is added behind the norm or the activation that reads the sum."""
     parts = _added(terms[name]) if name in terms else []
-    if reader is None or len(parts) < 2:
-        return
-    for late in parts:
-        rest = add(*(part for part in parts if part != late))
-        yield f"{words_of(late)} is added after the norm, not before it", {name: rest, reader: add(terms[reader], late)}
+    for reader, term in terms.items():
+        is_norm = norm_input(term) == tap(name)
+        if len(parts) < 2 or not (is_norm or (term.op == "activation" and term.args[0] == tap(name))):
+            continue
+        what = "the norm" if is_norm else "the activation"
+        for late in parts:
+            rest = add(*(part for part in parts if part != late))
+            yield f"{words_of(late)} is added after {what}, not before it", {name: rest, reader: add(term, late)}
 
 
 def _added(term: Term) -> list[Term]:

@@ -18,7 +18,7 @@ from xlmr_core.parity.grammar.scopes import scopes, where
 from xlmr_core.parity.grammar.search import Hit, LocalSearch
 from xlmr_core.parity.grammar.target import Allowances
 from xlmr_core.parity.grammar.terms import in_layer
-from xlmr_core.parity.judge import Judge, Reached
+from xlmr_core.parity.judge import Judge, Reached, best_of
 from xlmr_core.parity.simulate import SimulatedFault
 from xlmr_core.pretrained import PretrainedModel
 
@@ -93,8 +93,8 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
         its = _refined(judge, hit, change, its, layers, pad)
         if its.end == len(judge.order) or judge.order[its.end] not in judge.right:
             found.append((hit, its))  # otherwise it makes a right tap wrong: what follows does not depend on it
-    end = max((reached.end for _, reached in found), default=0)
-    best = [(hit, reached) for hit, reached in found if reached.end == end]
+    furthest = best_of([reached for _, reached in found])
+    best = [(hit, reached) for hit, reached in found if reached in furthest]
     return _different(judge, config, sorted(best, key=lambda each: each[0].cost))
 
 
