@@ -217,6 +217,11 @@ BUGS: dict[str, Bug] = {
     "gelu by a table": _bug("layers.0.feed_forward.post", "steps of 1/32 & nearest", bent=_by_table),
     "gelu by a polynomial": _bug("layers.0.feed_forward.post", "polynomial", bent=_polynomial),
     "gelu by another sigmoid": _bug("layers.0.feed_forward.post", "1.5", bent=lambda x: x * torch.sigmoid(1.5 * x)),
+    "gelu with a short constant": _bug(
+        "layers.0.feed_forward.post",
+        "erf(0.7 x) & every layer",
+        bent=lambda x: 0.5 * x * (1 + torch.erf(0.7 * x)),
+    ),
     "residual scaled": _bug("residual", "1.3 & both sums", residual=lambda x, y: 1.3 * x + y),
     "norm weights plus 1": _bug(
         "embeddings.output", "1 is added & everywhere", norm=lambda x, w, b, eps: port.norm(x, w + 1, b, eps)

@@ -182,4 +182,5 @@ OPEN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {  # of x an
         (2 / math.pi) ** 0.5,
     ),
     "gelu with {} for sqrt(2)": (lambda x, c: 0.5 * x * (1 + torch.erf(x / c)), 2**0.5),
+    "gelu with erf({} x) for erf(x / sqrt(2))": (lambda x, c: 0.5 * x * (1 + torch.erf(c * x)), 2**-0.5),
 }

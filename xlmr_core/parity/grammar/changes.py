@@ -181,7 +181,7 @@ class Grammar:
                 )
                 cost = 1.6 if near else 2.2
                 yield Edit(path, tap(other), cost, f"{other} is used for {part.value}")
-        if part.op not in ("split", "merge"):  # what is split, and what is merged, has this edit
+        if part.op not in ("split", "merge", "hide"):  # what these read has this edit
             yield Edit(path, Term("mul", (part, opened(1.0))), 1.9 if part.op != "mul" else 2.8,
                        f"{what} is multiplied by {{}}", )  # fmt: skip
         if letters is None:

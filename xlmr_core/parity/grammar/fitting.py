@@ -46,9 +46,9 @@ def fitted(compute: Callable[[float], Tensor | None], target: Tensor, start: flo
         if not steepness or not math.isfinite(steepness) or not math.isfinite(error):
             return None
         spread = noise / math.sqrt(steepness)
-        if error <= noise * noise * target.numel():
-            return Fitted(at, spread)
         by = float(slope @ residual) / steepness
+        if error <= noise * noise * target.numel():
+            return Fitted(at + by, spread)
         if step == 0 and error and by * by * steepness < 0.02 * error:
             return None  # this number has nothing to do with the difference
         if step == 3 and error > 0.5 * previous:
@@ -68,12 +68,13 @@ def usual_numbers(config: XLMRobertaConfig) -> tuple[float, ...]:
     deep = [(2 * depth) ** 0.5, (2 * depth) ** -0.5, (2 * depth) ** 0.25, (8 * depth) ** -0.25, (8 * depth) ** 0.25]
     kept = [1 - config.hidden_dropout_prob, 1 - config.attention_probs_dropout_prob, 0.9]
     dropped = [number for keep in kept if keep for number in (keep, 1 / keep)]
+    scales = [n**-0.5 for n in (8, 16, 32, 48, 64, 80, 96, 128, 256)]  # of other heads
     tens = [10.0**n for n in range(-8, 10)]
     plain = [0, 1, 2, 0.5, 3, 1 / 3, 4, 0.25, 2 / 3, 1.5, 5, 6, 8, 10, 0.2, 0.1, 0.05, 16, 32, 64, 128, 256, 512, 20,
              30, 50, 100, 0.3, 0.7, 0.8, 0.6, 0.4, 0.75, 1.25, 1.1, 0.95, 1.05, 0.98, 1.2, 0.01, 0.02, 0.99, 1.01,
              2**0.5, 2**-0.5, math.log(2), 1 / math.log(2), math.pi, 2 / math.pi, (2 / math.pi) ** 0.5, 1.702, 10000,
              65504, 0.125]  # fmt: skip
-    numbers = [float(n) for n in (*plain[:10], *roots, *plain[10:], *deep, *dropped, *tens)]
+    numbers = [float(n) for n in (*plain[:10], *roots, *plain[10:], *deep, *dropped, *scales, *tens)]
     return tuple(dict.fromkeys([signed for number in numbers for signed in (number, -number)]))
 
 
