@@ -180,11 +180,13 @@ class _Search:
             return "most"
         if not self.dump[self.wrong.tap].isfinite().all() and self.wrong.verdict == "not finite":
             return "not finite"
+        dropped = _dropout(self.simulator, self.dump, self.run, self.wrong)
+        if dropped is not None:
+            self.found.append(dropped)
+            return "chance"
         finding = _explanation(self, self.wrong)
         if finding is None:
-            finding = _dropout(self.simulator, self.dump, self.run, self.wrong)
-            self.found += [finding] if finding else []
-            return "chance" if finding else "unexplained"
+            return "unexplained"
         fault = finding.faults[0]
         assert not isinstance(fault, TokenizerFault)
         run = self.simulator.run((*self.made, fault), self.run)

@@ -6,6 +6,7 @@ term "open" with the value to start from: search.py estimates it from the number
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -75,8 +76,8 @@ class Grammar:
         """Tap -> its number in reading order."""
         return {tap: place for place, tap in enumerate(self.terms)}
 
-    def edits(self, name: str, term: Term | None = None) -> list[Edit]:
-        """Every edit of the term of a tap, or of another term in its place, the most usual first."""
+    def edits(self, name: str, term: Term | None = None, *, most: float = math.inf) -> list[Edit]:
+        """Every edit up to a cost of the term of a tap, or of another term in its place, the most usual first."""
         term = self.terms[name] if term is None else term
         found: list[Edit] = []
         for path, part in term.walk():
@@ -90,7 +91,7 @@ class Grammar:
         found += [] if self.brief else of_a_kernel(self.terms, term, self.shapes, self._vocabulary)
         found += of_projections(term, self.eps)
         unique: dict[tuple[Term, tuple[str, ...]], Edit] = {}
-        for edit in sorted(found, key=lambda edit: edit.cost):
+        for edit in sorted((edit for edit in found if edit.cost <= most), key=lambda edit: edit.cost):
             changed = edit.of(term)
             if changed != term:
                 unique.setdefault((changed, tuple(of for of, _ in edit.kinds)), edit)

@@ -176,18 +176,18 @@ class LocalSearch:
 
     def pairs(self) -> Iterator[list[Hit]]:
         """The hits among two usual edits of one operation, or of two operations of a layer."""
-        yield self._closest(self._pairs({name: self.grammar.edits(name) for name in self.gap}))
+        yield self._closest(self._pairs({name: self.grammar.edits(name, most=PAIRED) for name in self.gap}))
 
     def _pairs(self, edits: Mapping[str, Sequence[Edit]]) -> list[Hit]:
         hits: list[Hit] = []
         for name in reversed(self.gap):
             term = self.grammar.terms[name]
             for first in edits[name]:
-                if first.cost > PAIRED or open_of(first.part) is not None:
+                if open_of(first.part) is not None:
                     continue
                 once = first.of(term)
-                for second in self.grammar.edits(name, once):
-                    if second.cost <= PAIRED and second.cost >= first.cost:
+                for second in self.grammar.edits(name, once, most=PAIRED):
+                    if second.cost >= first.cost:
                         hits += self._hits(name, (first, second), second.of(once))
                     if time.monotonic() > self.deadline:
                         return hits
