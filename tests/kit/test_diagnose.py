@@ -74,6 +74,13 @@ def test_a_dump_of_hidden_states_alone_is_enough(pair: reference.Pair) -> None:
     assert diagnosis.first_tap == "layers.0.output"
 
 
+def test_the_first_divergence_is_an_entry_of_the_dump(pair: reference.Pair) -> None:
+    last = f"layers.{pair.ours.config.num_hidden_layers - 1}.output"
+    diagnosis = diagnose(pair.ours, pair.batch, dump_with(pair, "heads_interleaved", taps=[last]))
+    assert diagnosis.faults == ("heads_interleaved",)
+    assert diagnosis.first_tap == last
+
+
 def test_faults_that_give_the_same_numbers_are_named_together(pair: reference.Pair) -> None:
     """Without padding on the left, nobody can tell rows cut out wrongly from positions counted wrongly."""
     ids = torch.tensor([[0, 7, 8, 9, 2]])

@@ -145,7 +145,7 @@ def search(
     if state.wrong is None or stop == "chance":
         return Diagnosis(tuple(state.found), None, (), agrees, len(dump), stop)
     looks_like = _looks_like(dump, state.run, state.comparison, state.wrong, model)
-    tap = _located(model, dump, state.wrong)
+    tap = _located(state.wrong)
     names = [tap.name for tap in model.taps()]
     before = dict(zip(names[1:], names, strict=False))
     found = [of_known_layers(each, tap, one_operation=before.get(each.tap) in dump) for each in state.found]
@@ -224,7 +224,7 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     if not best:
         return None
     faults = tuple(reached.fault for reached in best)
-    return Finding(_located(model, dump, wrong), faults, judge.evidence(best[0], state.comparison))
+    return Finding(_located(wrong), faults, judge.evidence(best[0], state.comparison))
 
 
 def _listed(state: _Search, wrong: Row) -> Iterator[list[Fault | PoolingFault]]:
@@ -260,18 +260,9 @@ def _in_its_layer(tap: str, model: PretrainedModel) -> list[Fault]:
     return [fault.in_layer(int(parts[1])) for fault in inside]
 
 
-def _located(model: PretrainedModel, dump: Dump, row: Row) -> str:
-    """The first wrong tap; where the dump lacks a whole layer before it, that layer's first."""
-    order = in_reading_order(dump)
-    start = order.index(row.tap)
-    kinds = {_kind(tap) for tap in dump}
-    skipped = _between(model, order[start - 1] if start else None, row.tap)
-    return next((tap for tap in skipped if _kind(tap) in kinds), skipped[-1])
-
-
-def _kind(tap: str) -> str:
-    parts = tap.split(".")
-    return ".".join([parts[0], "*", *parts[2:]]) if parts[0] == "layers" else tap
+def _located(row: Row) -> str:
+    """The tap of a row; the largest logits are of the tap of all logits."""
+    return LOGITS if row.tap in (TOP, LOGSUMEXP) else row.tap
 
 
 def _between(model: PretrainedModel, agreeing: str | None, wrong: str) -> list[str]:
