@@ -105,7 +105,12 @@ PORTS = (
     Port("transformers 4, Flax", "flax", ("transformers", "flax", "jax")),
     Port("transformers 4, TensorFlow", "tensorflow", ("transformers", "tensorflow")),
     Port("adapters", "adapters", ("adapters", "transformers"), "eager"),
-    Port("mlx-embeddings", "mlx", ("mlx-embeddings", "mlx")),
+    Port(
+        "mlx-embeddings",
+        "mlx",
+        ("mlx-embeddings", "mlx"),
+        note="at base size it was stopped after 8 minutes without a result, on the CPU of a busy machine",
+    ),
     Port(
         "flair",
         "flair",
@@ -123,14 +128,16 @@ PORTS = (
         "transformers_js",
         ("@huggingface/transformers", "onnxruntime-node"),
         note="it reads special tokens from `tokenizer_config.json` only; without them a padded batch is an error. It "
-        "normalises by Unicode's NFKC, which differs for joiners, and its texts that are cut lose `</s>`",
+        "normalises by Unicode's NFKC, which differs for joiners, and its texts that are cut lose `</s>`. At base "
+        "size its vectors were not judged: the search would have taken more than ten minutes",
     ),
     Port(
         "llama.cpp",
         "node_llama_cpp",
         ("node-llama-cpp",),
         note="where `tokenizer_config.json` does not name `unk_token`, its file has no `<unk>`, and unknown pieces get "
-        "the id of `</s>` (`unk_is_end`). Texts are cut and vectors brought to length 1 by our script",
+        "the id of `</s>` (`unk_is_end`). Texts are cut and vectors brought to length 1 by our script. At base "
+        "size its vectors were not judged: the search would have taken more than ten minutes",
     ),
 )
 
