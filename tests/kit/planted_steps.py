@@ -95,6 +95,85 @@ def _tail_dropped(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
     return scores[..., :whole].softmax(-1) @ v[..., :whole, :]
 
 
+def _real(scores: Tensor) -> Tensor:
+    """Which tokens are real, (B, 1, S, 1), by the scores of the first query."""
+    return (scores[:, :1, :1] > -1e8).transpose(-1, -2)
+
+
+def _exchanged(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
+    """A text has no padding: each token gets the values of those that attend to it."""
+    return (probs * _real(scores)).transpose(-1, -2) @ v
+
+
+def _averaged(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
+    """Each tile of 4 keys by itself, then the mean over the tiles that have real keys."""
+    mixed, used = torch.zeros(()), torch.zeros(())
+    for own, real, theirs in zip(
+        scores.split(4, -1), _real(scores).split(4, -2), v.split(4, -2), strict=True
+    ):  # fmt: skip
+        some = real.any(-2, keepdim=True)
+        mixed, used = mixed + own.softmax(-1) @ theirs * some, used + some.float()
+    return mixed / used
+
+
+def _by_reciprocal(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
+    exponentials = (scores - scores.amax(-1, keepdim=True)).exp()
+    return exponentials @ v * _short(1 / exponentials.sum(-1, keepdim=True))
+
+
+def _by_power(scores: Tensor, real: Tensor) -> Tensor:
+    powers = (1 + (scores - scores.amax(-1, keepdim=True)) / 128).clamp(min=0) ** 128
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def _cut(x: Tensor) -> Tensor:
+    """The first 10 bits of the fraction."""
+    return (x.view(torch.int32) & -8192).view(torch.float32)
+
+
+def _in_blocks(w: Tensor) -> Tensor:
+    rows = [torch.cat([block.T for block in row.split(8, 1)], 1) for row in w.split(8)]
+    return torch.cat(rows)
+
+
+def _scales_of_the_group_before(w: Tensor) -> Tensor:
+    groups = w.split(8, 1)
+    steps = [group.abs().amax(1, keepdim=True) / 127 for group in groups]
+    read = [(group / steps[i]).round() * steps[i - 1] for i, group in enumerate(groups)]
+    return torch.cat(read, 1)
+
+
+def _zero_one_too_high(w: Tensor) -> Tensor:
+    low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+    step = (high - low) / 255
+    return (((w - low) / step).round() - 1) * step + low
+
+
+def _of_two_parts(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    variances = torch.stack([part.var(-1, correction=0) for part in x.chunk(2, -1)])
+    return (x - x.mean(-1, keepdim=True)) / (variances.mean(0) + eps).sqrt()[..., None] * w + b
+
+
+def _after_padding(ids: Tensor, pad: int) -> Tensor:
+    real = (ids != pad).long()
+    begin = real.sum(1).max() - real.sum(1, keepdim=True)
+    return torch.where(ids != pad, begin + real.cumsum(1) + pad, pad)
+
+
+def _logarithm(real: Tensor) -> Tensor:
+    return (real.sum(1).float().log() / math.log(512))[:, None, None, None]
+
+
+def _packed_tail(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """The last tokens of the batch, which fill no whole tile, are left out of the product."""
+    tokens = torch.arange(x[..., 0].numel()).view(x.shape[:2])
+    return x * (tokens < x[..., 0].numel() - 4)[..., None] @ w.T + b
+
+
+def _heads_exchanged(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return (x @ w.T + b).unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].flatten(-2)
+
+
 def _polynomial(x: Tensor) -> Tensor:
     z = (x.abs() / math.sqrt(2)).clamp(max=1.769)
     return 0.5 * x * (1 + x.sign() * (-0.2888 * (z - 1.769).square() + 1))
@@ -125,6 +204,7 @@ BUGS: dict[str, Bug] = {
         "batch",
         positions=lambda ids, pad: torch.arange(len(ids))[:, None].expand_as(ids) + pad + 1,
     ),
+    "positions after padding": _bug("embeddings.position", "later by the padding", positions=_after_padding),
     "rows of the batch exchanged": _bug(
         "embeddings.word", "first two", word=lambda x, real: x[[1, 0, *range(2, len(x))]]
     ),
@@ -142,6 +222,16 @@ BUGS: dict[str, Bug] = {
         "embeddings.position is added after the norm",
         summed=lambda word, kind, place: word + kind,
         embedded=lambda normed, place: normed + place,
+    ),
+    "table split over two devices": _bug(
+        "embeddings.word",
+        "word_embeddings.weight is split over 2 devices",
+        word_rows=lambda table, ids: table[ids.clamp(max=25).where(ids < 26, 0)] + table[ids.where(ids >= 26, 26)],
+    ),
+    "position table stretched": _bug(
+        "embeddings.position",
+        "interpolated to 2 times its length, centres",
+        place_rows=lambda table, places: F.interpolate(table.T[None], scale_factor=2, mode="linear")[0].T[places],
     ),
     # ---- scores
     "rotary positions on scores": _bug("scores", "rotary & pairs", scaled=_rotated),
@@ -161,6 +251,11 @@ BUGS: dict[str, Bug] = {
         "scores",
         "-0.07 & distance",
         hidden=lambda s, real, ids: port.hidden(s - 0.07 * _apart(s.shape[-1]).abs(), real, ids),
+    ),
+    "scores scaled by the length of the text": _bug(
+        "scores",
+        "log(n) / log(512) & every layer",
+        hidden=lambda s, real, ids: port.hidden(s * _logarithm(real), real, ids),
     ),
     # ---- masks
     "window of five": _bug(
@@ -195,16 +290,63 @@ BUGS: dict[str, Bug] = {
     "tiles whose sum is not rescaled": _bug(
         "context", "tiles of 4 & sum of earlier", mixed=_tiled(4, values=True, sums=False)
     ),
+    "tiles averaged": _bug("context", "each tile of 4 & averaged over the tiles with real keys", mixed=_averaged),
+    "probs transposed without padding": _bug(
+        "context", "probs is queries and keys exchanged, padding left out & every layer", mixed=_exchanged
+    ),
+    "reciprocal of the sum in bfloat16": _bug("context", "reciprocal & bfloat16", mixed=_by_reciprocal),
+    "exponential by a power": _bug("probs", "(1 + x / 128)^128 & every layer", probs=_by_power),
     "last tile dropped": _bug("context", "whole tile", mixed=_tail_dropped),
     "probs divided by the share that dropout keeps": _bug(
         "probs", "1.42857", probs=lambda s, real: s.softmax(-1) / 0.7
     ),
     # ---- linear maps, norms, activations, residuals
+    "heads exchanged": _bug(
+        "layers.1.attention.v",
+        "heads 0, 2, 1, 3 & layer 1 only",
+        linear=_at("layers.1.attention.v", _heads_exchanged),
+    ),
+    "last tokens left out": _bug(
+        "layers.0.feed_forward.output",
+        "down_proj.weight is all zeros, for tokens from token 34 of the packed batch on & every layer",
+        linear=_at("feed_forward.down", _packed_tail),
+    ),
+    "small values cut": _bug(
+        "layers.0.feed_forward.post",
+        "smaller than 0.03 are 0 & every layer",
+        bent=lambda x: F.hardshrink(F.gelu(x), 0.03),
+    ),
+    "gelu with a short cut": _bug(
+        "layers.0.feed_forward.post",
+        "relu beyond -2.5 and 2.5 & every layer",
+        bent=lambda x: torch.where(x.abs() > 2.5, x.relu(), F.gelu(x)),
+    ),
     "weights pruned": _bug(
         "layers.1.feed_forward.output",
         "25 % & layer 1",
         linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _pruned(w).T + b),
     ),
+    "blocks of a weight transposed": _bug(
+        "layers.1.attention.k",
+        "k_proj.weight is transposed in each block of 8 x 8 & layer 1 only",
+        linear=_at("layers.1.attention.k", lambda x, w, b: x @ _in_blocks(w).T + b),
+    ),
+    "scales of other groups": _bug(
+        "layers.1.feed_forward.output",
+        "groups of 8, with the scales of the groups before & layer 1 only",
+        linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _scales_of_the_group_before(w).T + b),
+    ),
+    "zero points one too high": _bug(
+        "layers.1.feed_forward.output",
+        "uint8 by row & one too high & layer 1 only",
+        linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _zero_one_too_high(w).T + b),
+    ),
+    "linear maps in tf32 by cutting": _bug(
+        "q",
+        "input and weights & cut off to tf32 & every linear map",
+        linear=lambda x, w, b, name: _cut(x) @ _cut(w).T + b,
+    ),
+    "variance of two parts": _bug("embeddings.output", "variances of 2 parts & everywhere", norm=_of_two_parts),
     "linear maps in bfloat16": _bug(
         "q", "input and weights & bfloat16 & every linear map", linear=lambda x, w, b, name: _short(x) @ _short(w).T + b
     ),

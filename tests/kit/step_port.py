@@ -43,6 +43,8 @@ def same(x: Tensor, real: Tensor) -> Tensor:
 STEPS: dict[str, Callable[..., Any]] = {
     "ids": same,  # of the word table
     "positions": positions,
+    "word_rows": lambda table, ids: table[ids],
+    "place_rows": lambda table, places: table[places],
     "word": same,
     "place": same,
     "kind": same,
@@ -86,12 +88,12 @@ def dump(
     def apart(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1))
 
-    table = weights["embeddings.position_embeddings.weight"]
-    taps["embeddings.word"] = step["word"](weights["embeddings.word_embeddings.weight"][step["ids"](ids, real)], real)
+    table, words = (weights[f"embeddings.{name}_embeddings.weight"] for name in ("position", "word"))
+    taps["embeddings.word"] = step["word"](step["word_rows"](words, step["ids"](ids, real)), real)
     kinds = weights["embeddings.token_type_embeddings.weight"][torch.zeros_like(ids)]
     taps["embeddings.token_type"] = step["kind"](kinds, real)
     places = step["positions"](ids, config.pad_token_id)
-    taps["embeddings.position"] = place = step["place"](table[places], real)
+    taps["embeddings.position"] = place = step["place"](step["place_rows"](table, places), real)
     taps["embeddings.sum"] = step["summed"](taps["embeddings.word"], taps["embeddings.token_type"], place)
     taps["embeddings.output"] = step["embedded"](normed(taps["embeddings.sum"], "embeddings.norm"), place)
     outputs, sums = [taps["embeddings.output"]], [taps["embeddings.sum"]]

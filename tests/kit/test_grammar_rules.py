@@ -3,6 +3,7 @@
 Where a bug is, is named as exactly as the dump shows it: in which layers, and at which of several values.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,16 @@ from kit.planted_steps import BUGS
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.grammar.terms import weights_of
 
-IN_BRIEF = ("positions clamped", "positions added after the norm", "upper ids one too high", "mask after the softmax")
+IN_BRIEF = (
+    "positions clamped",
+    "positions after padding",
+    "positions added after the norm",
+    "position table stretched",
+    "table split over two devices",
+    "upper ids one too high",
+    "mask after the softmax",
+    "small values cut",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +51,13 @@ def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
     assert found.explained, str(found)
     [finding] = found.findings
     assert any(all(word in fault.name for word in bug.words) for fault in finding.faults[:3]), str(found)
+
+
+def test_ids_that_were_rounded() -> None:
+    """All ids below 256 are numbers of bfloat16: it takes a larger vocabulary."""
+    pair = reference.build_pair(replace(reference.POST_NORM, vocab_size=600))
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, ids=lambda ids, real: ids.bfloat16().long().clamp(max=599)))
+    assert found.faults == ("embeddings.word: the ids are rounded to bfloat16",), str(found)
 
 
 # ---- which layers ----------------------------------------------------------------------------------------------------

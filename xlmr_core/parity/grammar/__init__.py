@@ -3,7 +3,8 @@
 terms.py states what each tap is. changes.py lists the small changes of such a term: those of weights are in
 weight_changes.py, of both operands of a product in products.py, inside an attention kernel in kernels.py, and other
 orders of the operations in rules.py. The variants of an operation are in activations.py, functions.py (norms, pooling,
-heads), indices.py (ids and positions), masks.py, softmaxes.py, transforms.py and matrices.py; words.py has the words.
+heads), indices.py (ids and positions), tables.py, masks.py, softmaxes.py, transforms.py and matrices.py; words.py has
+the words. measured.py has the changes whose numbers the dump gives.
 scopes.py lists the layers that may have a change, and regions.py the rows, tokens, heads or features.
 
 search.py finds the change that gives the numbers of a dump at the first wrong tap (target.py), on the dump's own

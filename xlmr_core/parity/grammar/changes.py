@@ -31,6 +31,7 @@ from xlmr_core.parity.grammar.rules import (
     same_number,
     variant_of,
 )
+from xlmr_core.parity.grammar.tables import split_tables, stretched_tables
 from xlmr_core.parity.grammar.terms import Term, Terms, add, norm, number, resolved, scaled, tap, weight
 from xlmr_core.parity.grammar.tokens import Kind, in_words
 from xlmr_core.parity.grammar.weight_changes import of_a_tensor, of_modules
@@ -132,9 +133,11 @@ class Grammar:
         if part.op == "rows" and part.args[1].op == "ids":
             rounded = Term("quantised like", (part, part.args[0]))
             yield edit(rounded, 1.6, f"{part.args[0].value} is quantised to int8 by tensor")
+            yield from split_tables(path, part, self._vocabulary)
         if part.op == "rows" and part.args[1].op == "positions":
             for kind in SINUSOIDS:
                 yield edit(Term("sinusoids", (part, part.args[1]), kind), 1.5, f"positions are not learned: {kind}")
+            yield from stretched_tables(path, part)
 
     def _numbered(self, part: Term) -> Iterable[Kind]:
         """The variants of an operation that have a whole number in them."""

@@ -17,6 +17,7 @@ from xlmr_core.parity.grammar.indices import indices, sinusoids
 from xlmr_core.parity.grammar.masks import LOWERED, hidden_keys
 from xlmr_core.parity.grammar.regions import Region
 from xlmr_core.parity.grammar.softmaxes import softmax
+from xlmr_core.parity.grammar.tables import stretched
 from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.grammar.tokens import Kind, in_rows
 from xlmr_core.parity.tap_values import logsumexp
@@ -130,6 +131,11 @@ def _first_heads(scene: Scene, head: int, x: Tensor) -> Tensor:
     return parts.flatten(-2)
 
 
+def _heads(scene: Scene, order: tuple[int, ...], x: Tensor) -> Tensor:
+    """Heads in another order, (B, S, H)."""
+    return x.unflatten(-1, (scene.heads, -1))[..., list(order), :].flatten(-2)
+
+
 def _clamp(scene: Scene, _value: Any, x: Tensor, size: Tensor) -> Tensor:
     limit = abs(float(size))
     return x.clamp(-limit, limit)
@@ -195,6 +201,9 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "tensor": _weight_changed,
     "quantised like": _quantised_like,
     "without head": _first_heads,
+    "heads": _heads,
+    "stretched": lambda scene, kind, table: stretched(table, *kind),
+    "shrunk": lambda scene, kind, x, size: x.masked_fill(x.abs() < _number(size, x), 0),
     "clamp": _clamp,
     "capped": _capped,
     "cut": _cut,

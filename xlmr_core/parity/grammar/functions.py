@@ -67,6 +67,12 @@ NORMS: dict[str | None, Callable[[Tensor, Tensor, int], Tensor]] = {  # of value
     "largest value": lambda x, eps, heads: _centred(x) / (_centred(x).abs().amax(dim=-1, keepdim=True) + eps),
     "fast inverse square root": lambda x, eps, heads: _centred(x) * _fast_inverse_root(_spread(x).square() + eps),
     **{
+        f"by the mean of the variances of {groups} parts": lambda x, eps, heads, groups=groups: (
+            _centred(x) / (_variance(x.unflatten(-1, (groups, -1)), -1, 0).mean(-2) + eps).sqrt()
+        )
+        for groups in (2, 4, 8, 16)
+    },
+    **{
         f"in {groups} groups of features": lambda x, eps, heads, groups=groups: _standard(
             x.unflatten(-1, (groups, -1)), eps
         ).flatten(-2)

@@ -71,6 +71,12 @@ def _row_numbers(ids: Tensor) -> Tensor:
     return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
 
 
+def _after_padding(ids: Tensor, pad: int) -> Tensor:
+    """Padding is on the left, and counted."""
+    counts = (ids != pad).sum(-1, keepdim=True)
+    return _real_or_pad(ids, pad, _usual(ids, pad) + counts.max() - counts)
+
+
 POSITIONS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     None: _usual,
     "from 0, padding counted": lambda ids, pad: _all(ids, 0),
@@ -101,6 +107,7 @@ POSITIONS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     "counted along the batch, not along the tokens": lambda ids, pad: (
         (ids != pad).long().cumsum(0) * (ids != pad).long() + pad
     ),
+    "begun later by the padding of the row": _after_padding,
     "those of a row filled up to the longest": lambda ids, pad: _all(ids, pad + 1).flip(0),
     "those of the next row of the batch": lambda ids, pad: _usual(ids.roll(-1, 0), pad),
     "those of the row of the batch before": lambda ids, pad: _usual(ids.roll(1, 0), pad),
@@ -137,6 +144,11 @@ def _in_each_text(ids: Tensor, pad: int) -> Tensor:
     return ids.gather(-1, places)
 
 
+def _rounded(dtype: torch.dtype) -> Callable[[Tensor, int], Tensor]:
+    most = torch.finfo(dtype).max
+    return lambda ids, pad: ids.clamp(max=int(min(most, 2**31))).to(dtype).long()
+
+
 IDS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     None: lambda ids, pad: ids,
     "one too low above 3": lambda ids, pad: torch.where(ids > 3, ids - 1, ids),
@@ -162,6 +174,8 @@ IDS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     "of the rows of the batch sorted by length, the shortest first": lambda ids, pad: by_length(
         ids, ids != pad, len(ids), longest_first=False
     ),
+    "rounded to float16": _rounded(torch.float16),
+    "rounded to bfloat16": _rounded(torch.bfloat16),
     "read in the wrong order of batch and tokens": lambda ids, pad: ids.T.reshape(ids.shape),
 }
 IDS_BY_NUMBER: dict[str, Callable[..., Tensor]] = {  # of ids, pad and whole numbers
@@ -171,6 +185,9 @@ IDS_BY_NUMBER: dict[str, Callable[..., Tensor]] = {  # of ids, pad and whole num
     "taken modulo {}": lambda ids, pad, n: ids % max(n, 1),
     "{} from {} on ({} is right)": lambda ids, pad, new, n, right: torch.where(ids >= n, new, ids),
     "{} for the tokens of id {}": lambda ids, pad, new, old: torch.where(ids == old, new, ids),
+    "from {} to below {}, the first of these for others": lambda ids, pad, start, end: torch.where(
+        (ids >= start) & (ids < end), ids, start
+    ),
     "with {} and {} exchanged": lambda ids, pad, a, b: torch.where(ids == a, b, torch.where(ids == b, a, ids)),
 }
 

@@ -52,6 +52,50 @@ PRUNED: dict[str, Rule] = {
     "two of each four entries are 0": lambda w, n: _two_of_four(w),
 }
 
+# ---- blocks and quantised weights that are read wrongly --------------------------------------------------------------
+
+
+def _blocks_transposed(w: Tensor, size: int) -> Tensor:
+    blocks = w.unflatten(0, (-1, size)).unflatten(2, (-1, size))  # (rows, size, columns, size)
+    return blocks.transpose(1, 3).flatten(2).flatten(0, 1)
+
+
+def _with_other_scales(w: Tensor, size: int, by: int) -> Tensor:
+    """Int8 in groups of a row, each times the scale of another group."""
+    groups = w.float().unflatten(-1, (-1, size))
+    steps = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+    return ((groups / steps).round() * steps.roll(by, -2)).flatten(-2).to(w)
+
+
+def _by_another_zero(w: Tensor, by: int) -> Tensor:
+    """Uint8 by row, from its smallest entry to its largest, with a zero point that is not the one it was made with."""
+    x = w.float()  # as a checkpoint is: on it each entry falls to the same side
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    step = ((high - low) / 255).clamp(min=1e-30)
+    return ((((x - low) / step).round() + by) * step + low).to(w)
+
+
+REQUANTISED: dict[str, Rule] = {
+    **{
+        f"quantised to int8 in groups of {size}, with the scales of the groups {which}": (
+            lambda w, n, size=size, by=by: _with_other_scales(w, size, by)
+        )
+        for size in (8, 16, 32, 64, 128)
+        for which, by in (("before", 1), ("after", -1))
+    },
+    **{
+        f"quantised to uint8 by row, with zero points one too {which}": lambda w, n, by=by: _by_another_zero(w, by)
+        for which, by in (("high", -1), ("low", 1))
+    },
+}
+MISREAD: dict[str, Rule] = {
+    **{
+        f"transposed in each block of {size} x {size}": lambda w, n, size=size: _blocks_transposed(w, size)
+        for size in (2, 4, 8, 16, 32, 64, 128)
+    },
+    **REQUANTISED,
+}
+
 # ---- all changes -----------------------------------------------------------------------------------------------------
 
 VECTORS: dict[str, Rule] = {
@@ -68,7 +112,7 @@ MATRICES: dict[str, Rule] = {
     ) if w.shape[0] == w.shape[1] else w,
 }  # fmt: skip
 
-WEIGHTS = {**VECTORS, **MATRICES, **PRUNED}
+WEIGHTS = {**VECTORS, **MATRICES, **PRUNED, **MISREAD}
 
 
 # ---- fused projections -----------------------------------------------------------------------------------------------

@@ -25,6 +25,11 @@ def _to_tf32(x: Tensor) -> Tensor:
     return ((x.float().view(torch.int32) + 4096) & -8192).view(torch.float32).to(x.dtype)
 
 
+def _cut_to_tf32(x: Tensor) -> Tensor:
+    """10 bits of fraction, without rounding."""
+    return (x.float().view(torch.int32) & -8192).view(torch.float32).to(x.dtype)
+
+
 def _to_scaled_float8(x: Tensor) -> Tensor:
     scale = (x.abs().max() / torch.finfo(torch.float8_e4m3fn).max).clamp(min=1e-30)
     return _through(torch.float8_e4m3fn)(x / scale) * scale
@@ -74,6 +79,7 @@ PRECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rounded to float8 e5m2": _through(torch.float8_e5m2),
     "rounded to float8 e4m3, scaled by tensor": _to_scaled_float8,
     "rounded to tf32": _to_tf32,
+    "cut off to tf32, not rounded": _cut_to_tf32,
     "cut off to bfloat16, not rounded": _cut_to_bfloat16,
     "rounded to 2 decimals": lambda x: x.round(decimals=2),
     "rounded to 3 decimals": lambda x: x.round(decimals=3),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from xlmr_core.parity.grammar.tokens import ends, inner
+from xlmr_core.parity.grammar.tokens import ends, in_rows, inner
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Region:
     """Some indices of one axis.
 
     Attributes:
-        axis: "row", "token", "head" or "feature"; "text" for tokens by their part in a text.
+        axis: "row", "token", "head" or "feature"; "text" for tokens by their part in a text, "packed token" for
+            tokens by their number in a packed batch.
         which: "only", "but", "from" or "up to" `number`; of "text", the name of the part.
         number: An index.
     """
@@ -28,6 +29,8 @@ class Region:
     def __str__(self) -> str:
         if self.axis == "text":
             return f"at {self.which} only"
+        if self.axis == "packed token":
+            return f"for tokens from token {self.number} of the packed batch on"
         one = f"the first {self.axis}" if self.number == 0 else f"{self.axis} {self.number}"
         return {
             "only": f"for {one} only",
@@ -40,6 +43,9 @@ class Region:
         """Which values lie in it, in a shape that broadcasts to that of `x`: (B, S, H), (B, N, S, S) or (B, H)."""
         if self.axis == "text":
             tokens = PARTS[self.which](real)
+            return tokens[:, None, :, None] if x.dim() == 4 else tokens[:, :, None]
+        if self.axis == "packed token":
+            tokens = in_rows(real, rows, lambda run: _packed(run) >= self.number)
             return tokens[:, None, :, None] if x.dim() == 4 else tokens[:, :, None]
         dim = _dim(self.axis, x.dim())
         if dim is None:
@@ -56,6 +62,11 @@ class Region:
             "up to": places <= self.number,
         }[self.which]
         return chosen.reshape([-1 if axis == dim else 1 for axis in range(x.dim())])
+
+
+def _packed(real: Tensor) -> Tensor:
+    """(B, S): the number of each real token in a packed batch, from 0."""
+    return (real.flatten().cumsum(0) - 1).view_as(real)
 
 
 PARTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -75,8 +86,8 @@ def _dim(axis: str, dims: int) -> int | None:
     return {"row": 0, "feature": 1, "head": 1}.get(axis)
 
 
-def regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: int) -> Iterator[Region]:
-    """The regions that have all values in `there` and none in `elsewhere`.
+def regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: int) -> Sequence[Region]:
+    """The regions that have all values in `there` and none in `elsewhere`; the end of a packed batch, if no other has.
 
     Args:
         x: A tensor of the shape of both.
@@ -85,6 +96,10 @@ def regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: in
         real: (B, S), which tokens count.
         heads: Their number; 0 of a tensor that has none.
     """
+    return [*_regions(x, there, elsewhere, real, heads)] or [*_packed_end(there, elsewhere, real)]
+
+
+def _regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: int) -> Iterator[Region]:
     for axis in ("row", "token", "head", "feature"):
         dim = _dim(axis, x.dim())
         if dim is None or (axis == "head" and (not heads or x.shape[dim] % heads)):
@@ -98,11 +113,24 @@ def regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: in
         yield from _described(axis, inside.nonzero()[:, 0].tolist(), outside.nonzero()[:, 0].tolist())
     if x.dim() == 2:
         return
-    tokens, rest = (each.any(dim=(1, 3) if x.dim() == 4 else 2) for each in (there, elsewhere))
+    tokens, rest = (_tokens(each) for each in (there, elsewhere))
     for name, part in PARTS.items():
         chosen = part(real)
         if rest.any() and not (tokens & ~chosen).any() and not (rest & chosen).any():
             yield Region("text", name)
+
+
+def _packed_end(there: Tensor, elsewhere: Tensor, real: Tensor) -> Iterator[Region]:
+    if there.dim() == 2:
+        return
+    inside, outside = (_packed(real)[_tokens(each) & real].tolist() for each in (there, elsewhere))
+    if inside and outside and min(inside) > max(outside):
+        yield Region("packed token", "from", min(inside))
+
+
+def _tokens(values: Tensor) -> Tensor:
+    """(B, S): the tokens that have one of the values, (B, S, H) or (B, N, S, S) by query."""
+    return values.any(dim=(1, 3) if values.dim() == 4 else 2)
 
 
 def _described(axis: str, inside: list[int], outside: list[int]) -> Iterator[Region]:

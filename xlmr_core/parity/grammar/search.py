@@ -19,6 +19,8 @@ from xlmr_core.parity.compare import Row
 from xlmr_core.parity.grammar.changes import Edit, Grammar
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
+from xlmr_core.parity.grammar.matrices import REQUANTISED
+from xlmr_core.parity.grammar.measured import measured
 from xlmr_core.parity.grammar.precision import PRECISIONS
 from xlmr_core.parity.grammar.rules import filled, open_of
 from xlmr_core.parity.grammar.scopes import scopes
@@ -158,6 +160,8 @@ class LocalSearch:
     def _edits(self, name: str) -> list[Edit]:
         """The edits of a tap. Those of a tap that is right leave it right, to rounding."""
         edits = self.grammar.edits(name)
+        if name == self.target.tap and name in self.scene.values:
+            edits += measured(self.target, self.scene)
         if name not in self.quiet:
             return edits if not self.quiet or name != self.target.tap else []
         term = self.grammar.terms[name]
@@ -350,7 +354,7 @@ def _is_gentle(edit: Edit) -> bool:
 
 def _rounds(terms: Mapping[str, Term]) -> bool:
     kinds = [part.value for term in terms.values() for part in term.walk_parts() if part.op in ("values", "tensor")]
-    return any(kind in PRECISIONS for kind in kinds)
+    return any(kind in PRECISIONS or kind in REQUANTISED for kind in kinds)
 
 
 def _is_eps(term: Term) -> bool:

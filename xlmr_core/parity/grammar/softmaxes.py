@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xlmr_core.parity.grammar.precision import PRECISIONS
 from xlmr_core.parity.grammar.tokens import Kind
 from xlmr_core.parity.tap_values import HIDDEN
+
+
+def _by_reciprocal(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    exponentials = (x - x.amax(-1, keepdim=True)).exp()
+    return exponentials * rounded(1 / exponentials.sum(-1, keepdim=True))
+
 
 SOFTMAX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "keys": lambda x, real: x.softmax(-1),
@@ -34,6 +41,12 @@ SOFTMAX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "keys, twice": lambda x, real: x.softmax(-1).softmax(-1),
     "keys, not divided by the sum": lambda x, real: (x - x.amax(-1, keepdim=True)).exp(),
     "keys and queries together": lambda x, real: x.flatten(-2).softmax(-1).view_as(x),
+    **{
+        f"keys, multiplied by the reciprocal of the sum, which is {kind}": lambda x, real, kind=kind: _by_reciprocal(
+            x, PRECISIONS[kind]
+        )
+        for kind in ("rounded to float16", "rounded to bfloat16")
+    },
     "keys, only the largest of each query": lambda x, real: (x == x.amax(-1, keepdim=True)).to(x),
 }
 
@@ -41,6 +54,12 @@ SOFTMAX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _largest(x: Tensor, n: int) -> Tensor:
     least = x.topk(min(n, x.shape[-1]), dim=-1).values[..., -1:]
     return x.masked_fill(x < least, -math.inf).softmax(-1)
+
+
+def _by_power(x: Tensor, n: int) -> Tensor:
+    """The n-th power of 1 + x / n, of which e to x is the limit."""
+    powers = (1 + (x - x.amax(-1, keepdim=True)) / n).clamp(min=0) ** n
+    return powers / powers.sum(-1, keepdim=True)
 
 
 # ---- tile by tile ----------------------------------------------------------------------------------------------------
@@ -73,6 +92,12 @@ def _own_largest(x: Tensor, n: int) -> Tensor:
 
 def _each_by_itself(x: Tensor, n: int) -> Tensor:
     return torch.cat([tile / tile.sum(-1, keepdim=True).clamp(min=1e-30) for tile in _by_tile(x, n)], dim=-1)
+
+
+def _averaged(x: Tensor, n: int) -> Tensor:
+    """The mean of the tiles that have a real key."""
+    each = _each_by_itself(x, n)
+    return each / each.sum(-1, keepdim=True)
 
 
 def _by_last_sum(x: Tensor, n: int) -> Tensor:
@@ -118,6 +143,7 @@ TILED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "keys, in tiles of {}, each less its own largest score": _own_largest,
     "each tile of {} keys, and summed": _each_by_itself,
     "each tile of {} keys, and averaged": lambda x, n: _each_by_itself(x, n) / len(x.split(n, dim=-1)),
+    "each tile of {} keys, and averaged over the tiles with real keys": _averaged,
     "keys, in tiles of {}, divided by the sum of the last tile": _by_last_sum,
     "keys without the first tile of {}": lambda x, n: _kept(x, lambda place: place >= n),
     "the first tile of {} keys only": lambda x, n: _kept(x, lambda place: place < n),
@@ -133,8 +159,13 @@ TILED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "keys, in tiles of {}, with the values of the first tile": lambda x, n: _moved(x, n, to_first=True),
 }
 CUTTING = ("keys without those that fill no whole tile of {}",)  # the same keys for several sizes of tiles
-BY_NUMBER: dict[str, Callable[[Tensor, int], Tensor]] = {**TILED, "keys, only the {} largest of each query": _largest}
+BY_NUMBER: dict[str, Callable[[Tensor, int], Tensor]] = {
+    **TILED,
+    "keys, only the {} largest of each query": _largest,
+    "keys, with (1 + x / {0})^{0} for e^x": _by_power,
+}
 TILES = (2, 4, 8, 16, 32, 64, 128, 256)
+POWERS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def softmax(kind: Kind, scores: Tensor, real: Tensor) -> Tensor:
@@ -152,4 +183,6 @@ def numbered(size: int) -> list[Kind]:
     counts = [n for n in (2, 3, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 256) if n < size]
     running = [(name, n) for name in TILED for n in tiles if name not in CUTTING]
     cutting = [(name, n) for name in CUTTING for n in cuts.values()]
-    return [*running, *cutting, *(("keys, only the {} largest of each query", n) for n in counts)]
+    largest = [("keys, only the {} largest of each query", n) for n in counts]
+    powers = [("keys, with (1 + x / {0})^{0} for e^x", n) for n in POWERS]
+    return [*running, *cutting, *largest, *powers]

@@ -87,6 +87,24 @@ def _in_each_text(x: Tensor, real: Tensor) -> Tensor:
     return x.gather(1, order[:, :, None].expand_as(x))
 
 
+# Factors that depend on the number n of tokens of a text.
+COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "n; the text has n tokens": lambda n: n,
+    "1 / n; the text has n tokens": lambda n: 1 / n,
+    "sqrt(n); the text has n tokens": torch.sqrt,
+    "1 / sqrt(n); the text has n tokens": torch.rsqrt,
+    "log(n); the text has n tokens": torch.log,
+    **{
+        f"log(n) / log({trained}); the text has n tokens": (lambda n, trained=trained: n.log() / math.log(trained))
+        for trained in (128, 256, 512, 514, 1024, 2048, 4096, 8192)
+    },
+}
+
+
+def _by_count(rule: Callable[[Tensor], Tensor]) -> Change:
+    return lambda x, n, real, rows: x * rule(real.sum(1).clamp(min=1).to(x))[:, None, None, None]
+
+
 ANYWHERE: dict[str, Change] = {
     **{name: _plain(rule) for name, rule in PRECISIONS.items() if "column" not in name and "groups" not in name},
     "missing (zeros)": _plain(torch.zeros_like),
@@ -165,6 +183,9 @@ VALUES: dict[str, dict[str, Change]] = {
     MAPS: {
         **ANYWHERE,
         "queries and keys exchanged": _plain(lambda x: x.transpose(-1, -2)),
+        "queries and keys exchanged, padding left out": lambda x, n, real, rows: (
+            x * real.to(x)[:, None, :, None]
+        ).transpose(-1, -2),
         "heads backwards": _plain(lambda x: x.flip(1)),
         "heads moved by one": _plain(lambda x: x.roll(1, 1)),
         "heads moved by one back": _plain(lambda x: x.roll(-1, 1)),
@@ -182,6 +203,7 @@ VALUES: dict[str, dict[str, Change]] = {
         "0 below 0.1": _plain(lambda x: x * (x >= 0.1)),
         "0 below 0.01": _plain(lambda x: x * (x >= 0.01)),
         "0 below 0.001": _plain(lambda x: x * (x >= 0.001)),
+        **{f"multiplied by {name}": _by_count(rule) for name, rule in COUNTED.items()},
         "less its largest of each query": _plain(lambda x: x - x.amax(-1, keepdim=True)),
     },
 }

@@ -40,6 +40,9 @@ def of_a_tensor(weights: Weights, path: tuple[int, ...], part: Term, *, brief: b
         for kind in matrices.PRUNED:
             says = f"{name} is pruned: {kind}"
             yield Edit(path, Term("tensor", (part,), kind), 2.0, says, _more_weights(weights, kind, tensor))
+        for kind in matrices.MISREAD:
+            new = Term("tensor", (part,), kind)
+            yield Edit(path, new, 2.0, f"{name} is {kind}", _more_weights(weights, kind, tensor))
     yield Edit(path, Term("mul", (part, opened(1.0))), 1.8, f"{name} is multiplied by {{}}")
     yield Edit(path, Term("add", (part, opened(0.0))), 2.2, f"{{}} is added to {name}")
     yield Edit(path, Term("clamp", (part, opened(CLAMPED))), 2.5, f"{name} is cut off at {{}}")
@@ -67,7 +70,7 @@ def _more_weights(weights: Weights, kind: str, like: Tensor) -> tuple[tuple[str,
             *((("every linear map", linear),) if like.dim() == 2 else ()),
         )
     alike = (f"every {'x'.join(map(str, like.shape))}", among(lambda name, its: its.shape == like.shape))
-    return (alike, ("every linear map", linear)) if kind in matrices.PRUNED else (alike,)
+    return (alike, ("every linear map", linear)) if kind in {**matrices.PRUNED, **matrices.MISREAD} else (alike,)
 
 
 def of_modules(weights: Weights, name: str, term: Term) -> Iterator[Edit]:
