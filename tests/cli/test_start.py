@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,28 @@ run()
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        errors = process.stderr.read()  # standard input stays open: the command waits for text until the signal comes
+        try:
+            process.wait(60)  # standard input stays open: the command waits for text until the signal comes
+        finally:
+            process.kill()
+        errors = process.stderr.read()
     assert b"Traceback" not in errors, errors.decode()
     assert process.returncode == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT of this kind")
+def test_ctrl_c_is_not_lost_in_an_import_that_drops_exceptions(tmp_path: Path) -> None:
+    lines = [
+        "import os, signal",
+        "try:",
+        "    os.kill(os.getpid(), signal.SIGINT)",
+        "except BaseException:",
+        "    pass",
+    ]
+    (tmp_path / "drops.py").write_text("\n".join(lines), encoding="utf-8")
+    script = (
+        "import signal\nfrom xlmr_core.__main__ import interrupt\nsignal.signal(signal.SIGINT, interrupt)\nimport drops"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, timeout=60)
+    assert done.returncode == 130
