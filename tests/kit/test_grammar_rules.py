@@ -48,6 +48,7 @@ def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
     bug = BUGS[name]
     found = diagnose(pair.ours, pair.batch, dump_with(pair, **bug.steps))
     assert found.first_tap == bug.tap, str(found)
+    assert len(set(found.faults)) == len(found.faults), str(found)
     assert found.explained, str(found)
     [finding] = found.findings
     assert any(all(word in fault.name for word in bug.words) for fault in finding.faults[:3]), str(found)

@@ -131,6 +131,8 @@ def _different(judge: Judge, config: XLMRobertaConfig, best: list[tuple[Hit, Rea
     """
     kept = best[:1]
     for hit, reached in best[1:]:
+        if hit.says in [its.says for its, _ in kept]:
+            continue  # two places of one step, which the words do not tell apart
         pairs = ((its.fault, reached.fault) for _, its in kept)
         if _is_the_same_elsewhere(hit, best[0][0]) or all(_apart(judge, config, pair) for pair in pairs):
             kept.append((hit, reached))
