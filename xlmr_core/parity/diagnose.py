@@ -145,7 +145,7 @@ def search(
     if state.wrong is None or stop == "chance":
         return Diagnosis(tuple(state.found), None, (), agrees, len(dump), stop)
     looks_like = _looks_like(dump, state.run, state.comparison, state.wrong, model)
-    tap = _located(state.wrong)
+    tap = _located(model, dump, state.wrong)
     names = [tap.name for tap in model.taps()]
     before = dict(zip(names[1:], names, strict=False))
     found = [of_known_layers(each, tap, one_operation=before.get(each.tap) in dump) for each in state.found]
@@ -224,7 +224,7 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     if not best:
         return None
     faults = tuple(reached.fault for reached in best)
-    return Finding(_located(wrong), faults, judge.evidence(best[0], state.comparison))
+    return Finding(_located(model, dump, wrong), faults, judge.evidence(best[0], state.comparison))
 
 
 def _listed(state: _Search, wrong: Row) -> Iterator[list[Fault | PoolingFault]]:
@@ -260,8 +260,16 @@ def _in_its_layer(tap: str, model: PretrainedModel) -> list[Fault]:
     return [fault.in_layer(int(parts[1])) for fault in inside]
 
 
-def _located(row: Row) -> str:
-    """The tap of a row; the largest logits are of the tap of all logits."""
+def _located(model: PretrainedModel, dump: Dump, row: Row) -> str:
+    """The tap of a row; where the dump has every layer but the last, and all of them agree, the first of that layer.
+
+    The largest logits are of the tap of all logits.
+    """
+    last = model.config.num_hidden_layers - 1
+    own = {tap.split(".", 2)[2] for tap in dump if tap.startswith(f"layers.{last - 1}.")}
+    layers = {tap.split(".")[1] for tap in dump if tap.startswith("layers.")}
+    if own and layers == {str(index) for index in range(last)} and not row.tap.startswith(("embeddings.", "layers.")):
+        return next(tap.name for tap in model.taps() if tap.name in {f"layers.{last}.{name}" for name in own})
     return LOGITS if row.tap in (TOP, LOGSUMEXP) else row.tap
 
 
