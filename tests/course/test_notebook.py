@@ -64,6 +64,7 @@ def test_the_same_files_each_time(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_step_runs_in_a_kernel_and_is_passed_with_the_solution(tmp_path: Path) -> None:
     [file] = write_notebooks(["positions"], tmp_path, "xlmr-core")
     without_installing(file)

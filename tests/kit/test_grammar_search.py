@@ -165,7 +165,7 @@ def test_a_right_port_has_no_fault(
 
 
 @pytest.mark.parametrize("tap", ["embeddings.sum", "layers.0.attention.q", "layers.1.mid", "lm_head.logits"])
-@pytest.mark.parametrize("size", [1e-4, 1e-1])
+@pytest.mark.parametrize("size", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-1])
 def test_noise_has_no_name(pair: reference.Pair, tap: str, size: float) -> None:
     dump = dump_of(pair.ours, pair.batch)
     noise = torch.randn(dump[tap].shape, generator=torch.Generator().manual_seed(0))
