@@ -104,5 +104,6 @@ class Step:
         return HERE / "solutions" / self.file
 
     def solution_in(self, arrays: str) -> Path:
-        """The same in "torch" or in "numpy"."""
-        return HERE / "solutions" / "in_numpy" / self.file if arrays == "numpy" and not self.arrays else self.solution
+        """The same in "torch" or in "numpy", which may be one file."""
+        in_numpy = HERE / "solutions" / "in_numpy" / self.file
+        return in_numpy if arrays == "numpy" and in_numpy.exists() else self.solution

@@ -48,6 +48,18 @@ def check_output(
         raise click.UsageError(f"{output} exists and is not {kind}: name another file, or remove it first")
 
 
+def check_new(output: Path, use: str) -> None:
+    """Raises click.UsageError if a file to write is there already, or has no folder.
+
+    Args:
+        output: The file.
+        use: What somebody may have done with the file that is there: "edited".
+    """
+    if output.exists():
+        raise click.UsageError(f"{output} is there already, and may have been {use}: name another file")
+    check_folder(output)
+
+
 def check_folder(output: Path) -> None:
     """Raises click.UsageError unless the folder of a file to write is there: before the work, not after it."""
     if not output.parent.is_dir():

@@ -12,7 +12,7 @@ from torch import Tensor
 from xlmr_core.atomic import written_as
 from xlmr_core.cli import Commands
 from xlmr_core.cli.options import Seconds, hub_arguments, hub_options
-from xlmr_core.cli.outputs import check_folder, check_output, is_floor_table, is_picture
+from xlmr_core.cli.outputs import check_new, check_output, is_floor_table, is_picture
 from xlmr_core.cli.parity_headroom import command as headroom
 from xlmr_core.cli.parity_leaning import below_the_noise
 from xlmr_core.cli.parity_match import command as match
@@ -287,10 +287,8 @@ def names_command(trace_file: Path, dump_file: Path | None, output: Path | None)
     \b
     xlmr parity names trace.safetensors port.npz -o names.toml
     """
-    if output is not None and output.exists():
-        raise click.UsageError(f"{output} is there already, and may have been filled in: name another file")
     if output is not None:
-        check_folder(output)
+        check_new(output, "filled in")
     trace = load_trace(trace_file, dump_file)
     about = trace_file.name + (f" and {dump_file.name}" if dump_file else "")
     text = template(trace, shapes_in(dump_file) if dump_file else {}, about)

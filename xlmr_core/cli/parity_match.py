@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from xlmr_core.atomic import written_as
-from xlmr_core.cli.outputs import check_folder
+from xlmr_core.cli.outputs import check_new
 from xlmr_core.cli.parity_options import TRACE
 from xlmr_core.parity.check import load_trace
 from xlmr_core.parity.name_map import summary, to_toml
@@ -28,10 +28,8 @@ def command(trace_file: Path, dump_file: Path, output: Path | None) -> None:
     \b
     xlmr parity match trace.safetensors port.npz -o names.toml
     """
-    if output is not None and output.exists():
-        raise click.UsageError(f"{output} is there already, and may have been edited: name another file")
     if output is not None:
-        check_folder(output)
+        check_new(output, "edited")
     matching = match_port(load_trace(trace_file, dump_file), dump_file)
     if not matching.matches:
         raise TraceError(

@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, linear
 
 from xlmr_course.material import Material, Sample, material
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.parts import normalised
+from xlmr_course.steps.parts import norm_faults, normalised
 
 # ---- the LM head -----------------------------------------------------------------------------------------------------
 
@@ -90,18 +90,7 @@ LM_HEAD = Step(
                     "The weight is (out, in): hidden @ dense_weight.T. It is square, so no error stops you.",
                     lambda dense_weight, **given: _head()(dense_weight=dense_weight.T, **given),
                 ),
-                Fault(
-                    "eps of another model",
-                    "The norm has an eps of its own, such as 1e-12. Use the argument `eps`.",
-                    lambda eps, **given: _head()(eps=1e-12, **given),
-                ),
-                Fault(
-                    "weight and bias of the norm exchanged",
-                    "The norm gets its bias for the weight and its weight for the bias.",
-                    lambda norm_weight, norm_bias, **given: _head()(
-                        norm_weight=norm_bias, norm_bias=norm_weight, **given
-                    ),
-                ),
+                *norm_faults(_head()),
                 Fault(
                     "log-softmax",
                     "These are log-probabilities. The softmax is not part of the head.",

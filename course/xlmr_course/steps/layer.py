@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, linear, relu
 
 from xlmr_course.material import Material, Sample
 from xlmr_course.step import Case, Fault, Function, Step
-from xlmr_course.steps.parts import LAYER, in_layer, normalised
+from xlmr_course.steps.parts import LAYER, in_layer, norm_faults, normalised
 
 # ---- output ----------------------------------------------------------------------------------------------------------
 
@@ -91,18 +91,7 @@ OUTPUT = Step(
                     _output_by(lambda c, x, w, b, norm: norm(x + c @ w + b)),
                 ),
                 Fault("no bias", "The bias is not added.", _output_by(lambda c, x, w, b, norm: norm(x + c @ w.T))),
-                Fault(
-                    "eps of another model",
-                    "The norm has an eps of its own, such as 1e-12. Use the argument `eps`.",
-                    lambda eps, **given: _output_by(_right_output)(eps=1e-12, **given),
-                ),
-                Fault(
-                    "weight and bias of the norm exchanged",
-                    "The norm gets its bias for the weight and its weight for the bias.",
-                    lambda norm_weight, norm_bias, **given: _output_by(_right_output)(
-                        norm_weight=norm_bias, norm_bias=norm_weight, **given
-                    ),
-                ),
+                *norm_faults(_output_by(_right_output)),
                 Fault(
                     "x and context exchanged",
                     "`x` goes through the linear map, and `context` is added.",
@@ -305,18 +294,7 @@ FEED_FORWARD = Step(
                         up_weight=down_weight.T, down_weight=up_weight.T, **given
                     ),
                 ),
-                Fault(
-                    "eps of another model",
-                    "The norm has an eps of its own, such as 1e-12. Use the argument `eps`.",
-                    lambda eps, **given: _with(gelu)(eps=1e-12, **given),
-                ),
-                Fault(
-                    "weight and bias of the norm exchanged",
-                    "The norm gets its bias for the weight and its weight for the bias.",
-                    lambda norm_weight, norm_bias, **given: _with(gelu)(
-                        norm_weight=norm_bias, norm_bias=norm_weight, **given
-                    ),
-                ),
+                *norm_faults(_with(gelu)),
                 Fault("no second bias", "The bias of the second map is not added.", _by(_no_second_bias)),
             ),
         ),

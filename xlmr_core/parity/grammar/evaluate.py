@@ -22,6 +22,8 @@ from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.grammar.tokens import Kind, in_rows
 from xlmr_core.parity.tap_values import logsumexp
 
+UNFIT = (RuntimeError, IndexError, ValueError, KeyError)  # what a term raises whose shapes do not fit
+
 
 class Scene:
     """What terms are evaluated on: the batch, the weights, and the taps that are there already.

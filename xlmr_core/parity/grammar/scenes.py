@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.parity.grammar.carry import Change
-from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
 from xlmr_core.parity.grammar.terms import Term, resolved, terms_of, weights_of
 from xlmr_core.parity.judge import Judge
 from xlmr_core.parity.local import counted_values
@@ -57,7 +57,7 @@ class Scenes:
     def contradicted(self, change: Change) -> bool:
         """Whether the change makes a tap of the dump worse than it is, computed from the dump's own tensors.
 
-        A change that rounds in too many places errs as much as it explains: only these local errors tell it apart.
+        A change that rounds in too many places errs as much as it explains: only these local errors show that.
         """
         own = self._own(self.judge.dump)
         scene = self.of(own)
@@ -82,7 +82,7 @@ class Scenes:
     def _error(self, scene: Recorded, tap: str, term: Term) -> float | None:
         try:
             found = scene.evaluate(term)
-        except (RuntimeError, IndexError, ValueError, KeyError):
+        except UNFIT:
             return None
         if found.shape != self.values[tap].shape:
             return None

@@ -17,7 +17,7 @@ from torch import Tensor
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.compare import Row
 from xlmr_core.parity.grammar.changes import Edit, Grammar
-from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
 from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
 from xlmr_core.parity.grammar.matrices import REQUANTISED
 from xlmr_core.parity.grammar.measured import measured
@@ -45,6 +45,7 @@ class Hit:
     tap: str
     term: Term
     edits: tuple[Edit, ...]
+    value: float | None  # in place of the open number, if they have one
     says: str
     cost: float
     rms: float  # what is left of the difference, root mean square
@@ -145,7 +146,7 @@ class LocalSearch:
                 for edit, name in _by_cost(edits, names, low, high):
                     term = edit.of(self.grammar.terms[name])
                     if sample is None or open_of(term) is not None or sample.may_be(term):
-                        hits += self._hits(name, (edit,), term, alone=names is far)
+                        hits += self._hits(name, (edit,), term, only_here=names is far)
                     if len(self.gap) == 1 and edit.cost <= TIERS[0] and open_of(term) is None and not edit.whole:
                         hits += self._hits_in_part(name, edit, term)
                     if (high > TIERS[0] or self.quiet or far) and time.monotonic() > self.deadline:
@@ -211,17 +212,17 @@ class LocalSearch:
             hits += self._hits(name, (part,), new)
         return hits
 
-    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term, *, alone: bool = False) -> list[Hit]:
+    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term, *, only_here: bool = False) -> list[Hit]:
         """The edit in those scopes that the wrong tap can tell apart, where it gives the numbers.
 
         Args:
             name: The tap whose term is edited.
             edits: One edit, or two.
             term: What they make of its term.
-            alone: Whether the edit is tried at this tap only.
+            only_here: Whether the edit is tried at this tap only.
         """
         hits: list[Hit] = []
-        for terms in [{name: term}] if alone else self._seen_scopes(name, edits, term):
+        for terms in [{name: term}] if only_here else self._seen_scopes(name, edits, term):
             found = self._judged(terms)
             if found is not None:
                 value, rms, extra = found
@@ -231,7 +232,7 @@ class LocalSearch:
                     says = says.replace("{}", in_words(value, self.config))
                 cost = sum(edit.cost for edit in edits) + extra
                 shown = rms < SHOWN * self.before
-                hits.append(Hit(name, filled(term, value), edits, says, cost, rms, shown, seen))
+                hits.append(Hit(name, filled(term, value), edits, value, says, cost, rms, shown, seen))
         return hits
 
     def _seen_scopes(self, name: str, edits: tuple[Edit, ...], term: Term) -> Iterator[dict[str, Term]]:
@@ -278,8 +279,8 @@ class LocalSearch:
         """The wrong tap with these terms."""
         try:
             return self.scene.changed(self.target.tap, terms, self._moved(terms))
-        except (RuntimeError, IndexError, ValueError, KeyError):
-            return None  # the shapes do not fit
+        except UNFIT:
+            return None
 
     def _moved(self, terms: Mapping[str, Term]) -> frozenset[str]:
         """The taps of the gap that these terms change."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.parity.compare import Row
-from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
 from xlmr_core.parity.grammar.indices import Read, indices, rows_of
 from xlmr_core.parity.grammar.regions import Region, regions
 from xlmr_core.parity.grammar.terms import Term
@@ -135,7 +135,7 @@ def within(scene: Recorded, tap: str, term: Term, allowed: float) -> bool:
     """Whether a term gives the values of the run at its own tap, to an allowance."""
     try:
         found = scene.changed(tap, {tap: term}, frozenset({tap}))
-    except (RuntimeError, IndexError, ValueError, KeyError):
+    except UNFIT:
         return False
     right = scene.values[tap]
     if found.shape != right.shape:

@@ -12,7 +12,7 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.changes import Grammar
 from xlmr_core.parity.grammar.inputs import told_apart_by
-from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.rules import filled
 from xlmr_core.parity.grammar.scenes import Scenes
 from xlmr_core.parity.grammar.scopes import scopes, where
 from xlmr_core.parity.grammar.search import Hit, LocalSearch
@@ -101,27 +101,11 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
 def _changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
     """The hit as changes of the whole model, in every scope that gives the terms in which it was seen."""
     found: list[Change] = []
-    opened = next((edit for edit in hit.edits if open_of(edit.part) is not None), None)
-    term = hit.term
-    for terms, words in scopes(grammar, hit.tap, hit.edits, term, layers):
-        if opened is not None:
-            value = _value_of(hit)
-            terms = {tap: filled(each, value) for tap, each in terms.items()}
+    for terms, words in scopes(grammar, hit.tap, hit.edits, hit.term, layers):
+        terms = {tap: filled(each, hit.value) for tap, each in terms.items()}
         if all(terms.get(tap) == each for tap, each in hit.terms.items()):
             found.append(Change(terms, hit.says, words, hit.cost))
     return found
-
-
-def _value_of(hit: Hit) -> float | None:
-    """The number that was put in place of the open one."""
-    for edit in hit.edits:
-        for path, part in edit.part.walk():
-            if part.op == "open":
-                there = hit.term
-                for index in (*edit.path, *path):
-                    there = there.args[index]
-                return there.value
-    return None
 
 
 def _different(judge: Judge, config: XLMRobertaConfig, best: list[tuple[Hit, Reached]]) -> list[Reached]:
@@ -132,7 +116,7 @@ def _different(judge: Judge, config: XLMRobertaConfig, best: list[tuple[Hit, Rea
     kept = best[:1]
     for hit, reached in best[1:]:
         if hit.says in [its.says for its, _ in kept]:
-            continue  # two places of one step, which the words do not tell apart
+            continue  # two places of one step, in the same words
         pairs = ((its.fault, reached.fault) for _, its in kept)
         if _is_the_same_elsewhere(hit, best[0][0]) or all(_apart(judge, config, pair) for pair in pairs):
             kept.append((hit, reached))
