@@ -30,16 +30,19 @@ ODD_TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def texts(shared: Path) -> list[str]:
+def their_tokenizer(shared: Path) -> Any:
+    """transformers' tokenizer of the published files, which takes seconds to load."""
+    return transformers.AutoTokenizer.from_pretrained(shared / "tokenizer" / "xlm-roberta-base")
+
+
+@pytest.fixture(scope="session")
+def texts(shared: Path, their_tokenizer: Any) -> list[str]:
     """500 texts in 83 languages, and odd ones, that transformers splits into the same tokens (docs list the others)."""
     found = list(ODD_TEXTS)
     for file in sorted((shared / "corpus" / "ntrex128_ccbysa4").glob("*.txt")):
         found += file.read_text(encoding="utf-8").splitlines()[3:10]
-    folder = shared / "tokenizer" / "xlm-roberta-base"
-    ours = XLMRobertaTokenizer.from_pretrained(folder)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)(
-        found, add_special_tokens=False, return_offsets_mapping=True
-    )
+    ours = XLMRobertaTokenizer.from_pretrained(shared / "tokenizer" / "xlm-roberta-base")
+    theirs = their_tokenizer(found, add_special_tokens=False, return_offsets_mapping=True)
     same = [
         text
         for text, ids, offsets in zip(found, theirs["input_ids"], theirs["offset_mapping"], strict=True)
@@ -79,12 +82,11 @@ def make_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 @pytest.fixture(scope="session")
-def make_pipeline() -> Callable[..., Any]:
+def make_pipeline(their_tokenizer: Any) -> Callable[..., Any]:
     """transformers' pipeline of a task for a folder."""
 
     def make(task: str, folder: Path, kind: str) -> Any:
         model = getattr(transformers, kind).from_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        return transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")  # type: ignore[call-overload]
+        return transformers.pipeline(task, model=model, tokenizer=their_tokenizer, device="cpu")  # type: ignore[call-overload]
 
     return make

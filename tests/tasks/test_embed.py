@@ -34,13 +34,12 @@ def embed(folder: Path) -> Embed:
 
 
 @pytest.fixture(scope="module")
-def hidden(folder: Path, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
+def hidden(folder: Path, texts: list[str], their_tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
     """transformers' hidden states and mask of the texts, 50 at a time."""
     model = transformers.XLMRobertaModel.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(texts), 50):
-        batch = tokenizer(texts[start : start + 50], padding=True, return_tensors="pt")
+        batch = their_tokenizer(texts[start : start + 50], padding=True, return_tensors="pt")
         with torch.no_grad():
             found.append((model(**batch).last_hidden_state, batch["attention_mask"][..., None].float()))
     return found

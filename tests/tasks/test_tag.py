@@ -25,6 +25,11 @@ def tag(folder: Path) -> Tag:
     return Tag.from_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def theirs(folder: Path, make_pipeline: Callable[..., Any]) -> Any:
+    return make_pipeline("token-classification", folder, KIND)
+
+
 def same_words(tag: Tag, text: str) -> bool:
     """transformers takes other white space than U+0020 for the inside of a word, and a lone "▁" for a word."""
     pieces = [token.piece for token in tag.tokenizer.tokenize(text)]
@@ -32,10 +37,7 @@ def same_words(tag: Tag, text: str) -> bool:
 
 
 @pytest.mark.parametrize("aggregation", ["none", "simple", "first", "average", "max"])
-def test_entities_are_those_of_transformers(
-    tag: Tag, folder: Path, make_pipeline: Callable[..., Any], texts: list[str], aggregation: str
-) -> None:
-    theirs = make_pipeline("token-classification", folder, KIND)
+def test_entities_are_those_of_transformers(tag: Tag, theirs: Any, texts: list[str], aggregation: str) -> None:
     chosen = [text for text in texts if text]
     if aggregation not in ("none", "simple"):
         chosen = [text for text in chosen if same_words(tag, text)]
