@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Material:
         tensors = self.model.state_dict()
         return {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
 
-    @property
+    @cached_property
     def published(self) -> dict[str, Tensor]:
         """The tensors of the checkpoint's own file, under their published names."""
         tensors = open_weights(package_data("xlmr-tiny") / "model.safetensors")
