@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def part_of(module: str) -> str:
     return next((name for name in names if name in RANK), "" if module == "" else parts[0])
 
 
+@cache
 def imports() -> list[Import]:
     found: list[Import] = []
     for path in sorted(PACKAGE.rglob("*.py")):
