@@ -13,7 +13,7 @@ import torch
 import transformers
 from checkpoint import published
 from checkpoint.published import write_m3
-from checkpoint.test_mapping import DAMAGES, damaged
+from checkpoint.test_mapping import damaged, swept
 from reference import CONFIGS, HEAD_KEYS
 from torch import Tensor
 
@@ -112,8 +112,7 @@ def test_from_transformers_and_back(
     assert_same_answers(model, copy.deepcopy(again), kind)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", HEAD_KEYS)
+@pytest.mark.parametrize(("kind", "damage"), swept(HEAD_KEYS))
 def test_sweep_every_damage_to_every_key_is_refused(
     kind: str, damage: str, head_folders: dict, monkeypatch: Any
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import reference
 import torch
 from checkpoint import fairseq_files, published
-from checkpoint.test_mapping import DAMAGES, damaged
+from checkpoint.test_mapping import DAMAGES, damaged, swept
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -178,8 +178,7 @@ def test_parts_of_a_fused_tensor_are_views(written: dict) -> None:
 # ---- the sweep ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("foreign", KEY_LAYOUTS)
+@pytest.mark.parametrize(("foreign", "damage"), swept(KEY_LAYOUTS))
 def test_sweep_every_damage_to_every_key_is_refused(foreign: str, damage: str, written: dict, monkeypatch: Any) -> None:
     tensors = published.tensors_of(written[foreign])
     held: dict[str, Tensor] = {}

@@ -427,8 +427,8 @@ class TestAKilledRun:
             result = xlmr("embed", "--model", models["embed"], "-i", source, "-o", tmp_path / "out.jsonl")
         assert "another process writes" in result.stderr
 
-    @pytest.mark.parametrize("lines", [9_000, pytest.param(100_000, marks=pytest.mark.slow)])
-    def test_killed_at_random_points(self, lines: int, models: dict[str, Path], tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("lines", "runs"), [(9_000, 2), pytest.param(100_000, 3, marks=pytest.mark.slow)])
+    def test_killed_at_random_points(self, lines: int, runs: int, models: dict[str, Path], tmp_path: Path) -> None:
         source = tmp_path / "in.txt"
         source.write_text("".join(f"the cat {i % 7}\n" for i in range(lines)))
         command = [sys.executable, "-m", "xlmr_core", "classify", "--model", str(models["classify"]), "-i", str(source)]
@@ -436,7 +436,7 @@ class TestAKilledRun:
         output, state = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial.json"
         chance = random.Random(0)
         kills = 0
-        for _ in range(3):
+        for _ in range(runs):
             before = state.read_bytes() if state.exists() else b""
             with subprocess.Popen([*command, "-o", str(output)], stderr=subprocess.PIPE) as process:
                 while process.poll() is None and (state.read_bytes() if state.exists() else b"") == before:

@@ -408,8 +408,14 @@ def run_with_evaluations(folder: Path, checkpoint: Path) -> None:
     finetune(rows, folder, settings, held_out=held_out, model=checkpoint, device="cpu", save_every=2)
 
 
-@pytest.mark.parametrize(("name", "call"), KILLED_IN)
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("name", "call", "after"),
+    [
+        *[(name, call, False) for name, call in KILLED_IN],
+        *[(name, call, True) for name, call in KILLED_IN if call == 1],
+        *[pytest.param(name, call, True, marks=pytest.mark.slow) for name, call in KILLED_IN if call > 1],
+    ],
+)
 def test_a_killed_run_ends_with_the_same_bits(
     name: str, call: int, after: bool, whole: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
