@@ -303,7 +303,7 @@ BUGS: dict[str, Bug] = {
     # ---- linear maps, norms, activations, residuals
     "heads exchanged": _bug(
         "layers.1.attention.v",
-        "heads 0, 2, 1, 3 & layer 1 only",
+        "heads 1 and 2 exchanged & layer 1 only",
         linear=_at("layers.1.attention.v", _heads_exchanged),
     ),
     "last tokens left out": _bug(

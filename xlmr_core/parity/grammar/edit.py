@@ -19,6 +19,7 @@ class Edit:
         says: It in words.
         kinds: The same change of any part of the model that it fits, with which parts those are in words.
         whole: Whether the change is one of several parts at once, as `kinds` has it, and never of this part only.
+        measured: Whether it was read off the dump: there are few such edits, and they are tried however late it is.
     """
 
     path: tuple[int, ...]
@@ -27,6 +28,7 @@ class Edit:
     says: str
     kinds: tuple[tuple[str, Rule], ...] = ()
     whole: bool = False
+    measured: bool = False
 
     def of(self, term: Term) -> Term:
         return term.with_part(self.path, self.part)

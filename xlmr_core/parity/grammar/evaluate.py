@@ -16,6 +16,7 @@ from xlmr_core.parity.grammar.activations import OPEN, activation
 from xlmr_core.parity.grammar.indices import indices, sinusoids
 from xlmr_core.parity.grammar.masks import LOWERED, hidden_keys
 from xlmr_core.parity.grammar.regions import Region
+from xlmr_core.parity.grammar.shown import Hidden
 from xlmr_core.parity.grammar.softmaxes import softmax
 from xlmr_core.parity.grammar.tables import stretched
 from xlmr_core.parity.grammar.terms import Term, resolved
@@ -105,6 +106,10 @@ def _attended(real: Tensor) -> Tensor:
     return real | ~real.any(dim=1, keepdim=True)
 
 
+def _hidden_as_read(scene: Scene, hidden: Hidden, scores: Tensor) -> Tensor:
+    return scores.masked_fill(hidden.of_scores(scores, scene.real, scene.rows), torch.finfo(scores.dtype).min)
+
+
 def _lower(scene: Scene, kind: str, scores: Tensor, size: Tensor) -> Tensor:
     """A number is added to some scores, in place of hiding them."""
     return scores + LOWERED[kind](scores, scene.real).to(scores) * _number(size, scores)
@@ -131,11 +136,6 @@ def _first_heads(scene: Scene, head: int, x: Tensor) -> Tensor:
     parts = x.unflatten(-1, (scene.heads, -1)).clone()
     parts[..., head, :] = 0
     return parts.flatten(-2)
-
-
-def _heads(scene: Scene, order: tuple[int, ...], x: Tensor) -> Tensor:
-    """Heads in another order, (B, S, H)."""
-    return x.unflatten(-1, (scene.heads, -1))[..., list(order), :].flatten(-2)
 
 
 def _clamp(scene: Scene, _value: Any, x: Tensor, size: Tensor) -> Tensor:
@@ -176,6 +176,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "ids": _ids,
     "types": lambda scene, kind: torch.full_like(scene.ids, kind or 0),
     "positions": _positions,
+    "read": lambda scene, read, index: read.of(index, scene.rows),
     "mask": lambda scene, kind: scene.real,
     "rows": _rows,
     "linear": _linear,
@@ -185,6 +186,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "maximum": lambda scene, kind, x, y: torch.maximum(x, y),
     "standard": lambda scene, kind, x, eps: functions.NORMS[kind](x, _number(eps, x), scene.heads),
     "activation": lambda scene, kind, x: activation(kind, x),
+    "pieces": lambda scene, pieces, x: pieces.of(x),
     "bent": lambda scene, kind, x, number: OPEN[kind][0](x, _number(number, x)),
     "split": lambda scene, kind, x: functions.SPLITS[kind](x, scene.heads),
     "merge": lambda scene, kind, x: functions.MERGES[kind](x),
@@ -192,6 +194,8 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "mix": lambda scene, kind, probs, v: torch.matmul(probs, v),
     "hide": _hide,
     "lower": _lower,
+    "hidden as read": _hidden_as_read,
+    "added as read": lambda scene, added, scores: added.of(scores, scene.real, scene.rows),
     "only": _only,
     "sinusoids": _sinusoids,
     "softmax": lambda scene, kind, x: softmax(kind, x, scene.real),
@@ -203,7 +207,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "tensor": _weight_changed,
     "quantised like": _quantised_like,
     "without head": _first_heads,
-    "heads": _heads,
+    "gathered": lambda scene, kind, x: kind.of(x, scene.real, scene.rows, scene.heads),
     "stretched": lambda scene, kind, table: stretched(table, *kind),
     "shrunk": lambda scene, kind, x, size: x.masked_fill(x.abs() < _number(size, x), 0),
     "clamp": _clamp,

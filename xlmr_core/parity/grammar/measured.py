@@ -1,18 +1,19 @@
-"""Edits whose numbers are read off the dump: a limit beyond which values are cut, an order of heads."""
+"""Edits whose numbers are read off the dump: arrangements, and a limit beyond which values are cut."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
+from xlmr_core.parity.grammar.arranged import arranged
+from xlmr_core.parity.grammar.attention_read import attention_read
 from xlmr_core.parity.grammar.edit import Edit
 from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.pieces import pieces_of, shortest
+from xlmr_core.parity.grammar.rows_read import rows_read
 from xlmr_core.parity.grammar.target import Target
 from xlmr_core.parity.grammar.terms import Term, number
-
-OF_HEADS = ("attention.q", "attention.k", "attention.v", "attention.context")
 
 
 def measured(target: Target, scene: Recorded) -> Iterator[Edit]:
@@ -30,17 +31,14 @@ def measured(target: Target, scene: Recorded) -> Iterator[Edit]:
     if limit is not None:
         says = f"values smaller than {limit:g} are 0"
         yield Edit((), Term("shrunk", (term, number(limit))), 1.6, says)
-    if term.op == "activation" and term.value == "gelu":
+    if term.op == "activation":
         given = _of(target, scene, term.args[0])
-        limit = None if given is None else _relu_beyond(target, right, given)
-        if limit is not None:
-            kind = ("gelu, relu beyond -{0:g} and {0:g}", limit)
-            yield Edit((), Term("activation", term.args, kind), 1.6, f"the activation is {kind[0].format(limit)}")
-    if target.tap.endswith(OF_HEADS):
-        order = _order_of_heads(target.values, right, scene.heads)
-        if order != sorted(order):
-            says = f"heads {', '.join(map(str, order))} stand where 0 to {len(order) - 1} should"
-            yield Edit((), Term("heads", (term,), tuple(order)), 2.45, says)  # orders that have a name cost less
+        pieces = None if given is None else pieces_of(given, target.values, target.allowed)
+        if pieces is not None:
+            yield Edit((), Term("pieces", term.args, pieces), 1.6, f"the activation is {pieces}")
+    yield from arranged(target, scene)
+    yield from attention_read(target, scene)
+    yield from rows_read(target, scene)
 
 
 def _of(target: Target, scene: Recorded, term: Term) -> Tensor | None:
@@ -56,14 +54,6 @@ def _zero_below(target: Target, right: Tensor) -> float | None:
     return _between(right[zeros], right[~zeros])
 
 
-def _relu_beyond(target: Target, right: Tensor, given: Tensor) -> float | None:
-    """The limit beyond which the dump has relu of what the activation reads."""
-    relu = given.relu()
-    cut = ((right - target.values).abs() > target.allowed) & ((relu - target.values).abs() <= target.allowed)
-    kept = (relu - target.values).abs() > target.allowed
-    return _between(given[kept], given[cut])
-
-
 def _between(smaller: Tensor, larger: Tensor) -> float | None:
     """The shortest number between the sizes of the values; None if they overlap."""
     if not smaller.numel() or not larger.numel():
@@ -71,12 +61,4 @@ def _between(smaller: Tensor, larger: Tensor) -> float | None:
     low, high = float(smaller.abs().max()), float(larger.abs().min())
     if low > high:
         return None
-    middle = (low + high) / 2
-    return next((short for digits in range(1, 9) if low <= (short := float(f"{middle:.{digits}g}")) <= high), middle)
-
-
-def _order_of_heads(values: Tensor, right: Tensor, heads: int) -> list[int]:
-    """For each head of the dump the number of the right head that is nearest; in order, if two have the same."""
-    theirs, ours = (x.unflatten(-1, (heads, -1)).transpose(0, 1).flatten(1) for x in (values, right))
-    order = torch.cdist(theirs, ours).argmin(-1).tolist()
-    return order if len(set(order)) == heads else list(range(heads))
+    return shortest(low, high)

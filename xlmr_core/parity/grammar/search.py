@@ -142,15 +142,16 @@ class LocalSearch:
         low, later = 0.0, list[Hit]()  # those with an unusual number wait for simpler edits
         for high in TIERS:
             for names in (near, far) if far else (near,):
-                hits, later = later, []
+                hits, later, late = later, [], False
                 for edit, name in _by_cost(edits, names, low, high):
+                    if late and not edit.measured:
+                        continue
                     term = edit.of(self.grammar.terms[name])
                     if sample is None or open_of(term) is not None or sample.may_be(term):
                         hits += self._hits(name, (edit,), term, only_here=names is far)
                     if len(self.gap) == 1 and edit.cost <= TIERS[0] and open_of(term) is None and not edit.whole:
                         hits += self._hits_in_part(name, edit, term)
-                    if (high > TIERS[0] or self.quiet or far) and time.monotonic() > self.deadline:
-                        break
+                    late = (high > TIERS[0] or bool(self.quiet) or bool(far)) and time.monotonic() > self.deadline
                 self.tick(1)
                 later = [hit for hit in hits if hit.cost > high]
                 yield self._closest([hit for hit in hits if hit.cost <= high])
@@ -162,7 +163,7 @@ class LocalSearch:
         """The edits of a tap. Those of a tap that is right leave it right, to rounding."""
         edits = self.grammar.edits(name)
         if name == self.target.tap and name in self.scene.values:
-            edits += measured(self.target, self.scene)
+            edits += [replace(edit, measured=True) for edit in measured(self.target, self.scene)]
         if name not in self.quiet:
             return edits if not self.quiet or name != self.target.tap else []
         term = self.grammar.terms[name]
