@@ -70,7 +70,7 @@ def unpacked(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
-LAYER_TAPS = {tap.name for tap in POST_NORM_LAYER}
+LAYER_TAPS = {tap.name: tap.shape for tap in POST_NORM_LAYER}
 OTHER_SHAPES = {TOP: "(B, S, K)", LOGSUMEXP: "(B, S)", "loss": "(B, S)"}
 
 
@@ -93,7 +93,7 @@ def shape_of(tap: str) -> str | None:
     """The letters of a tap's shape, as in the tap table; None for a name that is no tap."""
     parts = tap.split(".", 2)
     if parts[0] == "layers" and len(parts) == 3 and parts[1].isdecimal():
-        return tap_shapes().get(parts[2]) if parts[2] in LAYER_TAPS else None
+        return LAYER_TAPS.get(parts[2])
     return tap_shapes().get(tap) if tap not in LAYER_TAPS else None
 
 
