@@ -3,6 +3,7 @@
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,13 @@ def shared() -> Path:
     if not folder:
         pytest.skip("XLMR_SHARED is not set: point it at the folder with tokenizer/, golden/ and corpus/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def their_tokenizer(shared: Path) -> Any:
+    """transformers' tokenizer of the published files, which takes seconds to load."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(shared / "tokenizer" / "xlm-roberta-base")
 
 
 @pytest.fixture(autouse=True)

@@ -30,12 +30,6 @@ ODD_TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def their_tokenizer(shared: Path) -> Any:
-    """transformers' tokenizer of the published files, which takes seconds to load."""
-    return transformers.AutoTokenizer.from_pretrained(shared / "tokenizer" / "xlm-roberta-base")
-
-
-@pytest.fixture(scope="session")
 def texts(shared: Path, their_tokenizer: Any) -> list[str]:
     """500 texts in 83 languages, and odd ones, that transformers splits into the same tokens (docs list the others)."""
     found = list(ODD_TEXTS)

@@ -167,9 +167,7 @@ class Setup:
         return math.fsum(self.spm.get_score(i) if i else (rarest - 10) * len(piece) for piece, i in known)
 
 
-def setup_for(model_file: Path, reference: Tokenizer) -> Setup:
-    unigram = Tokenizer.from_str(reference.to_str())
-    unigram.normalizer = tokenizers.normalizers.Sequence([])
+def setup_for(model_file: Path, reference: Tokenizer, unigram: Tokenizer) -> Setup:
     spm = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     return Setup(XLMRobertaTokenizer(model_file), reference, unigram, spm, model_file)
 
@@ -177,13 +175,16 @@ def setup_for(model_file: Path, reference: Tokenizer) -> Setup:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     model_file = train_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.bpe.model")
-    return setup_for(model_file, reference_for(model_file))
+    theirs = reference_for(model_file)
+    unigram = Tokenizer.from_str(theirs.to_str())
+    unigram.normalizer = tokenizers.normalizers.Sequence([])
+    return setup_for(model_file, theirs, unigram)
 
 
 @pytest.fixture(scope="session")
-def published(shared: Path) -> Setup:
-    folder = shared / "tokenizer" / "xlm-roberta-base"
-    return setup_for(folder / "sentencepiece.bpe.model", Tokenizer.from_file(str(folder / "tokenizer.json")))
+def published(shared: Path, pipeline: Tokenizer, unigram: Tokenizer) -> Setup:
+    model_file = shared / "tokenizer" / "xlm-roberta-base" / "sentencepiece.bpe.model"
+    return setup_for(model_file, pipeline, unigram)
 
 
 @pytest.fixture(scope="session", params=["small", "published"])
@@ -708,14 +709,12 @@ def test_transformers_reads_what_is_saved(small: Setup, tmp_path: Path) -> None:
     assert torch.equal(ours.attention_mask, expected["attention_mask"])
 
 
-def test_transformers_on_the_published_files(published: Setup) -> None:
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(published.model_file.parent)
+def test_transformers_on_the_published_files(published: Setup, their_tokenizer: Any) -> None:
     texts = [text for text, _ in PUBLISHED_IDS] + SPECIAL_CASES
-    ours, expected = published.tokenizer(texts), theirs(texts, padding=True, return_tensors="pt")
+    ours, expected = published.tokenizer(texts), their_tokenizer(texts, padding=True, return_tensors="pt")
     assert torch.equal(ours.input_ids, expected["input_ids"])
     assert torch.equal(ours.attention_mask, expected["attention_mask"])
-    assert published.tokenizer.batch_decode(ours.input_ids) == theirs.batch_decode(expected["input_ids"])
+    assert published.tokenizer.batch_decode(ours.input_ids) == their_tokenizer.batch_decode(expected["input_ids"])
 
 
 def test_from_pretrained(small: Setup, tmp_path: Path) -> None:

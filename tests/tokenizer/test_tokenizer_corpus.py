@@ -19,7 +19,7 @@ from unicodedata import normalize
 
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer
 
 from xlmr_core.tokenizer import XLMRobertaTokenizer
 
@@ -37,12 +37,11 @@ COMMON_VOICE_EXCEPTIONS = {
 class Comparison:
     """Counts the lines on which our tokenizer and that of transformers differ, by reason and language."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pipeline: Tokenizer, unigram: Tokenizer) -> None:
         self.tokenizer = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model")
         self.spm = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
-        self.reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.unigram = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.unigram.normalizer = normalizers.Sequence([])  # that of transformers without its normalisation
+        self.reference = pipeline
+        self.unigram = unigram
         self.lines = 0
         self.exceptions: dict[str, Counter[str]] = {}
         self.examples: dict[tuple[str, str], str] = {}
@@ -84,8 +83,8 @@ class Comparison:
 
 
 @pytest.fixture
-def comparison(shared: Path) -> Comparison:
-    return Comparison(shared / "tokenizer" / "xlm-roberta-base")
+def comparison(shared: Path, pipeline: Tokenizer, unigram: Tokenizer) -> Comparison:
+    return Comparison(shared / "tokenizer" / "xlm-roberta-base", pipeline, unigram)
 
 
 def language_files(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from unicodedata import category, normalize
 import pytest
 import sentencepiece
 from tokenizer.random_text import random_texts
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer
 
 from xlmr_core.served.normalizers import encoder
 from xlmr_core.tokenizer import DROPPED, XLMRobertaTokenizer
@@ -27,13 +27,12 @@ WITHOUT_DROPPED = str.maketrans("", "", DROPPED)
 class Three:
     """One vocabulary in our tokenizer, in that of transformers and in SentencePiece."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pipeline: Tokenizer, unigram: Tokenizer) -> None:
         self.folder = folder
         self.ours = XLMRobertaTokenizer(folder / "sentencepiece.bpe.model")
         self.spm = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
-        self.transformers = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.unigram = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.unigram.normalizer = normalizers.Sequence([])  # transformers without its normalisation
+        self.transformers = pipeline
+        self.unigram = unigram
 
     def difference(self, text: str) -> str:
         """The class of the difference between ours and transformers. An unexplained difference fails."""
@@ -67,8 +66,8 @@ def _characters(text: str) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def three(shared: Path) -> Three:
-    return Three(shared / "tokenizer" / "xlm-roberta-base")
+def three(shared: Path, pipeline: Tokenizer, unigram: Tokenizer) -> Three:
+    return Three(shared / "tokenizer" / "xlm-roberta-base", pipeline, unigram)
 
 
 def test_the_page_has_an_example_of_each_class() -> None:
