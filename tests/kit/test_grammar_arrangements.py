@@ -24,7 +24,8 @@ FEATURES = torch.randperm(24, generator=RANDOM)
 TOKENS = torch.randperm(SIZE, generator=RANDOM)
 BY_DISTANCE = torch.randn(4, 2 * SIZE - 1, generator=RANDOM)
 BY_KEY = torch.randn(SIZE, generator=RANDOM)
-APART = torch.arange(SIZE)[None] - torch.arange(SIZE)[:, None]  # of the key after the query
+KEYS = torch.arange(SIZE)
+APART = KEYS - KEYS[:, None]  # of the key after the query
 PAIRS = (torch.rand(SIZE, SIZE, generator=RANDOM) < 0.2) & (APART != 0)
 IN_BRIEF = (
     "keys read features in any order",
@@ -208,6 +209,11 @@ BUGS = {
     ),
     "keys by query": bug(
         PROBS, "the mask hides the keys ", probs=softmax_of(lambda scores: scores.masked_fill(PAIRS, -1e9))
+    ),
+    "keys of later chunks": bug(
+        SCORES,
+        "the mask hides the keys 4 to 10 from queries 0 to 3, the keys 9 to 10 from queries 4 to 8, and padding",
+        hidden=hiding(lambda real: real & (torch.tensor([4, 9, 11])[[0] * 4 + [1] * 5 + [2] * 2][:, None] > KEYS)),
     ),
     "a key of one text": bug(
         PROBS,

@@ -128,9 +128,16 @@ class Hidden:
 
     def _by_query(self, places: list[int], of: str) -> str:
         size = self.shape[1]
-        by_query = {query: [p % size for p in places if p // size == query] for query in range(size)}
-        listed = [f"the keys {ranges(keys)} from query {query}" for query, keys in by_query.items() if keys]
-        more = f" and so on for {len(listed) - 4} more queries" if len(listed) > 4 else ""
+        queries: dict[tuple[int, ...], list[int]] = {}  # by the keys that they do not see
+        for query in range(size):
+            keys = tuple(place % size for place in places if place // size == query)
+            if keys:
+                queries.setdefault(keys, []).append(query)
+        listed = [
+            f"the keys {ranges(list(keys))} from {'query' if len(its) == 1 else 'queries'} {ranges(its)}"
+            for keys, its in queries.items()
+        ]
+        more = f" and so on for {sum(map(len, list(queries.values())[4:]))} more queries" if len(listed) > 4 else ""
         return ", ".join(listed[:4]) + more + of
 
 
