@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -21,10 +22,12 @@ from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
 from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
 from xlmr_core.parity.grammar.matrices import REQUANTISED
 from xlmr_core.parity.grammar.measured import measured
+from xlmr_core.parity.grammar.one_text import Candidate, OneText
 from xlmr_core.parity.grammar.precision import PRECISIONS
 from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.samples import Sample
 from xlmr_core.parity.grammar.scopes import scopes
-from xlmr_core.parity.grammar.target import Allowances, Sample, Target, regions_of, rows_read, within
+from xlmr_core.parity.grammar.target import Allowances, Target, regions_of, rows_read, within
 from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.local import FEW, WITHIN
 from xlmr_core.parity.tap_values import Dump
@@ -95,6 +98,7 @@ class LocalSearch:
         self.grammar = grammar
         self.gap = tuple(self._gap(wrong.tap))
         self.grammar = replace(grammar, read=rows_read(self.target, scene), brief=len(self.gap) > 1)
+        self.text = OneText.of(self.target, scene, self.gap) if len(self.gap) > 1 else None
         self.usual = usual_numbers(config)
         self.tick, self.deadline = tick, deadline
         self.quiet = quiet or {}
@@ -140,24 +144,54 @@ class LocalSearch:
             self.scene.keep_parts_of(self.grammar.terms[self.gap[0]])
             sample = Sample.of(self.target, self.scene)
         low, later = 0.0, list[Hit]()  # those with an unusual number wait for simpler edits
-        for high in TIERS:
+        # From outputs, changes of several operations give the same numbers: the usual ones are looked at together.
+        for high in TIERS if self.text is None else TIERS[1:]:
             for names in (near, far) if far else (near,):
-                hits, later, late = later, [], False
-                for edit, name in _by_cost(edits, names, low, high):
-                    if late and not edit.measured:
-                        continue
-                    term = edit.of(self.grammar.terms[name])
-                    if sample is None or open_of(term) is not None or sample.may_be(term):
-                        hits += self._hits(name, (edit,), term, only_here=names is far)
-                    if len(self.gap) == 1 and edit.cost <= TIERS[0] and open_of(term) is None and not edit.whole:
-                        hits += self._hits_in_part(name, edit, term)
-                    late = (high > TIERS[0] or bool(self.quiet) or bool(far)) and time.monotonic() > self.deadline
+                bounded = bool(high > TIERS[0] or self.quiet or far)
+                in_turn = self._in_time(_by_cost(edits, names, low, high), bounded=bounded)
+                if self.text is not None:
+                    candidates = self._candidates(self.text, in_turn, only_here=names is far)
+                    hits = later + self._hits_among(self.text.promising(candidates))
+                else:
+                    hits = later + self._hits_of(in_turn, sample)
                 self.tick(1)
                 later = [hit for hit in hits if hit.cost > high]
                 yield self._closest([hit for hit in hits if hit.cost <= high])
             low = high
         yield self._closest(later)
+        if self.text is not None:
+            others = takewhile(lambda _: time.monotonic() <= self.deadline, self.text.by_others())
+            yield self._closest(self._hits_among(others))
         self.scene.forget()
+
+    def _in_time(self, edits: Iterable[tuple[Edit, str]], *, bounded: bool) -> Iterator[tuple[Edit, str]]:
+        """Edits as long as there is time; after the deadline those that were read off the dump."""
+        for edit, name in edits:
+            if edit.measured or not bounded or time.monotonic() <= self.deadline:
+                yield edit, name
+
+    def _hits_of(self, edits: Iterable[tuple[Edit, str]], sample: Sample | None) -> list[Hit]:
+        """The hits among edits, each with the name of its tap."""
+        hits: list[Hit] = []
+        for edit, name in edits:
+            term = edit.of(self.grammar.terms[name])
+            if sample is None or open_of(term) is not None or sample.may_be(term):
+                hits += self._hits(name, (edit,), term)
+            if len(self.gap) == 1 and edit.cost <= TIERS[0] and open_of(term) is None and not edit.whole:
+                hits += self._hits_in_part(name, edit, term)
+        return hits
+
+    def _candidates(self, text: OneText, edits: Iterable[tuple[Edit, str]], *, only_here: bool) -> Iterator[Candidate]:
+        """Edits in their scopes, or at their own tap only."""
+        for edit, name in edits:
+            if text.may_round(edit):
+                term = edit.of(self.grammar.terms[name])
+                for terms in [{name: term}] if only_here else self._seen_scopes(name, (edit,), term):
+                    yield Candidate(name, edit, term, terms, self._moved(terms))
+
+    def _hits_among(self, candidates: Iterable[Candidate]) -> list[Hit]:
+        found = [self._hit(each.name, (each.edit,), each.term, each.terms) for each in candidates]
+        return [hit for hit in found if hit is not None]
 
     def _edits(self, name: str) -> list[Edit]:
         """The edits of a tap. Those of a tap that is right leave it right, to rounding."""
@@ -213,28 +247,29 @@ class LocalSearch:
             hits += self._hits(name, (part,), new)
         return hits
 
-    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term, *, only_here: bool = False) -> list[Hit]:
+    def _hits(self, name: str, edits: tuple[Edit, ...], term: Term) -> list[Hit]:
         """The edit in those scopes that the wrong tap can tell apart, where it gives the numbers.
 
         Args:
             name: The tap whose term is edited.
             edits: One edit, or two.
             term: What they make of its term.
-            only_here: Whether the edit is tried at this tap only.
         """
-        hits: list[Hit] = []
-        for terms in [{name: term}] if only_here else self._seen_scopes(name, edits, term):
-            found = self._judged(terms)
-            if found is not None:
-                value, rms, extra = found
-                seen = {tap: filled(each, value) for tap, each in terms.items()}
-                says = " and ".join(edit.says for edit in edits)
-                if value is not None:
-                    says = says.replace("{}", in_words(value, self.config))
-                cost = sum(edit.cost for edit in edits) + extra
-                shown = rms < SHOWN * self.before
-                hits.append(Hit(name, filled(term, value), edits, value, says, cost, rms, shown, seen))
-        return hits
+        found = [self._hit(name, edits, term, terms) for terms in self._seen_scopes(name, edits, term)]
+        return [hit for hit in found if hit is not None]
+
+    def _hit(self, name: str, edits: tuple[Edit, ...], term: Term, terms: Mapping[str, Term]) -> Hit | None:
+        """The edit in one scope, if it gives the numbers."""
+        found = self._judged(terms)
+        if found is None:
+            return None
+        value, rms, extra = found
+        seen = {tap: filled(each, value) for tap, each in terms.items()}
+        says = " and ".join(edit.says for edit in edits)
+        if value is not None:
+            says = says.replace("{}", in_words(value, self.config))
+        cost = sum(edit.cost for edit in edits) + extra
+        return Hit(name, filled(term, value), edits, value, says, cost, rms, rms < SHOWN * self.before, seen)
 
     def _seen_scopes(self, name: str, edits: tuple[Edit, ...], term: Term) -> Iterator[dict[str, Term]]:
         """Where the edit may have been made: only there, or in every layer of the gap, or everywhere in it."""
@@ -269,7 +304,8 @@ class LocalSearch:
             return None
         if any(part.op in ("clamp", "capped") for term in terms.values() for part in term.walk_parts()):
             best = replace(best, value=abs(best.value))  # of both signs it is the same
-        usual = usual_near(best, EPS if is_eps else self.usual)
+        times = [start * number for number in self.usual] if start not in (0, 1) else []
+        usual = usual_near(best, EPS if is_eps else self.usual) or usual_near(best, times)
         for place, value in enumerate([*usual[:4], best.value]):
             left = self._left(self._computed({tap: filled(term, value) for tap, term in terms.items()}))
             if self._agrees(left, terms):

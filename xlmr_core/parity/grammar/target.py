@@ -17,9 +17,6 @@ from xlmr_core.parity.local import counted_values
 from xlmr_core.parity.simulate import one_mask
 from xlmr_core.parity.tap_values import Dump, elements
 
-# One value of these depends on one value of what they read.
-ELEMENTWISE = frozenset({"activation", "bent", "mul", "add", "clamp", "capped", "tap", "number", "open"})
-SAMPLED = 4096
 FEWEST = 16  # values that a part of a change has to explain
 TABLES = {"embeddings.word": "ids", "embeddings.position": "positions"}
 
@@ -89,46 +86,6 @@ def regions_of(target: Target, right: Tensor, found: Tensor, heads: int) -> Iter
     there, elsewhere = counts & of_found & ~of_right, counts & of_right & ~of_found
     if int(there.sum()) >= FEWEST:
         yield from regions(right, there, elsewhere, target.real, heads if ".attention." in target.tap else 0)
-
-
-class Sample:
-    """Some values of a tap whose operation takes values one by one: many changes are seen to be wrong on them."""
-
-    def __init__(self, target: Target, scene: Recorded, leaf: str, places: Tensor) -> None:
-        given = elements(target.tap, scene.values[leaf], target.real).flatten()[places]
-        self._values = target.values.flatten()[places]
-        self._scene = Recorded(
-            {}, {leaf: given}, weights={}, heads=scene.heads, pad=scene.pad, rows=scene.rows
-        )  # fmt: skip
-        self.before = self._left(scene.terms[target.tap])
-
-    @classmethod
-    def of(cls, target: Target, scene: Recorded) -> Sample | None:
-        """None if the tap's values are not computed one by one."""
-        term = scene.terms[target.tap]
-        leaves = set(term.leaves("tap"))
-        if len(leaves) != 1 or not is_elementwise(term) or target.tap not in scene.values:
-            return None
-        right = target.compared(scene.values[target.tap])
-        if right is None:
-            return None
-        wrong = ((right - target.values).abs() > target.allowed).flatten().nonzero()[:, 0]
-        step = max(1, len(wrong) // SAMPLED)
-        return cls(target, scene, leaves.pop(), wrong[::step]) if len(wrong) else None
-
-    def may_be(self, term: Term) -> bool:
-        """Whether the term is no worse on the sample than a right one would be; True where it reads another tap."""
-        if not is_elementwise(term) or not set(term.leaves("tap")) <= self._scene.values.keys():
-            return True
-        return self._left(term) <= 0.7 * self.before
-
-    def _left(self, term: Term) -> float:
-        found = self._scene.evaluate(term)
-        return float((found - self._values).square().mean().sqrt())
-
-
-def is_elementwise(term: Term) -> bool:
-    return all(part.op in ELEMENTWISE for part in term.walk_parts())
 
 
 def within(scene: Recorded, tap: str, term: Term, allowed: float) -> bool:

@@ -17,7 +17,7 @@ from xlmr_core.parity.grammar.scenes import Scenes
 from xlmr_core.parity.grammar.scopes import scopes, where
 from xlmr_core.parity.grammar.search import Hit, LocalSearch
 from xlmr_core.parity.grammar.target import Allowances
-from xlmr_core.parity.grammar.terms import in_layer
+from xlmr_core.parity.grammar.terms import in_layer, resolved
 from xlmr_core.parity.judge import Judge, Reached, best_of
 from xlmr_core.parity.simulate import SimulatedFault
 from xlmr_core.pretrained import PretrainedModel
@@ -95,6 +95,8 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
             found.append((hit, its))  # otherwise it makes a right tap wrong: what follows does not depend on it
     furthest = best_of([reached for _, reached in found])
     best = [(hit, reached) for hit, reached in found if reached in furthest]
+    taps = {hit.tap for hit, _ in best}
+    best = [(hit, reached) for hit, reached in best if _input_of(grammar, hit) not in taps]
     return _different(judge, config, sorted(best, key=lambda each: each[0].cost))
 
 
@@ -108,15 +110,27 @@ def _changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
     return found
 
 
+def _input_of(grammar: Grammar, hit: Hit) -> str | None:
+    """The tap whose value a hit changes on its way into the next operation, if it does no more."""
+    part = grammar.terms[hit.tap]
+    for index in hit.edits[-1].path if len(hit.edits) == 1 else ():
+        part = part.args[index]
+    return resolved(part.value) if part.op == "tap" else None
+
+
 def _different(judge: Judge, config: XLMRobertaConfig, best: list[tuple[Hit, Reached]]) -> list[Reached]:
     """Without those that are the first in other words: no input shows a difference between them.
 
-    The same change of another value is kept, probs for values: it is another line of the port.
+    The same change of another value is kept, probs for values, and a change of another tap: it is another line of the
+    port.
     """
     kept = best[:1]
     for hit, reached in best[1:]:
         if hit.says in [its.says for its, _ in kept]:
             continue  # two places of one step, in the same words
+        if hit.tap not in [its.tap for its, _ in kept]:
+            kept.append((hit, reached))
+            continue
         pairs = ((its.fault, reached.fault) for _, its in kept)
         if _is_the_same_elsewhere(hit, best[0][0]) or all(_apart(judge, config, pair) for pair in pairs):
             kept.append((hit, reached))
