@@ -19,7 +19,7 @@ from xlmr_core import XLMRobertaModel, XLMRobertaTokenizer
 from xlmr_core.model import SelfAttention
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.diagnose import Diagnosis, diagnose
-from xlmr_core.parity.faults import FAULTS, find_fault
+from xlmr_core.parity.faults import FAULTS, find_fault, mean_pooled
 from xlmr_core.parity.grammar.fitting import Fitted, fitted, usual_near
 from xlmr_core.parity.simulate import one_mask
 from xlmr_core.parity.tap_values import elements
@@ -42,6 +42,7 @@ BY_LAST_STATE = ("silu", "gelu without sqrt(2)", "activation twice", "leaky relu
                  "temperature", "distance bias", "no attention to itself", "window of three", "scores cut off",
                  "values of the layer before", "bias twice", "one weight in int8", "halves of the queries exchanged",
                  "positions backwards")  # fmt: skip
+BY_MEAN = ("silu", "rms norm", "window of three", "values of the layer before", "one weight in int8")
 IN_BRIEF_OF_THE_CATALOGUE = ("weights_float16", "norms_exchanged", "scores_float16", "answer_ends_exchanged")
 
 
@@ -91,6 +92,14 @@ def test_outputs_of_layers_are_enough(pair: reference.Pair, ported: dict[str, An
 def test_the_last_hidden_state_is_enough(pair: reference.Pair, ported: dict[str, Any], name: str) -> None:
     last = f"layers.{pair.ours.config.num_hidden_layers - 1}.output"
     dump = {last: dump_with(UNLISTED[name], ported, pair.batch)[last]}
+    named(diagnose(pair.ours, pair.batch, dump, seconds=PATIENT), UNLISTED[name].words)
+
+
+@pytest.mark.parametrize("name", briefly(BY_MEAN, ("one weight in int8",)))
+def test_its_mean_is_enough(pair: reference.Pair, ported: dict[str, Any], name: str) -> None:
+    last = f"layers.{pair.ours.config.num_hidden_layers - 1}.output"
+    hidden = dump_with(UNLISTED[name], ported, pair.batch)[last]
+    dump = {"sentence.mean": mean_pooled(hidden, pair.batch["attention_mask"])}
     named(diagnose(pair.ours, pair.batch, dump, seconds=PATIENT), UNLISTED[name].words)
 
 

@@ -1,5 +1,6 @@
 """Each fault, switched on in a server on this machine, is named; right servers raise no alarm."""
 
+import copy
 import json
 import socket
 import threading
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from loopback import Answer, serving
 from safetensors.torch import save_file
 
+from xlmr_core import XLMRobertaModel
 from xlmr_core.cli import main
 from xlmr_core.cli.parity_probe import ask_scores, ask_vectors
 from xlmr_core.parity.int8 import INT8, quantise
@@ -25,6 +27,7 @@ from xlmr_core.served.client import APIS, Client, ServerError
 from xlmr_core.served.faults import PIPELINE_FAULTS, PipelineFault, faults_for, with_faults
 from xlmr_core.served.files import read_inputs, read_values
 
+PATIENT = 600  # seconds, for a machine that does other work, too
 Serve = Callable[[Answer], str]
 EMBED_APIS = tuple(APIS)
 RERANK_APIS = ("tei", "llamacpp")
@@ -70,6 +73,43 @@ def test_a_fault_of_a_server_is_named(serve: Serve, vectors_of: Pipeline, name: 
 def test_a_fault_of_a_reranker_is_named(serve: Serve, scores_of: Pipeline, name: str, api: str) -> None:
     steps = fault_named(scores_of, name).made(scores_of.right)
     assert name in probed(serve, scores_of, steps, api).names
+
+
+def _silu(model: XLMRobertaModel) -> None:
+    for layer in model.layers:
+        layer.feed_forward.activation = torch.nn.SiLU()
+
+
+def _half_of_the_keys(model: XLMRobertaModel) -> None:
+    """The bias of the keys has no effect on the result."""
+    for layer in model.layers:
+        layer.attention.k_proj.weight.data *= 0.5
+
+
+def _values_transposed(model: XLMRobertaModel) -> None:
+    weight = model.layers[1].attention.v_proj.weight
+    weight.data = weight.data.T.contiguous()
+
+
+CHANGED_ENCODERS = {
+    "the activation is silu (in every layer)": _silu,
+    "v_proj.weight is transposed (in layer 1 only)": _values_transposed,
+    "k_proj.weight is multiplied by 0.5 (in every layer)": _half_of_the_keys,
+}
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, marks=[pytest.mark.slow] * (n > 0)) for n, words in enumerate(CHANGED_ENCODERS)]
+)
+def test_a_change_of_the_encoder_that_no_list_has_is_named(vectors_of: Pipeline, words: str) -> None:
+    changed = copy.deepcopy(vectors_of.model)
+    CHANGED_ENCODERS[words](changed)
+    batches = [list(range(start, start + 6)) for start in (0, 6)]
+    values = torch.cat([vectors_of.run([INPUTS[text] for text in batch], model=changed) for batch in batches])
+    verdict = judge(vectors_of, INPUTS[:12], values.float(), batches=batches, budget=PATIENT)
+    assert any(words in name for name in verdict.names), verdict
+    assert len(verdict.names) <= 3
+    assert all(candidate.precision == "float32" for candidate in verdict.candidates)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "score"])

@@ -152,7 +152,7 @@ def _hook(module: nn.Module, side: str, change: Callable[[Tensor], Tensor]) -> A
 def counted_values(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
     """Where a tensor holds values of real tokens: padding is ours, whatever the dump has there."""
     letters = shape_of(tap)
-    if is_per_sequence(letters):
+    if letters is None or is_per_sequence(letters):  # None: the sentence vector
         return torch.ones_like(tensor, dtype=torch.bool)
     if letters != "(B, N, S, S)":
         return real.reshape(*real.shape, *[1] * (tensor.dim() - 2))

@@ -20,7 +20,7 @@ from xlmr_core.formatting import dtype_name
 from xlmr_core.kernels import batch_of
 from xlmr_core.model import XLMRobertaModel, position_ids_from
 from xlmr_core.parity.compare import Comparison, Floors, Row, compare
-from xlmr_core.parity.faults import Fault, PoolingFault, mean_pooled
+from xlmr_core.parity.faults import Fault, Pool, PoolingFault, mean_pooled
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
 from xlmr_core.parity.floors import REPEATS
 from xlmr_core.parity.tap_values import (
@@ -116,6 +116,7 @@ class Simulator:
         dtype: torch.dtype,
         top_ids: Tensor | None = None,
         tick: Tick = no_tick,
+        pool: Pool = mean_pooled,
     ) -> None:
         """Copies the model to float64 and to `dtype`.
 
@@ -127,8 +128,9 @@ class Simulator:
             dtype: Of the dump, whose rounding is measured.
             top_ids: (B, S, K), where logits are known by their top k only.
             tick: Is called with 1 for each run.
+            pool: From the last hidden states and the mask to the sentence vectors, the tap "sentence.mean".
         """
-        self.tick = tick
+        self.tick, self.pool = tick, pool
         self.input_ids, self.attention_mask, self.dtype = input_ids.cpu(), attention_mask.cpu(), dtype
         self.real = self.attention_mask.bool()
         self.taps, self.top_ids = frozenset(taps), top_ids
@@ -167,7 +169,7 @@ class Simulator:
     @torch.no_grad()
     def exact_taps(self, faults: tuple[SimulatedFault, ...]) -> dict[str, Tensor]:
         """Every tap of the model with these faults, in float64; also the sentence vector and the reduced logits."""
-        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
+        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), self.pool)
         with self.made(faults), self._exact.capture("**") as seen:
             _, hidden = run_on_texts(self._exact, self.input_ids, self.attention_mask)
         found = {tap: one_mask(tap, tensor) for tap, tensor in seen.items()}
@@ -207,7 +209,7 @@ class Simulator:
     @torch.no_grad()
     def computed(self, faults: tuple[SimulatedFault, ...], below: list[Part], taps: frozenset[str]) -> Part:
         """The part above those, while these faults are made."""
-        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
+        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), self.pool)
         index, repeats, rows = len(below), self.repeats, len(self.real)
         ids, mask, top_ids = self.input_ids, self.attention_mask, self.top_ids
         SURROUNDINGS[self._exact] = Surroundings(ids, mask, tuple(part.exact for part in below))

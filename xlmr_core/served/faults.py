@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xlmr_core.parity.faults import FAULTS
+from xlmr_core.parity.faults import FAULTS, Fault
 from xlmr_core.served.pipeline import Pipeline, Steps
 
 HEADS = ("lm_head.", "pooler.", "tagger.", "answer.")  # no vector and no score is read there
@@ -38,8 +38,8 @@ class PipelineFault:
         return replace(steps, **change)
 
 
-def _encoder(*names: str, **others: Any) -> Change:
-    return lambda steps: {"encoder": (*steps.encoder, *names), **others}
+def _encoder(*faults: str | Fault, **others: Any) -> Change:
+    return lambda steps: {"encoder": (*steps.encoder, *faults), **others}
 
 
 def _ids(name: str) -> Change:
@@ -330,6 +330,11 @@ def faults_for(pipeline: Pipeline) -> tuple[PipelineFault, ...]:
     ]
     faults = [fault for fault in (*PIPELINE_FAULTS, *prompts) if fault.kind in (None, pipeline.kind)]
     return tuple(fault for fault in (*faults, *encoder) if fault.made(pipeline.right) != pipeline.right)
+
+
+def encoder_fault(fault: Fault) -> PipelineFault:
+    """A fault of the encoder that is in no list."""
+    return PipelineFault(fault.name, "one operation of the encoder is another", _encoder(fault))
 
 
 def with_faults(pipeline: Pipeline, faults: Sequence[PipelineFault]) -> Pipeline:

@@ -21,7 +21,7 @@ from typing_extensions import Self, Unpack
 
 from xlmr_core.checkpoint import find_tokenizer
 from xlmr_core.hub_options import HubOptions
-from xlmr_core.parity.faults import TOKENIZER_FAULTS, find_fault
+from xlmr_core.parity.faults import TOKENIZER_FAULTS, Fault, find_fault
 from xlmr_core.parity.variants import variant
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.served.normalizers import Normalization, encoder
@@ -59,7 +59,7 @@ class Steps:
     id_rules: tuple[str, ...] = ()  # names in ID_RULES
     padding: Padding = "right"
     weights: Rounding | None = None
-    encoder: tuple[str, ...] = ()  # names in FAULTS
+    encoder: tuple[str | Fault, ...] = ()  # names in FAULTS, or others
     tokens: Literal["real", "all", "text", "sum over width"] = "real"  # what is pooled
     normalize_tokens: bool = False
     pooling: tuple[str, ...] = ("mean",)
@@ -192,8 +192,9 @@ class Pipeline:
         with ExitStack() as stack:
             if steps.weights is not None:
                 stack.enter_context(_rounded_weights(model, steps.weights))
-            for name in steps.encoder:
-                stack.enter_context(find_fault(name).applied(model))
+            for fault in steps.encoder:
+                its = find_fault(fault) if isinstance(fault, str) else fault
+                stack.enter_context(its.applied(model))
             out: Any = model(ids, mask)
         return out.last_hidden_state if self.kind == "embedding" else out.logits
 

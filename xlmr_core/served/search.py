@@ -21,7 +21,8 @@ from xlmr_core.parity.compare import FACTOR
 from xlmr_core.parity.int8 import INT8, quantise
 from xlmr_core.parity.variants import perturbed, threads_by_size, variant
 from xlmr_core.pretrained import PretrainedModel
-from xlmr_core.served.faults import PipelineFault, faults_for
+from xlmr_core.served.changes import encoder_changes
+from xlmr_core.served.faults import PipelineFault, encoder_fault, faults_for
 from xlmr_core.served.pipeline import Input, Padding, Pipeline, Steps
 from xlmr_core.served.probe import probe_pairs, probe_texts
 from xlmr_core.served.verdict import MOST_TIES, Candidate, Verdict
@@ -34,6 +35,8 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 # without it: noise of that size could hide another cause.
 EXPLAINS = 0.25
 UNEVEN = 16.0  # how many times the median the largest error of a text may be, both in units of the text's noise
+FEW_TEXTS = 8  # from which changes of the encoder are found
+MOST_SECONDS = 100.0  # of that search
 FEW = 16  # numbers: with fewer, a fault could fit the noise of half precision by chance
 # Errors from this share of simulated int8 on are taken for int8 before pairs of faults are tried, smaller ones after.
 INT8_LEAST = 0.25
@@ -57,7 +60,8 @@ def judge(
         values: A vector for each text, (N, D), or a score, (N) or (N, labels).
         batches: Which inputs ran together, by their numbers; by default 32 at a time. It matters for faults that read
             padding only.
-        budget: Seconds after which the search for pairs of faults ends. Single faults are all tried.
+        budget: Seconds after which the search for pairs of faults ends. Single faults are all tried. A third of it,
+            at most 100 seconds, is for changes of the encoder that no list has.
         tick: Is called with 1 for each candidate.
 
     Raises:
@@ -165,6 +169,9 @@ class _Search:
         if scheme is not None and error >= INT8_LEAST * min(self.allowed[name] for name in INT8):
             untried = "pairs of faults were not tried: the errors are those of int8"
             return Verdict(scheme, error, self.allowed, notes=(*notes, untried))
+        changes = self.changed_encoder(min(MOST_SECONDS, budget / 3))
+        if changes:
+            return self.named(changes, notes)
         pairs = list(combinations((fault for [fault] in singles), 2))
         likely = self.nearest(singles)
         deadline = time.monotonic() + budget
@@ -175,6 +182,20 @@ class _Search:
         if found:
             return self.named(found, notes)
         return Verdict(scheme, error, self.allowed, notes=notes)
+
+    def changed_encoder(self, seconds: float) -> list[Candidate]:
+        """Changes of the encoder that no list has: found from a few texts of a batch, they give all of them."""
+        wrong = [batch for batch in self.batches if float(self.right_errors[batch].max()) > self.allowed["float32"]]
+        if self.pipeline.kind != "embedding" or seconds <= 0 or not wrong:
+            return []
+        steps = self.bases[self.base]
+        texts = min(wrong, key=lambda batch: self.cost(self.batches.index(batch)))[:FEW_TEXTS]
+        ids, mask = self.pipeline.batch([self.pipeline.row(self.inputs[index], steps) for index in texts], steps)
+        faults = encoder_changes(self.pipeline, steps, ids, mask, self.values[texts], seconds, self.tick)
+        names = [fault.name for fault in faults]  # the simplest first
+        found = self.search([(encoder_fault(fault),) for fault in faults], None)
+        exact = [candidate for candidate in found if candidate.precision == "float32"]
+        return sorted(exact, key=lambda candidate: names.index(candidate.name))
 
     def nearest(self, singles: Sequence[tuple[PipelineFault, ...]]) -> PipelineFault | None:
         """Of the faults after the model, the one with which half of the texts come nearest: it may be one of two."""

@@ -19,6 +19,7 @@ from xlmr_core.parity.faults.patching import Fault, Patch
 from xlmr_core.parity.faults.text import (
     POOLING_FAULTS,
     TOKENIZER_FAULTS,
+    Pool,
     PoolingFault,
     TokenizerFault,
     mean_pooled,
@@ -33,6 +34,7 @@ __all__ = [
     "TOKENIZER_FAULTS",
     "Fault",
     "Patch",
+    "Pool",
     "PoolingFault",
     "TokenizerFault",
     "find_fault",

@@ -91,6 +91,9 @@ TOKENIZER_FAULTS: tuple[TokenizerFault, ...] = (
 # ---- after the model: one vector for a sentence ----------------------------------------------------------------------
 
 
+Pool = Callable[[Tensor, Tensor], Tensor]  # from token vectors (B, S, H) and their mask (B, S) to (B, D)
+
+
 @dataclass(frozen=True)
 class PoolingFault:
     """A fault of pooling: another sentence vector (B, H) of token vectors (B, S, H) and their mask (B, S).
@@ -101,7 +104,7 @@ class PoolingFault:
     name: str
     cause: str
     symptom: str
-    pool: Callable[[Tensor, Tensor], Tensor]
+    pool: Pool
     tap: str = "sentence.mean"
 
 

@@ -200,6 +200,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "sinusoids": _sinusoids,
     "softmax": lambda scene, kind, x: softmax(kind, x, scene.real),
     "select": lambda scene, kind, x: functions.SELECT[kind](x, scene.real),
+    "pooled": lambda scene, pool, x: pool(x, scene.real),
     "choices": lambda scene, kind, x: x.unflatten(0, (-1, scene.choices)),
     "top": _top,
     "logsumexp": lambda scene, kind, logits: logsumexp(logits),

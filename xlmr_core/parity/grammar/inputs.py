@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
-from xlmr_core.parity.faults import PoolingFault, mean_pooled
+from xlmr_core.parity.faults import PoolingFault
 from xlmr_core.parity.grammar.terms import SENTENCE
 from xlmr_core.parity.simulate import SimulatedFault, Simulator
 from xlmr_core.parity.tap_values import elements
@@ -87,7 +87,7 @@ def _outcome(
     simulator: Simulator, faults: tuple[SimulatedFault, ...], ids: Tensor, mask: Tensor
 ) -> dict[str, Tensor] | None:
     model = simulator.exact
-    pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), mean_pooled)
+    pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), simulator.pool)
     try:
         with simulator.made(faults), model.capture("embeddings.output", "layers.*.output") as seen:
             out, hidden = run_on_texts(model, ids, mask)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from xlmr_core.parity.faults import mean_pooled
 from xlmr_core.parity.grammar.carry import Change
 from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
-from xlmr_core.parity.grammar.terms import Term, resolved, terms_of, weights_of
+from xlmr_core.parity.grammar.terms import SENTENCE, Term, resolved, terms_of, weights_of
 from xlmr_core.parity.judge import Judge
 from xlmr_core.parity.local import counted_values
 from xlmr_core.parity.simulate import one_mask
@@ -32,6 +33,8 @@ class Scenes:
         """Args: judge: The dump, and the model with the faults that were found. model: The right model."""
         self.judge, self.config = judge, model.config
         self.terms = terms_of(model)
+        if judge.simulator.pool is not mean_pooled:
+            self.terms[SENTENCE] = Term("pooled", self.terms[SENTENCE].args, judge.simulator.pool)
         self.values = judge.simulator.exact_taps(judge.made)
         self.weights = weights_of(judge.simulator.exact)
 
