@@ -218,7 +218,7 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     best = judge.furthest(_listed(state, wrong)) if state.catalogue else []
     if state.grammar and (not best or best[0].end < len(judge.order)):
         reached = best[0].end if best else judge.start
-        best = [each for each in joint(judge, model) if each.end > reached][:1] or best
+        best = [each for each in joint(judge, model) if each.end > reached] or best
     if not best and state.grammar:
         best = unlisted(judge, model, state.seconds)
     if not best:

@@ -12,5 +12,5 @@ scopes.py lists the layers that may have a change, and regions.py the rows, toke
 
 search.py finds the change that gives the numbers of a dump at the first wrong tap (target.py), on the dump's own
 tensors (scenes.py). carry.py makes it in the model, as a `Fault`, so that it is judged like one of the catalogue;
-joint.py has those that change two taps at once.
+joint.py has those that change two taps at once; those in which attention reads other texts are in across.py.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlmr_core.parity.grammar import functions, matrices, transforms
+from xlmr_core.parity.grammar import across, functions, matrices, transforms
 from xlmr_core.parity.grammar.activations import OPEN, activation
 from xlmr_core.parity.grammar.indices import indices, sinusoids
 from xlmr_core.parity.grammar.masks import LOWERED, hidden_keys
@@ -199,6 +199,9 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "only": _only,
     "sinusoids": _sinusoids,
     "softmax": lambda scene, kind, x: softmax(kind, x, scene.real),
+    "with others": lambda scene, kind, x: across.with_others(kind, x, scene.real, scene.rows),
+    "hide unread": lambda scene, kind, scores: across.hide_unread(kind, scores, scene.real, scene.rows),
+    "own keys": lambda scene, kind, probs: across.own_keys(probs, scene.real),
     "select": lambda scene, kind, x: functions.SELECT[kind](x, scene.real),
     "pooled": lambda scene, pool, x: pool(x, scene.real),
     "choices": lambda scene, kind, x: x.unflatten(0, (-1, scene.choices)),

@@ -1,56 +1,118 @@
-"""Bugs that change two taps at once: an operation is made before a tap, or behind it, and not where it should be."""
+"""Bugs that change two taps at once.
+
+An operation is made before a tap, or behind it, and not where it should be; or attention reads other texts (across.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
+from xlmr_core.config import XLMRobertaConfig
+from xlmr_core.parity.grammar.across import attends_to_others
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.rules import norm_input
-from xlmr_core.parity.grammar.terms import Term, Terms, add, tap, terms_of
+from xlmr_core.parity.grammar.scopes import where
+from xlmr_core.parity.grammar.terms import Term, Terms, add, resolved, tap, terms_of
 from xlmr_core.parity.grammar.words import words_of
 from xlmr_core.parity.judge import Judge, Reached, best_of
+from xlmr_core.parity.simulate import SimulatedFault
 from xlmr_core.pretrained import PretrainedModel
 
 
 def joint(judge: Judge, model: PretrainedModel) -> list[Reached]:
-    """Those that give the first wrong tap and explain most.
+    """The changes that give the first wrong tap and explain most: more than one if they give the same numbers.
 
     Args:
         judge: The dump, and the model with the faults that were found.
         model: The right model.
     """
-    found: list[Reached] = []
-    for change in _changes(terms_of(model), judge.wrong.tap, model.config.num_hidden_layers):
-        reached = judge.reached(fault_of(change, model.config.pad_token_id))
-        found += [reached] if reached and _explains(judge, reached, change.terms) else []
-    return best_of(found)
+    ways = _Ways(judge, terms_of(model), model.config)
+    found = [
+        (says, reached)
+        for inside in ways.scopes
+        for number, says in enumerate(ways.says)
+        if (reached := ways.reached(number, inside)) is not None
+    ]
+    best = best_of([reached for _, reached in found])
+    unique: dict[str, Reached] = {}  # of scopes that give the same numbers, the widest
+    for says, reached in found:
+        if reached in best:
+            unique.setdefault(says, reached)
+    return [*unique.values()]
 
 
-def _explains(judge: Judge, reached: Reached, changed: Iterable[str]) -> bool:
-    """Whether the taps that it changes in this layer are explained, and one behind the first: one is too few."""
+class _Ways:
+    """The changes whose first tap in a layer is the wrong one.
+
+    Attributes:
+        says: Each in words.
+        scopes: The layers that may have one of them, the most first; none for what is outside the layers.
+    """
+
+    def __init__(self, judge: Judge, terms: Terms, config: XLMRobertaConfig) -> None:
+        wrong, layers = judge.wrong.tap, range(config.num_hidden_layers)
+        across = _may_be_across(judge, terms)
+        self._judge, self._layers, self._pad = judge, len(layers), config.pad_token_id
+        self._here = int(wrong.split(".")[1]) if wrong.startswith("layers.") else None
+        own = [*_ways(terms, wrong, across=across)]
+        self.says = [says for says, _ in own]
+        self.scopes = [frozenset[int]()]
+        self._new = {self._here: [new for _, new in own]}
+        if self._here is not None:
+            rest = wrong.split(".", 2)[2]
+            for layer in layers:
+                self._new[layer] = [new for _, new in _ways(terms, f"layers.{layer}.{rest}", across=across)]
+            self.scopes = [frozenset(layers), frozenset([self._here])]
+
+    def reached(self, number: int, inside: frozenset[int]) -> Reached | None:
+        """How far a change of these layers explains the dump; of later layers, those have it that show it."""
+        judge = self._judge
+        reached = judge.reached(self._fault(number, inside))
+        if reached is None or not _explains(judge, reached, self._new[self._here][number]):
+            return None
+        while reached.end < len(judge.order):
+            following = judge.order[reached.end].split(".")
+            if self._here is None or following[0] != "layers" or int(following[1]) == self._here:
+                break
+            tried = inside ^ {int(following[1])}
+            further = judge.reached(self._fault(number, tried))
+            if further is None or further.end <= reached.end:
+                break
+            inside, reached = tried, further
+        return replace(reached, fault=self._fault(number, inside, others_known=reached.end == len(judge.order)))
+
+    def _fault(self, number: int, inside: frozenset[int], *, others_known: bool = False) -> SimulatedFault:
+        layers: list[int | None] = [*sorted(inside)] or [None]
+        new = {tap: term for layer in layers for tap, term in self._new[layer][number].items()}
+        words = where(new, "", self._layers, others_known=others_known) if inside else ""
+        return fault_of(Change(new, self.says[number], words, 1.0), self._pad)
+
+
+def _explains(judge: Judge, reached: Reached, changed: Terms) -> bool:
+    """Whether the taps that it changes in this layer are explained; of two taps, one behind the first, too."""
     section = judge.wrong.tap.split(".")[:2]
     own = [judge.order.index(tap) for tap in changed if tap in judge.order and tap.split(".")[:2] == section]
-    return reached.end > max([*own, judge.start + 1])
+    return reached.end > max([*own, judge.start + (len(changed) > 1)])
 
 
-def _changes(terms: Terms, wrong: str, layers: int) -> Iterator[Change]:
-    """Those whose first tap this is: in every layer, and in this one."""
-    if not wrong.startswith("layers."):
-        yield from (Change(new, says, "", 1.0) for says, new in _ways(terms, wrong))
-        return
-    _, here, rest = wrong.split(".", 2)
-    for inside, words in ((range(layers), " (in every layer)"), ([int(here)], f" (in layer {here} only)")):
-        ways = {layer: [*_ways(terms, f"layers.{layer}.{rest}")] for layer in inside}
-        for number, (says, _) in enumerate(ways[int(here)]):
-            new = {tap: term for its in ways.values() for tap, term in its[number][1].items()}
-            yield Change(new, says, words, 1.0)
+def _may_be_across(judge: Judge, terms: Terms) -> bool:
+    """Whether attention to other texts may begin between the last right tap and the first wrong one."""
+    wrong = judge.wrong.tap
+    if not wrong.startswith("layers.") or wrong not in terms or int(judge.simulator.real.any(dim=1).sum()) < 2:
+        return False
+    places = {tap: place for place, tap in enumerate(terms)}
+    attention = ".".join(wrong.split(".")[:2]) + ".attention."
+    before = places.get(resolved(judge.order[judge.start - 1]), 0) if judge.start else 0
+    return before < places[f"{attention}context"] and places[wrong] >= places[f"{attention}scores"]
 
 
-def _ways(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
+def _ways(terms: Terms, name: str, *, across: bool = False) -> Iterator[tuple[str, Terms]]:
     """In words, and the new terms of this tap and of one behind it."""
     if name.endswith("attention.scores"):
         yield from _of_attention(terms, name)
+    if across:
+        yield from attends_to_others(terms, name)
     yield from _added_late(terms, name)
 
 
