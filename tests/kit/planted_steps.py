@@ -149,6 +149,27 @@ def _zero_one_too_high(w: Tensor) -> Tensor:
     return (((w - low) / step).round() - 1) * step + low
 
 
+def _cut_off_to_int8(w: Tensor) -> Tensor:
+    step = w.abs().amax(1, keepdim=True) / 127
+    return (w / step).trunc() * step
+
+
+def _scales_of_the_other_axis(w: Tensor) -> Tensor:
+    """One scale for each row, multiplied with the columns: a square matrix lets it pass."""
+    step = w.abs().amax(1) / 127
+    return (w / step[:, None]).round() * step
+
+
+def _read_as_another_shape(w: Tensor) -> Tensor:
+    """The matrix that a linear map of (in, out) stores, from numbers that were reshaped and not transposed."""
+    return w.reshape(w.shape[1], w.shape[0]).T
+
+
+def _of_another_padding(ids: Tensor, pad: int) -> Tensor:
+    real = (ids != 0).long()
+    return real.cumsum(1) * real + pad
+
+
 def _of_two_parts(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     variances = torch.stack([part.var(-1, correction=0) for part in x.chunk(2, -1)])
     return (x - x.mean(-1, keepdim=True)) / (variances.mean(0) + eps).sqrt()[..., None] * w + b
@@ -340,6 +361,27 @@ BUGS: dict[str, Bug] = {
         "layers.1.feed_forward.output",
         "uint8 by row & one too high & layer 1 only",
         linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _zero_one_too_high(w).T + b),
+    ),
+    "int8 cut off": _bug(
+        "q",
+        "q_proj.weight is cut off to int8 by row, not rounded & every linear map",
+        linear=lambda x, w, b, name: x @ _cut_off_to_int8(w).T + b,
+    ),
+    "scales of the other axis": _bug(
+        "layers.1.attention.k",
+        "int8 by row, and its columns multiplied by the scales of the rows & layer 1 only",
+        linear=_at("layers.1.attention.k", lambda x, w, b: x @ _scales_of_the_other_axis(w).T + b),
+    ),
+    "reshaped, not transposed": _bug(
+        "layers.1.feed_forward.output",
+        "down_proj.weight is reshaped where it should be transposed & layer 1 only",
+        linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _read_as_another_shape(w).T + b),
+    ),
+    "another id for padding": _bug(
+        "embeddings.position",
+        "id 0 is taken for padding",
+        positions=_of_another_padding,
+        hidden=lambda scores, real, ids: scores.masked_fill((ids == 0)[:, None, None, :], -1e9),
     ),
     "linear maps in tf32 by cutting": _bug(
         "q",

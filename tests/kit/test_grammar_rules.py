@@ -3,6 +3,7 @@
 Where a bug is, is named as exactly as the dump shows it: in which layers, and at which of several values.
 """
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from kit import step_port
 from kit.planted_steps import BUGS
 
+from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.diagnose import diagnose
 from xlmr_core.parity.grammar.terms import weights_of
 
@@ -52,6 +54,24 @@ def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
     assert found.explained, str(found)
     [finding] = found.findings
     assert any(all(word in fault.name for word in bug.words) for fault in finding.faults[:3]), str(found)
+
+
+@pytest.mark.parametrize("kind", ["all taps", "outputs of layers", "last hidden state"])
+def test_a_layer_that_runs_twice(pair: reference.Pair, kind: str) -> None:
+    port = copy.deepcopy(pair.ours)
+    layer = port.encoder.layers[1]
+    once = layer.forward
+    layer.forward = lambda hidden, *others: once(once(hidden, *others), *others)
+    dump = dump_of(port, pair.batch)
+    outputs = [tap for tap in dump if tap.count(".") == 2 and tap.endswith(".output")]
+    kept = {
+        "all taps": [*dump],
+        "outputs of layers": ["embeddings.output", *outputs],
+        "last hidden state": outputs[-1:],
+    }
+    found = diagnose(pair.ours, pair.batch, {tap: dump[tap] for tap in kept[kind]})
+    assert found.explained, str(found)
+    assert found.faults == ("layers.1.attention.q: layer 1 is applied twice",)
 
 
 def test_ids_that_were_rounded() -> None:

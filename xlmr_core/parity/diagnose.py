@@ -20,6 +20,7 @@ from torch import Tensor
 from xlmr_core.formatting import dtype_name
 from xlmr_core.inputs import check_choices
 from xlmr_core.parity.compare import Comparison, Row
+from xlmr_core.parity.drawn import DROPOUT, dropout, not_loaded
 from xlmr_core.parity.faults import (
     FAULTS,
     POOLING_FAULTS,
@@ -27,7 +28,6 @@ from xlmr_core.parity.faults import (
     Fault,
     PoolingFault,
     TokenizerFault,
-    find_fault,
 )
 from xlmr_core.parity.findings import Diagnosis, Evidence, Finding, Stop, of_known_layers
 from xlmr_core.parity.grammar.inputs import told_apart_by
@@ -46,7 +46,6 @@ from xlmr_core.parity.tap_values import (
     TOP,
     TOP_IDS,
     Dump,
-    elements,
     in_reading_order,
     narrowest,
 )
@@ -58,7 +57,6 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 IDS, MASK = "input_ids", "attention_mask"
 CHOICES = "choice.logits"
 SHOWN_BY_INPUT = 16  # roundings: two faults that differ by less on another input would be a tie there, too
-DROPOUT = find_fault("dropout_left_on")  # drawn at random: it is recognised, not simulated
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------
@@ -180,11 +178,12 @@ class _Search:
             return "most"
         if not self.dump[self.wrong.tap].isfinite().all() and self.wrong.verdict == "not finite":
             return "not finite"
-        dropped = _dropout(self.simulator, self.dump, self.run, self.wrong)
-        if dropped is not None:
-            self.found.append(dropped)
+        dropped = dropout(self.simulator, self.dump, self.run, self.wrong)
+        finding = None if dropped else _explanation(self, self.wrong)
+        drawn = dropped or (None if finding else not_loaded(self.simulator, self.dump, self.run, self.wrong))
+        if drawn is not None:
+            self.found.append(drawn)
             return "chance"
-        finding = _explanation(self, self.wrong)
         if finding is None:
             return "unexplained"
         fault = finding.faults[0]
@@ -310,23 +309,6 @@ def relative_errors_by_layer(comparison: Comparison) -> dict[int, float]:
         for row in comparison.rows
         if row.tap.startswith("layers.") and row.tap.count(".") == 2 and row.tap.endswith(".output")
     }
-
-
-def _dropout(simulator: Simulator, dump: Dump, run: Run, row: Row) -> Finding | None:
-    """Dropout cannot be simulated, for it is drawn at random, but what it leaves at the embeddings can be checked."""
-    if row.tap != "embeddings.output":
-        return None
-    keep = 1 - simulator.dropout
-    kept = dump[row.tap] != 0
-    if keep in (0, 1) or kept.all():
-        return None
-    allowed = (row.allowed or 0.0) / keep
-    expected = run.expected[row.tap] * kept / keep
-    difference = elements(row.tap, dump[row.tap], run.real) - elements(row.tap, expected, run.real)
-    distance = float(difference.abs().max())
-    if distance > allowed:
-        return None
-    return Finding(row.tap, (DROPOUT,), (Evidence(row.tap, row.max_abs, distance, allowed),))
 
 
 # ---- the dump --------------------------------------------------------------------------------------------------------

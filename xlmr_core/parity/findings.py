@@ -127,7 +127,7 @@ class Diagnosis:
         if self.tap is not None:
             return [f"unexplained from {self.tap} on: {self._why()}", *(f"  {line}" for line in self.looks_like)]
         if self.stop == "chance":
-            return ["what follows is not compared: dropout is drawn at random"]
+            return ["what follows is not compared: it depends on numbers that are drawn at random"]
         these = "this" if len(self.findings) == 1 else "these"
         return [f"with {these} the model gives the foreign numbers, up to rounding, at every tap"]
 
@@ -178,6 +178,8 @@ def _names_lines(finding: Finding) -> list[str]:
 
 def _finding_lines(finding: Finding) -> list[str]:
     lines = _names_lines(finding)
+    if not finding.evidence:  # of numbers that are drawn at random
+        return lines
     width = max((len(evidence.tap) for evidence in finding.evidence), default=0)
     lines.append(f"  {'largest difference at':{width}}  without it  with it   allowed")
     shown = finding.evidence if len(finding.evidence) <= 8 else (*finding.evidence[:4], None, *finding.evidence[-3:])

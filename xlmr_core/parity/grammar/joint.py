@@ -14,6 +14,7 @@ from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.rules import norm_input
 from xlmr_core.parity.grammar.scopes import where
 from xlmr_core.parity.grammar.terms import Term, Terms, add, resolved, tap, terms_of
+from xlmr_core.parity.grammar.whole_layers import run_twice
 from xlmr_core.parity.grammar.words import words_of
 from xlmr_core.parity.judge import Judge, Reached, best_of
 from xlmr_core.parity.simulate import SimulatedFault
@@ -33,6 +34,9 @@ def joint(judge: Judge, model: PretrainedModel) -> list[Reached]:
         for inside in ways.scopes
         for number, says in enumerate(ways.says)
         if (reached := ways.reached(number, inside)) is not None
+    ]
+    found += [
+        (fault.name, reached) for fault in run_twice(judge, model) if (reached := judge.reached(fault)) is not None
     ]
     best = best_of([reached for _, reached in found])
     unique: dict[str, Reached] = {}  # of scopes that give the same numbers, the widest
@@ -109,11 +113,28 @@ def _may_be_across(judge: Judge, terms: Terms) -> bool:
 
 def _ways(terms: Terms, name: str, *, across: bool = False) -> Iterator[tuple[str, Terms]]:
     """In words, and the new terms of this tap and of one behind it."""
+    if name == "embeddings.position":
+        yield from _other_padding(terms, name)
     if name.endswith("attention.scores"):
         yield from _of_attention(terms, name)
     if across:
         yield from attends_to_others(terms, name)
     yield from _added_late(terms, name)
+
+
+def _other_padding(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:
+    """Another id is taken for padding: positions and masks are of it."""
+    for other in (0, 2, 3):
+        kinds = {
+            "positions": ("counted with id {} for padding", other),
+            "hide": ("tokens of id {}, not padding", other),
+        }
+        places = [tap for tap in terms if tap == name or tap.endswith("attention.scores")]
+        changed = {
+            tap: terms[tap].map(lambda part, kinds=kinds: replace(part, value=kinds.get(part.op, part.value)))
+            for tap in places
+        }
+        yield f"id {other} is taken for padding, in positions and masks", changed
 
 
 def _of_attention(terms: Terms, name: str) -> Iterator[tuple[str, Terms]]:

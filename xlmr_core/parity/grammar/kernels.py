@@ -13,6 +13,7 @@ from xlmr_core.parity.grammar.edit import Edit
 from xlmr_core.parity.grammar.rules import opened
 from xlmr_core.parity.grammar.terms import Term, Terms
 from xlmr_core.parity.grammar.tokens import Kind, in_words, whole_numbers
+from xlmr_core.parity.grammar.words import cost_of
 
 USUAL = (1, 2, 3, 4, 6, 8, *(2**n for n in range(4, 17)))
 SPECIAL = (0, 1, 2, 3)  # <s>, <pad>, </s>, <unk>
@@ -45,7 +46,8 @@ def _other_probs(terms: Terms, name: str, size: int, vocabulary: int) -> Iterato
     probs = terms[name]
     hidden = terms[probs.args[0].value]
     for kind in (*softmaxes.SOFTMAX, *softmaxes.numbered(size)):
-        yield replace(probs, value=kind), 1.65, f"the softmax is taken over {in_words(kind)}"
+        cost = min(1.65, cost_of("softmax", kind))
+        yield replace(probs, value=kind), cost, f"the softmax is taken over {in_words(kind)}"
     for kind in (*masks.HIDDEN_KEYS, *hidden_kinds(size, vocabulary)):
         yield replace(probs, args=(replace(hidden, value=kind),)), 1.65, f"the mask hides {in_words(kind)}"
     yield replace(probs, args=(Term("mul", (probs.args[0], opened(1.0))),)), 1.65, "the scores are multiplied by {}"

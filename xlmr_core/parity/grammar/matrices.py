@@ -75,7 +75,32 @@ def _by_another_zero(w: Tensor, by: int) -> Tensor:
     return ((((x - low) / step).round() + by) * step + low).to(w)
 
 
+def _cut_to_int8(w: Tensor, dim: int | None) -> Tensor:
+    """Int8 by rows, or by tensor, cut off and not rounded."""
+    x = w.float()
+    largest = x.abs().max() if dim is None else x.abs().amax(dim, keepdim=True)
+    step = (largest / 127).clamp(min=1e-30)
+    return ((x / step).trunc() * step).to(w)
+
+
+def _by_scales_of_the_other_axis(w: Tensor, dim: int) -> Tensor:
+    """Int8 with a scale for each row (or column), and scaled by those of the columns (or rows)."""
+    if w.shape[0] != w.shape[1]:
+        raise ValueError(f"the scales of {w.shape[dim - 1]} do not fit {w.shape[dim]}")
+    x = w.float()
+    step = (x.abs().amax(dim, keepdim=True) / 127).clamp(min=1e-30)
+    return ((x / step).round() * step.T).to(w)
+
+
 REQUANTISED: dict[str, Rule] = {
+    "cut off to int8 by row, not rounded": lambda w, n: _cut_to_int8(w, -1),
+    "cut off to int8 by tensor, not rounded": lambda w, n: _cut_to_int8(w, None),
+    "quantised to int8 by row, and its columns multiplied by the scales of the rows": lambda w, n: (
+        _by_scales_of_the_other_axis(w, -1)
+    ),
+    "quantised to int8 by column, and its rows multiplied by the scales of the columns": lambda w, n: (
+        _by_scales_of_the_other_axis(w, -2)
+    ),
     **{
         f"quantised to int8 in groups of {size}, with the scales of the groups {which}": (
             lambda w, n, size=size, by=by: _with_other_scales(w, size, by)

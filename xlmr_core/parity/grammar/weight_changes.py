@@ -33,6 +33,8 @@ def of_a_tensor(weights: Weights, path: tuple[int, ...], part: Term, *, brief: b
         cost = 1.0 if kind == "transposed" else 1.5 if kind in PRECISIONS else 2.5
         new = Term("tensor", (part,), kind)
         says = f"of {name}, {kind}" if " of " in kind else f"{name} is {kind}"
+        if kind == "transposed" and tensor.shape[0] != tensor.shape[1]:
+            says = f"{name} is reshaped where it should be transposed"
         yield Edit(path, new, cost, says, _more_weights(weights, kind, tensor))
     if is_table:
         return

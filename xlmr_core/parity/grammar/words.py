@@ -58,6 +58,8 @@ USUAL = {"gelu_pytorch_tanh", "relu", "quick gelu", "silu", "unbiased", "nothing
 
 def cost_of(op: str, kind: Kind) -> float:
     """Of a variant: those with numbers in them are less usual, and tables the least."""
+    if isinstance(kind, tuple) and kind[0] in softmaxes.CUTTING:
+        return 1.6
     if isinstance(kind, tuple):
         return 1.7 if op == "activation" else 1.65
     return 1.0 if kind in USUAL else 1.3
