@@ -377,6 +377,21 @@ BUGS: dict[str, Bug] = {
         "down_proj.weight is reshaped where it should be transposed & layer 1 only",
         linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _read_as_another_shape(w).T + b),
     ),
+    "biases of both outputs twice": _bug(
+        "layers.0.attention.output",
+        "bias is added twice & of attention.out_proj and feed_forward.down_proj",
+        linear=lambda x, w, b, name: x @ w.T + b * (2 if name.endswith(("out_proj", "down_proj")) else 1),
+    ),
+    "norms as they are made": _bug(
+        "embeddings.output",
+        "weight 1 and the bias 0 & everywhere",
+        norm=lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], eps=eps),
+    ),
+    "feed-forward in bfloat16": _bug(
+        "layers.0.feed_forward.pre",
+        "rounded to bfloat16 & of every linear map of the feed-forward",
+        linear=lambda x, w, b, name: _short(x) @ _short(w).T + b if ".feed_forward." in name else x @ w.T + b,
+    ),
     "another id for padding": _bug(
         "embeddings.position",
         "id 0 is taken for padding",

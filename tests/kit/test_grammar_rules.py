@@ -56,6 +56,18 @@ def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
     assert any(all(word in fault.name for word in bug.words) for fault in finding.faults[:3]), str(found)
 
 
+@pytest.mark.parametrize("kind", ["all taps", "last hidden state"])
+def test_two_layers_exchanged(pair: reference.Pair, kind: str) -> None:
+    port = copy.deepcopy(pair.ours)
+    port.encoder.layers[0], port.encoder.layers[1] = port.encoder.layers[1], port.encoder.layers[0]
+    dump = dump_of(port, pair.batch)
+    kept = [tap for tap in dump if kind == "all taps" or tap == f"layers.{pair.config.num_hidden_layers - 1}.output"]
+    found = diagnose(pair.ours, pair.batch, {tap: dump[tap] for tap in kept})
+    assert found.explained, str(found)
+    assert len(found.findings) == 1
+    assert "layers 0 and 1 are exchanged" in found.faults[0]
+
+
 @pytest.mark.parametrize("kind", ["all taps", "outputs of layers", "last hidden state"])
 def test_a_layer_that_runs_twice(pair: reference.Pair, kind: str) -> None:
     port = copy.deepcopy(pair.ours)

@@ -24,6 +24,8 @@ from xlmr_core.parity.grammar.rules import (
     Sum,
     bare_norm,
     bare_of,
+    new_norm,
+    of_both_outputs,
     of_every_residual,
     opened,
     raised_norm,
@@ -122,6 +124,8 @@ class Grammar:
                 yield edit(Term("bent", (part.args[0], opened(start)), says), 1.7, f"the activation is {says}")
         if part.op == "standard":
             yield edit(part.args[0], 1.4, "the input of the norm is not normalised", bare_norm)
+        if new_norm(part) is not None:
+            yield edit(new_norm(part) or part, 1.1, "the norm has the weight 1 and the bias 0, as a new one", new_norm)
         if raised_norm(part) is not None:
             yield edit(raised_norm(part) or part, 1.4, f"1 is added to {part.args[1].value}", raised_norm)
         if part.op == "hide":
@@ -302,7 +306,8 @@ class Grammar:
             (1.9, "the sum is multiplied by {}", lambda a, b: Term("mul", (add(a, b), opened(1.0)))),
         )
         for cost, says, sum_of in sums:
-            yield Edit(path, sum_of(a, b), cost, says, of_every_residual(part, sum_of))
+            kinds = of_every_residual(part, sum_of) or of_both_outputs(part, sum_of)
+            yield Edit(path, sum_of(a, b), cost, says, kinds)
         yield Edit(path, Term("product", (a, b)), 2.8, f"{first} and {second} are multiplied, not added")
         yield Edit(path, Term("maximum", (a, b)), 3.0, f"the larger of {first} and {second} is taken")
 

@@ -29,10 +29,10 @@ def of_both(path: tuple[int, ...], part: Term, eps: float) -> Iterator[Edit]:
     what = WHAT[part.op]
     for kind in ROUNDED:
         both = _both(part, kind)
-        yield Edit(path, both, 1.5, f"{what} are {kind}", _more_products(part.op, kind))
+        yield Edit(path, both, 1.5, f"{what} are {kind}", _more_products(part, kind))
         if kind in KEPT:
             computed = Term("values", (both,), kind)
-            more = _more_products(part.op, kind, computed=True)
+            more = _more_products(part, kind, computed=True)
             yield Edit(path, computed, 1.6, f"{what} and their product are {kind}", more)
     if part.op != "dot":
         return
@@ -71,12 +71,12 @@ def _of_queries_and_keys(change: Rule) -> Rule:
     return rule
 
 
-def _more_products(op: str, kind: str, *, computed: bool = False) -> tuple[tuple[str, Rule], ...]:
-    """The same of every product, and of every linear map."""
+def _more_products(like: Term, kind: str, *, computed: bool = False) -> tuple[tuple[str, Rule], ...]:
+    """The same of every product, of every linear map, and of those of the same half of a layer."""
 
-    def among(ops: Collection[str]) -> Rule:
+    def among(ops: Collection[str], half: str = "") -> Rule:
         def rule(part: Term) -> Term | None:
-            if part.op not in ops:
+            if part.op not in ops or half not in str(part.args[1].value):
                 return None
             both = _both(part, kind)
             return Term("values", (both,), kind) if computed else both
@@ -84,7 +84,15 @@ def _more_products(op: str, kind: str, *, computed: bool = False) -> tuple[tuple
         return rule
 
     every = ("of every product", among(WHAT))
-    return (every, ("of every linear map", among({"linear"}))) if op == "linear" else (every,)
+    if like.op != "linear":
+        return (every,)
+    halves = {".attention.": "the attention", ".feed_forward.": "the feed-forward"}
+    near = [
+        (f"of every linear map of {words}", among({"linear"}, half))
+        for half, words in halves.items()
+        if half in str(like.args[1].value)
+    ]
+    return (every, ("of every linear map", among({"linear"})), *near)
 
 
 def _both(part: Term, kind: str) -> Term:

@@ -121,6 +121,24 @@ def of_every_residual(like: Term, sum_of: Sum) -> tuple[tuple[str, Rule], ...]:
     return (("of both sums of every layer", rule),) if rule(like) is not None else ()
 
 
+OUTPUTS = ("attention.out_proj.bias", "feed_forward.down_proj.bias")
+
+
+def of_both_outputs(like: Term, sum_of: Sum) -> tuple[tuple[str, Rule], ...]:
+    """The same of both biases of a layer that tensor parallelism adds after the sum over devices."""
+
+    def rule(part: Term) -> Term | None:
+        is_output = part.op == "add" and part.args[1].op == "weight" and part.args[1].value.endswith(OUTPUTS)
+        return sum_of(*part.args) if is_output else None
+
+    return (("of attention.out_proj and feed_forward.down_proj", rule),) if rule(like) is not None else ()
+
+
+def new_norm(part: Term) -> Term | None:
+    """A norm as it is made: of weight 1 and bias 0."""
+    return part.args[0].args[0] if norm_input(part) is not None else None
+
+
 def same_number(leaf: Term) -> Rule:
     """Every number of that value: an eps is the same everywhere."""
     return lambda part: opened(leaf.value) if part == leaf else None

@@ -186,7 +186,8 @@ class LocalSearch:
         for edit, name in edits:
             if text.may_round(edit):
                 term = edit.of(self.grammar.terms[name])
-                for terms in [{name: term}] if only_here else self._seen_scopes(name, (edit,), term):
+                alone = only_here and not edit.whole
+                for terms in [{name: term}] if alone else self._seen_scopes(name, (edit,), term):
                     yield Candidate(name, edit, term, terms, self._moved(terms))
 
     def _hits_among(self, candidates: Iterable[Candidate]) -> list[Hit]:

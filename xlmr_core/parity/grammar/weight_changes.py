@@ -115,13 +115,20 @@ def _layers_moved(weights: Weights, ours: str, theirs: str) -> tuple[tuple[str, 
 
         return rule
 
+    def swapped(part: Term) -> Term | None:
+        if part.op != "weight" or not part.value.startswith((f"{ours}.", f"{theirs}.")):
+            return None
+        _, layer, rest = part.value.split(".", 2)
+        return weight(f"layers.{here + there - int(layer)}.{rest}")
+
+    exchange = (f"layers {min(here, there)} and {max(here, there)} are exchanged", swapped)
     moved = (
         f"every layer has those of layer {there - here:+d}",
         among("layers.", lambda i: (i + there - here) % count),
     )
     turned = ("the layers are in reverse order", among("layers.", lambda i: count - 1 - i))
     only = (f"in layer {here} only", among(f"{ours}.", lambda i: there))
-    return (moved, turned, only) if here + there == count - 1 else (moved, only)
+    return (moved, turned, exchange, only) if here + there == count - 1 else (moved, exchange, only)
 
 
 def _alike(weights: Weights, a: str, b: str) -> bool:
