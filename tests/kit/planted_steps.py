@@ -170,6 +170,16 @@ def _of_another_padding(ids: Tensor, pad: int) -> Tensor:
     return real.cumsum(1) * real + pad
 
 
+def _overflowing(w: Tensor) -> Tensor:
+    step = w.abs().amax(1, keepdim=True) / 128
+    return (w / step).round().to(torch.int16).to(torch.int8) * step
+
+
+def _head_by_head(real: Tensor, heads: int) -> Tensor:
+    """(B, N, 1, S): for the flat axis of texts and heads the masks are put one batch after the other."""
+    return torch.cat([real] * heads).unflatten(0, (len(real), heads))[:, :, None]
+
+
 def _of_two_parts(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     variances = torch.stack([part.var(-1, correction=0) for part in x.chunk(2, -1)])
     return (x - x.mean(-1, keepdim=True)) / (variances.mean(0) + eps).sqrt()[..., None] * w + b
@@ -376,6 +386,26 @@ BUGS: dict[str, Bug] = {
         "layers.1.feed_forward.output",
         "down_proj.weight is reshaped where it should be transposed & layer 1 only",
         linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _read_as_another_shape(w).T + b),
+    ),
+    "softmax in bfloat16": _bug(
+        "layers.0.attention.probs",
+        "the softmax reads and gives numbers rounded to bfloat16 & every layer",
+        probs=lambda scores, real: _short(_short(scores).softmax(-1)),
+    ),
+    "zeros in the last tile": _bug(
+        "layers.0.attention.context",
+        "scores of 0 that fill the last tile of 4 & every layer",
+        mixed=lambda scores, probs, v: F.pad(scores, (0, -scores.shape[-1] % 4)).softmax(-1)[..., : v.shape[-2]] @ v,
+    ),
+    "int8 that overflows": _bug(
+        "q",
+        "of 128 steps, and +128 read as -128 & every linear map",
+        linear=lambda x, w, b, name: x @ _overflowing(w).T + b,
+    ),
+    "masks repeated in the wrong order": _bug(
+        "layers.0.attention.scores",
+        "masks repeated for the heads stand head by head & every layer",
+        hidden=lambda scores, real, ids: scores.masked_fill(~_head_by_head(real, scores.shape[1]), -1e9),
     ),
     "biases of both outputs twice": _bug(
         "layers.0.attention.output",

@@ -40,6 +40,9 @@ READS: dict[str, list[list[int]]] = {
     "each text also attends to the text after it in the packed batch": [
         *([*range(start, start + own)] for start, own in zip(STARTS[1:], LENGTHS[1:], strict=True)), []
     ],
+    "each text also attends to the tokens that follow it in the packed batch, up to whole blocks of 8 keys": [
+        [*range(start + own, min(start + -(-own // 8) * 8, TOKENS))] for start, own in zip(STARTS, LENGTHS, strict=True)
+    ],
 }  # fmt: skip
 SHOWN = {"scores": SCORES, "probs": PROBS, "context": CONTEXT}  # what a dump shows of it -> the first wrong tap
 IN_BRIEF = {("probs", FOLLOW), ("scores", LEFT)}

@@ -64,6 +64,19 @@ def _whole_texts(chosen: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor
     return keys
 
 
+def _whole_blocks(size: int) -> Callable[[Tensor], Tensor]:
+    """The keys of a text, and those behind its end that fill its last block."""
+
+    def keys(real: Tensor) -> Tensor:
+        own = (_starts(real) + _places(real)).masked_fill(~real, -1)
+        more = torch.arange(size, device=real.device)
+        behind = _starts(real) + _lengths(real) + more
+        inside = (more < -_lengths(real) % size) & (behind < real.sum())
+        return torch.cat([own, behind.masked_fill(~inside, -1)], dim=1)
+
+    return keys
+
+
 # From which tokens are real, (B, S): the keys that each text reads, (B, E), by their numbers in the packed batch; -1 is
 # none.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {  # E is S: other texts stand where this one has padding
@@ -77,6 +90,10 @@ KEYS: dict[str, Callable[[Tensor], Tensor]] = {
     "all texts after it in the packed batch": _whole_texts(lambda other, text: other > text),
     "the text before it in the packed batch": _whole_texts(lambda other, text: other == text - 1),
     "the text after it in the packed batch": _whole_texts(lambda other, text: other == text + 1),
+    **{
+        f"the tokens that follow it in the packed batch, up to whole blocks of {size} keys": _whole_blocks(size)
+        for size in (4, 8, 16, 32, 64, 128)
+    },
 }
 
 

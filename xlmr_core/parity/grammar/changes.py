@@ -113,7 +113,7 @@ class Grammar:
                 new = replace(part, value=kind)
                 says = SAYS[part.op].format(in_words(kind), words_of(part))
                 yield edit(new, cost_of(part.op, kind), says, variant_of(part, kind))
-        if part.op in WHAT:
+        if part.op in WHAT or part.op == "softmax":
             yield from of_both(path, part, self.eps)
         if part.op in FLOWS or part.op == "tap":
             yield from self._flow(name, path, part)

@@ -95,7 +95,7 @@ def _add(scene: Scene, _value: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _hide(scene: Scene, kind: Kind, scores: Tensor) -> Tensor:
-    hidden = hidden_keys(kind, scene.ids, _attended(scene.real), scene.rows)
+    hidden = hidden_keys(kind, scene.ids, _attended(scene.real), scene.rows, scene.heads)
     if hidden is None:
         return scores
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)

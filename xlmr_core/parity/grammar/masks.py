@@ -1,8 +1,8 @@
 """The variants of the mask of attention: which keys a query does not see.
 
 Each function takes which tokens are real (B, S) and the number of rows of the batch that belong together, and gives
-what must not be seen, (B or 1, 1, S or 1, S). Those of `BY_NUMBER` take a whole number in place of the rows, and those
-of `BY_ID` the ids and one id.
+what must not be seen, (B or 1, 1, S or 1, S); of `BY_HEAD` it is (B, N, 1, S). Those of `BY_NUMBER` take a whole number
+in place of the rows, and those of `BY_ID` the ids and one id.
 """
 
 # pyright: reportUnknownLambdaType=false
@@ -112,8 +112,13 @@ BY_ID: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 }
 
 
-def hidden_keys(kind: Kind, ids: Tensor, real: Tensor, rows: int) -> Tensor | None:
+BY_HEAD = "the padding of other texts: masks repeated for the heads stand head by head, not text by text"
+
+
+def hidden_keys(kind: Kind, ids: Tensor, real: Tensor, rows: int, heads: int) -> Tensor | None:
     """What a variant of the mask hides; None for nothing."""
+    if kind == BY_HEAD:
+        return ~in_rows(real, rows, lambda run: run.repeat(heads, 1).view(len(run), heads, -1))[:, :, None, :]
     if not isinstance(kind, tuple):
         return HIDDEN_KEYS[kind](real, rows)
     name, number = kind

@@ -92,7 +92,16 @@ def _by_scales_of_the_other_axis(w: Tensor, dim: int) -> Tensor:
     return ((x / step).round() * step.T).to(w)
 
 
+def _overflowing(w: Tensor) -> Tensor:
+    """Int8 by rows of 128 steps and without a limit: +128 is read as -128."""
+    x = w.float()
+    step = (x.abs().amax(-1, keepdim=True) / 128).clamp(min=1e-30)
+    codes = (x / step).round()
+    return (torch.where(codes == 128, -128.0, codes) * step).to(w)
+
+
 REQUANTISED: dict[str, Rule] = {
+    "quantised to int8 by row, of 128 steps, and +128 read as -128": lambda w, n: _overflowing(w),
     "cut off to int8 by row, not rounded": lambda w, n: _cut_to_int8(w, -1),
     "cut off to int8 by tensor, not rounded": lambda w, n: _cut_to_int8(w, None),
     "quantised to int8 by row, and its columns multiplied by the scales of the rows": lambda w, n: (

@@ -25,7 +25,12 @@ NORMED = (None, "by head", "rms", "rms by head")
 
 
 def of_both(path: tuple[int, ...], part: Term, eps: float) -> Iterator[Edit]:
-    """Both operands of a product are rounded, or queries and keys are rotated or normalised."""
+    """Both operands of a product are rounded, or scores and probs; or queries and keys are rotated or normalised."""
+    if part.op == "softmax":
+        for kind in KEPT[:2]:
+            inside = replace(part, args=(Term("values", part.args, kind),))
+            yield Edit(path, Term("values", (inside,), kind), 1.4, f"the softmax reads and gives numbers {kind}")
+        return
     what = WHAT[part.op]
     for kind in ROUNDED:
         both = _both(part, kind)

@@ -155,6 +155,9 @@ TILED: dict[str, Callable[[Tensor, int], Tensor]] = {
         x, lambda place: place < x.shape[-1] // n * n
     ),
     "keys, in tiles of {}, some in two of them: the last begins too early": _overlapping,
+    "keys, and scores of 0 that fill the last tile of {}": lambda x, n: F.pad(x, (0, -x.shape[-1] % n)).softmax(-1)[
+        ..., : x.shape[-1]
+    ],
     "keys, in tiles of {}, with the values of the tile before": lambda x, n: _moved(x, n, to_first=False),
     "keys, in tiles of {}, with the values of the first tile": lambda x, n: _moved(x, n, to_first=True),
 }

@@ -18,7 +18,7 @@ UNARY = {"activation": "the activation", "hide": "the mask", "softmax": "the sof
 VARIANTS: Mapping[str, Sequence[object]] = {
     "activation": tuple(activations.ACTIVATIONS),
     "standard": tuple(functions.NORMS),
-    "hide": tuple(masks.HIDDEN_KEYS),
+    "hide": (*masks.HIDDEN_KEYS, masks.BY_HEAD),
     "softmax": tuple(softmaxes.SOFTMAX),
     "select": tuple(functions.SELECT),
     "ids": tuple(indices.IDS),
