@@ -387,6 +387,11 @@ BUGS: dict[str, Bug] = {
         "down_proj.weight is reshaped where it should be transposed & layer 1 only",
         linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _read_as_another_shape(w).T + b),
     ),
+    "columns of the output weight": _bug(
+        "layers.1.attention.output",
+        "heads in turn, or the columns of layers.1.attention.out_proj.weight in that order & layer 1 only",
+        linear=_at("layers.1.attention.out", lambda x, w, b: x @ w.unflatten(1, (-1, 4)).mT.flatten(1).T + b),
+    ),
     "softmax in bfloat16": _bug(
         "layers.0.attention.probs",
         "the softmax reads and gives numbers rounded to bfloat16 & every layer",

@@ -56,6 +56,19 @@ def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
     assert any(all(word in fault.name for word in bug.words) for fault in finding.faults[:3]), str(found)
 
 
+def test_positions_of_the_first_row(pair: reference.Pair) -> None:
+    """Of the longest row they would be those of a port that counts padding."""
+    order = pair.batch["attention_mask"].sum(1).argsort()[1:]
+    batch = {name: tensor[order] for name, tensor in pair.batch.items()}
+
+    def positions(ids: torch.Tensor, pad: int) -> torch.Tensor:
+        return step_port.positions(ids[:1].expand_as(ids), pad)
+
+    dump = step_port.dump(weights_of(pair.ours), pair.config, batch, positions=positions)
+    found = diagnose(pair.ours, batch, dump)
+    assert "positions are those of the first row of the batch" in found.faults[0], str(found)
+
+
 @pytest.mark.parametrize("kind", ["all taps", "last hidden state"])
 def test_two_layers_exchanged(pair: reference.Pair, kind: str) -> None:
     port = copy.deepcopy(pair.ours)

@@ -110,6 +110,7 @@ POSITIONS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     "begun later by the padding of the row": _after_padding,
     "those of a row filled up to the longest": lambda ids, pad: _all(ids, pad + 1).flip(0),
     "those of the next row of the batch": lambda ids, pad: _usual(ids.roll(-1, 0), pad),
+    "those of the first row of the batch": lambda ids, pad: _usual(ids[:1].expand_as(ids), pad),
     "those of the row of the batch before": lambda ids, pad: _usual(ids.roll(1, 0), pad),
 }
 POSITIONS_BY_NUMBER: dict[str, Callable[..., Tensor]] = {  # of ids, pad and whole numbers

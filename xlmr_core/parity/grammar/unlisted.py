@@ -12,6 +12,7 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.changes import Grammar
 from xlmr_core.parity.grammar.inputs import told_apart_by
+from xlmr_core.parity.grammar.orders import orders
 from xlmr_core.parity.grammar.rules import filled
 from xlmr_core.parity.grammar.scenes import Scenes
 from xlmr_core.parity.grammar.scopes import scopes, where
@@ -95,6 +96,8 @@ def _judged(judge: Judge, grammar: Grammar, hits: list[Hit], config: XLMRobertaC
             found.append((hit, its))  # otherwise it makes a right tap wrong: what follows does not depend on it
     furthest = best_of([reached for _, reached in found])
     best = [(hit, reached) for hit, reached in found if reached in furthest]
+    whole = [(hit, reached) for hit, reached in best if hit.edits[-1].part.op != "only"]
+    best = whole or best  # a change of a part of the batch is less simple
     taps = {hit.tap for hit, _ in best}
     best = [(hit, reached) for hit, reached in best if _input_of(grammar, hit) not in taps]
     return _different(judge, config, sorted(best, key=lambda each: each[0].cost))
@@ -106,8 +109,20 @@ def _changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
     for terms, words in scopes(grammar, hit.tap, hit.edits, hit.term, layers):
         terms = {tap: filled(each, hit.value) for tap, each in terms.items()}
         if all(terms.get(tap) == each for tap, each in hit.terms.items()):
-            found.append(Change(terms, hit.says, words, hit.cost))
+            found.append(Change(terms, _says(grammar, hit), words, hit.cost))
     return found
+
+
+def _says(grammar: Grammar, hit: Hit) -> str:
+    """In words. Features of what a linear map reads in another order are its weight's columns in another order."""
+    edit = hit.edits[-1]
+    parent = grammar.terms[hit.tap]
+    for index in edit.path[:-1]:
+        parent = parent.args[index]
+    if len(hit.edits) > 1 or parent.op != "linear" or edit.path[-1] != 0 or edit.part.op != "values":
+        return hit.says
+    in_order = edit.part.value in orders(-1, "features")
+    return f"{hit.says}, or the columns of {parent.args[1].value} in that order" if in_order else hit.says
 
 
 def _input_of(grammar: Grammar, hit: Hit) -> str | None:

@@ -69,6 +69,8 @@ def words_of(part: Term) -> str:
     """A part in words."""
     if part.op in ("tap", "weight"):
         return str(part.value)
+    if part.op == "add" and part.args[0].op == "mul" and part.args[0].args[0].op == "standard":
+        return "the output of the norm"
     if part.op == "mul" and part.args[1].op == "number":
         return words_of(part.args[0])
     return {
