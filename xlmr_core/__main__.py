@@ -23,11 +23,18 @@ def run() -> None:
 
 
 def interrupt(_number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; during an import it ends the process, for imports of C libraries drop exceptions."""
+    """Raises KeyboardInterrupt in a command. Before it begins, and during an import, the process ends at once.
+
+    There click would end with another status, and imports of C libraries drop exceptions.
+    """
+    has_begun = False
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(INTERRUPTED)
+        has_begun |= frame.f_code.co_name == "invoke" and frame.f_globals.get("__name__") == "xlmr_core.cli"
         frame = frame.f_back
+    if not has_begun:
+        os._exit(INTERRUPTED)
     raise KeyboardInterrupt
 
 

@@ -25,7 +25,11 @@ from xlmr_core.parity.faults import FAULTS, find_fault
 NOT_REPRODUCIBLE = {"lm_head_untied", "scores_float16"}
 # The grammar may give the same in other words.
 ROUNDED = "the product of queries and keys is rounded to float16"
-IN_OTHER_WORDS = {"scores_float16": f"layers.0.attention.scores: {ROUNDED} (in every layer)"}
+DRAWN = "it is drawn at random, with the standard deviation 0.02 of initializer_range"
+IN_OTHER_WORDS = {
+    "scores_float16": f"layers.0.attention.scores: {ROUNDED} (in every layer)",
+    "lm_head_untied": f"lm_head.logits: lm_head.decoder.weight was not loaded: {DRAWN}",
+}
 IMPLEMENTATIONS = ("transformers", "numpy")
 NORMS = ("post-norm", "pre-norm")
 

@@ -31,6 +31,8 @@ def encoder_changes(
     """
 
     def pool(hidden: Tensor, mask: Tensor) -> Tensor:  # (B, S, H), (B, S) -> (B, D)
+        if hidden.dim() != 3:
+            raise ValueError(f"expected token vectors (B, S, H), got a tensor of shape {tuple(hidden.shape)}")
         return pipeline.finished(hidden, mask, mask, steps)  # right steps do not read the ids
 
     dump = {SENTENCE: vectors.float()}
