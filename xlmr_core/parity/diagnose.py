@@ -178,14 +178,12 @@ class _Search:
             return "most"
         if not self.dump[self.wrong.tap].isfinite().all() and self.wrong.verdict == "not finite":
             return "not finite"
-        dropped = dropout(self.simulator, self.dump, self.run, self.wrong)
-        finding = None if dropped else _explanation(self, self.wrong)
-        drawn = dropped or (None if finding else not_loaded(self.simulator, self.dump, self.run, self.wrong))
-        if drawn is not None:
-            self.found.append(drawn)
-            return "chance"
+        drawn = dropout(self.simulator, self.dump, self.run, self.wrong)
+        finding = None if drawn else _explanation(self, self.wrong)
         if finding is None:
-            return "unexplained"
+            drawn = drawn or not_loaded(self.simulator, self.dump, self.run, self.wrong)
+            self.found += [drawn] if drawn else []
+            return "chance" if drawn else "unexplained"
         fault = finding.faults[0]
         assert not isinstance(fault, TokenizerFault)
         run = self.simulator.run((*self.made, fault), self.run)

@@ -185,11 +185,12 @@ class _Search:
 
     def changed_encoder(self, seconds: float) -> list[Candidate]:
         """Changes of the encoder that no list has: found from a few texts of a batch, they give all of them."""
-        wrong = [batch for batch in self.batches if float(self.right_errors[batch].max()) > self.allowed["float32"]]
+        limit = self.allowed["float32"]
+        wrong = [number for number, batch in enumerate(self.batches) if float(self.right_errors[batch].max()) > limit]
         if self.pipeline.kind != "embedding" or seconds <= 0 or not wrong:
             return []
         steps = self.bases[self.base]
-        texts = min(wrong, key=lambda batch: self.cost(self.batches.index(batch)))[:FEW_TEXTS]
+        texts = self.batches[min(wrong, key=self.cost)][:FEW_TEXTS]
         ids, mask = self.pipeline.batch([self.pipeline.row(self.inputs[index], steps) for index in texts], steps)
         faults = encoder_changes(self.pipeline, steps, ids, mask, self.values[texts], seconds, self.tick)
         names = [fault.name for fault in faults]  # the simplest first

@@ -33,6 +33,11 @@ def _places(real: Tensor) -> Tensor:
     return torch.where(real, real.long().cumsum(1), _lengths(real) + (~real).long().cumsum(1)) - 1
 
 
+def _own(real: Tensor) -> Tensor:
+    """(B, S): the numbers of the keys of each text in the packed batch; -1 for padding."""
+    return (_starts(real) + _places(real)).masked_fill(~real, -1)
+
+
 def _read_on(real: Tensor) -> Tensor:
     """Each text is read from its start for the length of the longest."""
     keys = _starts(real) + _places(real)
@@ -54,12 +59,11 @@ def _whole_texts(chosen: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor
     """The keys of a text, and of the others that are chosen by their numbers and its own."""
 
     def keys(real: Tensor) -> Tensor:
-        own = (_starts(real) + _places(real)).masked_fill(~real, -1)
         text = torch.arange(len(real), device=real.device)[:, None]
         other = text[:, 0].repeat_interleave(_lengths(real)[:, 0])
         numbers = torch.arange(len(other), device=real.device)
         others = torch.where(chosen(other, text) & (other != text), numbers, -1)
-        return torch.cat([own, others], dim=1)
+        return torch.cat([_own(real), others], dim=1)
 
     return keys
 
@@ -68,11 +72,10 @@ def _whole_blocks(size: int) -> Callable[[Tensor], Tensor]:
     """The keys of a text, and those behind its end that fill its last block."""
 
     def keys(real: Tensor) -> Tensor:
-        own = (_starts(real) + _places(real)).masked_fill(~real, -1)
         more = torch.arange(size, device=real.device)
         behind = _starts(real) + _lengths(real) + more
         inside = (more < -_lengths(real) % size) & (behind < real.sum())
-        return torch.cat([own, behind.masked_fill(~inside, -1)], dim=1)
+        return torch.cat([_own(real), behind.masked_fill(~inside, -1)], dim=1)
 
     return keys
 

@@ -86,14 +86,14 @@ def _explaining(target: Target, scene: Recorded, term: Term, counts: Tensor, ins
 
 def _edit(term: Term, path: tuple[int, ...], new: Term, cost: float, says: str) -> Edit:
     """The edit, and the same of every sum of a layer or of every norm."""
-    old = _at(term, path)
+    old = term.at(path)
     if old.op == "weight" and old.value.endswith(("norm.weight", "norm.bias")):
         leaf = old.value.rpartition(".")[2]
         rule = partial(_of_every_norm, f"norm.{leaf}", new)
         return Edit(path, new, cost, says, (("of every norm", rule),))
     if old.op == "standard":
         return Edit(path, new, cost, says, (("everywhere", lambda part: _in_place_of(part, old, new)),))
-    above = _at(term, path[:-1])
+    above = term.at(path[:-1])
     if path and above.op == "add" and new.op == "gathered" and new.args == (old,):
 
         def sum_of(a: Term, b: Term) -> Term:
@@ -103,12 +103,6 @@ def _edit(term: Term, path: tuple[int, ...], new: Term, cost: float, says: str) 
 
         return Edit(path[:-1], sum_of(*above.args), cost, says, of_every_residual(above, sum_of))
     return Edit(path, new, cost, says)
-
-
-def _at(term: Term, path: tuple[int, ...]) -> Term:
-    for index in path:
-        term = term.args[index]
-    return term
 
 
 def _of_every_norm(leaf: str, new: Term, part: Term) -> Term | None:

@@ -110,7 +110,7 @@ def _any_near(wanted: Tensor, source: Tensor, tolerance: float) -> bool:
 
 
 def _spread(columns: Tensor) -> Tensor:
-    """At most so many of them, from all over."""
+    """At most `SAMPLED` of them, from all over."""
     step = max(1, len(columns) // SAMPLED)
     return columns[::step][:SAMPLED]
 

@@ -60,10 +60,15 @@ def _blocks_transposed(w: Tensor, size: int) -> Tensor:
     return blocks.transpose(1, 3).flatten(2).flatten(0, 1)
 
 
+def _steps(x: Tensor, dim: int | tuple[int, int], top: int = 127) -> Tensor:
+    """The steps of a quantiser: one for each slice along `dim`, whose largest entry has the number `top`."""
+    return (x.abs().amax(dim, keepdim=True) / top).clamp(min=1e-30)
+
+
 def _with_other_scales(w: Tensor, size: int, by: int) -> Tensor:
     """Int8 in groups of a row, each times the scale of another group."""
     groups = w.float().unflatten(-1, (-1, size))
-    steps = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+    steps = _steps(groups, -1)
     return ((groups / steps).round() * steps.roll(by, -2)).flatten(-2).to(w)
 
 
@@ -75,11 +80,10 @@ def _by_another_zero(w: Tensor, by: int) -> Tensor:
     return ((((x - low) / step).round() + by) * step + low).to(w)
 
 
-def _cut_to_int8(w: Tensor, dim: int | None) -> Tensor:
+def _cut_to_int8(w: Tensor, dim: int | tuple[int, int]) -> Tensor:
     """Int8 by rows, or by tensor, cut off and not rounded."""
     x = w.float()
-    largest = x.abs().max() if dim is None else x.abs().amax(dim, keepdim=True)
-    step = (largest / 127).clamp(min=1e-30)
+    step = _steps(x, dim)
     return ((x / step).trunc() * step).to(w)
 
 
@@ -88,14 +92,14 @@ def _by_scales_of_the_other_axis(w: Tensor, dim: int) -> Tensor:
     if w.shape[0] != w.shape[1]:
         raise ValueError(f"the scales of {w.shape[dim - 1]} do not fit {w.shape[dim]}")
     x = w.float()
-    step = (x.abs().amax(dim, keepdim=True) / 127).clamp(min=1e-30)
+    step = _steps(x, dim)
     return ((x / step).round() * step.T).to(w)
 
 
 def _overflowing(w: Tensor) -> Tensor:
     """Int8 by rows of 128 steps and without a limit: +128 is read as -128."""
     x = w.float()
-    step = (x.abs().amax(-1, keepdim=True) / 128).clamp(min=1e-30)
+    step = _steps(x, -1, 128)
     codes = (x / step).round()
     return (torch.where(codes == 128, -128.0, codes) * step).to(w)
 
@@ -103,7 +107,7 @@ def _overflowing(w: Tensor) -> Tensor:
 REQUANTISED: dict[str, Rule] = {
     "quantised to int8 by row, of 128 steps, and +128 read as -128": lambda w, n: _overflowing(w),
     "cut off to int8 by row, not rounded": lambda w, n: _cut_to_int8(w, -1),
-    "cut off to int8 by tensor, not rounded": lambda w, n: _cut_to_int8(w, None),
+    "cut off to int8 by tensor, not rounded": lambda w, n: _cut_to_int8(w, (-2, -1)),
     "quantised to int8 by row, and its columns multiplied by the scales of the rows": lambda w, n: (
         _by_scales_of_the_other_axis(w, -1)
     ),

@@ -11,7 +11,7 @@ from xlmr_core.parity.grammar.attention_read import attention_read
 from xlmr_core.parity.grammar.edit import Edit
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.pieces import pieces_of, shortest
-from xlmr_core.parity.grammar.rows_read import rows_read
+from xlmr_core.parity.grammar.rows_read import other_rows
 from xlmr_core.parity.grammar.target import Target
 from xlmr_core.parity.grammar.terms import Term, number
 
@@ -38,7 +38,7 @@ def measured(target: Target, scene: Recorded) -> Iterator[Edit]:
             yield Edit((), Term("pieces", term.args, pieces), 1.6, f"the activation is {pieces}")
     yield from arranged(target, scene)
     yield from attention_read(target, scene)
-    yield from rows_read(target, scene)
+    yield from other_rows(target, scene)
 
 
 def _of(target: Target, scene: Recorded, term: Term) -> Tensor | None:

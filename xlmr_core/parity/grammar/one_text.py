@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from xlmr_core.parity.grammar.edit import Edit
 from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded, Scene
 from xlmr_core.parity.grammar.fitting import fitted
 from xlmr_core.parity.grammar.precision import PRECISIONS
-from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.rules import filled, open_in
 from xlmr_core.parity.grammar.target import Target
 from xlmr_core.parity.grammar.terms import Term, resolved
 from xlmr_core.parity.grammar.words import FLOWS
@@ -51,13 +51,13 @@ class OneText:
             gap: The taps that may be edited, in reading order, the wrong one last.
             row: The number of the text.
         """
-        self.tap, self.noise, self.gap = target.tap, target.noise, gap
+        self.gap = gap
         tokens = scene.real[row].nonzero()[:, 0]
         self._all, self._row, self._tokens = scene, row, tokens
-        self._real = scene.real[row : row + 1, tokens]
-        self._right = elements(self.tap, _of_text(scene.values[self.tap], row, tokens), self._real)
-        self._values = elements(self.tap, _of_text(target.whole, row, tokens), self._real)
-        self._before = _size(self._right - self._values)
+        real, whole = scene.real[row : row + 1, tokens], _of_text(target.whole, row, tokens)
+        self._target = replace(target, whole=whole, values=elements(target.tap, whole, real), real=real)
+        self._right = elements(target.tap, _of_text(scene.values[target.tap], row, tokens), real)
+        self._before = _size(self._right - self._target.values)
         self._roundings: dict[str, float] = {}
         self._tried: set[frozenset[tuple[str, Term]]] = set()  # "in every layer" is one change, seen from each layer
         self._without_effect: list[Candidate] = []
@@ -70,7 +70,7 @@ class OneText:
             rows=1,
             top_ids=None if scene.top_ids is None else scene.top_ids[row : row + 1, tokens],
         )
-        self._scene.ids, self._scene.real = scene.ids[row : row + 1, tokens], self._real
+        self._scene.ids, self._scene.real = scene.ids[row : row + 1, tokens], real
         self._copies = _Copies(self._scene)
 
     @classmethod
@@ -92,7 +92,7 @@ class OneText:
             if key in self._tried:
                 continue
             self._tried.add(key)
-            start = next((start for term in candidate.terms.values() if (start := open_of(term)) is not None), None)
+            start = open_in(candidate.terms)
             if start is None:
                 waiting.append(candidate)
             elif self._may_be_fitted(candidate, start):
@@ -125,17 +125,17 @@ class OneText:
             terms = {tap: filled(term, number) for tap, term in candidate.terms.items()}
             return self._computed(terms, candidate.moved)
 
-        return fitted(compute, self._values, start, self.noise) is not None
+        return fitted(compute, self._target.values, start, self._target.noise) is not None
 
     def _near(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-        outputs = self._copies.outputs(self.tap, self.gap, candidates)
+        outputs = self._copies.outputs(self._target.tap, self.gap, candidates)
         for candidate, output in zip(candidates, outputs, strict=True):
-            found = None if output is None else self._counted(output)
+            found = None if output is None else self._target.compared(output)
             if found is None:
                 continue
-            if _size(found - self._values) <= NEAR * self._before:
+            if _size(found - self._target.values) <= NEAR * self._before:
                 yield candidate
-            elif ((found - self._right).abs() <= self.noise).all():
+            elif ((found - self._right).abs() <= self._target.noise).all():
                 self._without_effect.append(candidate)
 
     def _is_moved_by_others(self, candidate: Candidate) -> bool:
@@ -154,13 +154,9 @@ class OneText:
     def _computed(self, terms: Mapping[str, Term], moved: frozenset[str]) -> Tensor | None:
         """What counts of the wrong tap with these terms, None if they do not fit it."""
         try:
-            return self._counted(self._scene.changed(self.tap, terms, moved))
+            return self._target.compared(self._scene.changed(self._target.tap, terms, moved))
         except UNFIT:
             return None
-
-    def _counted(self, output: Tensor) -> Tensor | None:
-        found = elements(self.tap, output, self._real)
-        return found if found.shape == self._values.shape and bool(found.isfinite().all()) else None
 
 
 class _Copies(Scene):

@@ -48,7 +48,7 @@ class RowsRead:
         return f"the {self.what}s are {', '.join(words[:MOST_SHOWN])}" + (f", and {more} more" if more > 0 else "")
 
 
-def rows_read(target: Target, scene: Recorded) -> Iterator[Edit]:
+def other_rows(target: Target, scene: Recorded) -> Iterator[Edit]:
     """The rows that the dump has at the tap of a table, if all tokens have one.
 
     Args:

@@ -21,6 +21,11 @@ def open_of(term: Term) -> float | None:
     return next((part.value for _, part in term.walk() if part.op == "open"), None)
 
 
+def open_in(terms: Mapping[str, Term]) -> float | None:
+    """The number that is left open in one of the terms."""
+    return next((start for term in terms.values() if (start := open_of(term)) is not None), None)
+
+
 def filled(term: Term, value: float | None) -> Term:
     return term if value is None else term.map(lambda part: number(value) if part.op == "open" else part)
 

@@ -51,9 +51,7 @@ def _wherever(
 ) -> Iterator[tuple[dict[str, Term], str]]:
     """The edit wherever the same value is computed: a pre-norm layer normalises once what q, k and v read."""
     here = int(name.split(".")[1])
-    old, new = grammar.terms[name], term
-    for index in edit.path:
-        old, new = old.args[index], new.args[index]
+    old, new = grammar.terms[name].at(edit.path), term.at(edit.path)
     if not old.args and old.op != "tap":
         return
 

@@ -24,7 +24,7 @@ from xlmr_core.parity.grammar.matrices import REQUANTISED
 from xlmr_core.parity.grammar.measured import measured
 from xlmr_core.parity.grammar.one_text import Candidate, OneText
 from xlmr_core.parity.grammar.precision import PRECISIONS
-from xlmr_core.parity.grammar.rules import filled, open_of
+from xlmr_core.parity.grammar.rules import filled, open_in, open_of
 from xlmr_core.parity.grammar.samples import Sample
 from xlmr_core.parity.grammar.scopes import scopes
 from xlmr_core.parity.grammar.target import Allowances, Target, regions_of, rows_read, within
@@ -186,8 +186,8 @@ class LocalSearch:
         for edit, name in edits:
             if text.may_round(edit):
                 term = edit.of(self.grammar.terms[name])
-                alone = only_here and not edit.whole
-                for terms in [{name: term}] if alone else self._seen_scopes(name, (edit,), term):
+                here = only_here and not edit.whole
+                for terms in [{name: term}] if here else self._seen_scopes(name, (edit,), term):
                     yield Candidate(name, edit, term, terms, self._moved(terms))
 
     def _hits_among(self, candidates: Iterable[Candidate]) -> list[Hit]:
@@ -196,11 +196,13 @@ class LocalSearch:
 
     def _edits(self, name: str) -> list[Edit]:
         """The edits of a tap. Those of a tap that is right leave it right, to rounding."""
+        if self.quiet and name == self.target.tap:
+            return []
         edits = self.grammar.edits(name)
         if name == self.target.tap and name in self.scene.values:
             edits += [replace(edit, measured=True) for edit in measured(self.target, self.scene)]
         if name not in self.quiet:
-            return edits if not self.quiet or name != self.target.tap else []
+            return edits
         term = self.grammar.terms[name]
         self.scene.keep_parts_of(term)
         kept: list[Edit] = []
@@ -290,7 +292,7 @@ class LocalSearch:
 
     def _judged(self, terms: Mapping[str, Term]) -> tuple[float | None, float, float] | None:
         """(the open number, what is left, how unusual the number is) if the terms give the numbers of the dump."""
-        start = next((start for term in terms.values() if (start := open_of(term)) is not None), None)
+        start = open_in(terms)
         if start is None:
             left = self._left(self._computed(terms))
             return (None, left.rms, 0.0) if self._agrees(left, terms) else None

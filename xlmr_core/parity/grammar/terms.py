@@ -52,6 +52,13 @@ class Term:
         """Every term in this one, the whole first."""
         return (part for _, part in self.walk())
 
+    def at(self, path: tuple[int, ...]) -> Term:
+        """The part at `path`."""
+        part = self
+        for index in path:
+            part = part.args[index]
+        return part
+
     def with_part(self, path: tuple[int, ...], part: Term) -> Term:
         """The term with another one at `path`."""
         if not path:

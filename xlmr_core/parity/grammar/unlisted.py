@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 
 import torch
 
@@ -69,10 +69,15 @@ def unlisted(judge: Judge, model: PretrainedModel, seconds: float) -> list[Reach
             tick=judge.simulator.tick,
         )
 
-    with torch.no_grad():
+    def stages() -> Iterator[list[Hit]]:
         here = search(seen, {})
-        stages = (here.singles(), search(near, quiet).singles() if quiet else (), here.pairs())
-        for hits in chain.from_iterable(stages):
+        yield from here.singles()
+        if quiet:
+            yield from search(near, quiet).singles()
+        yield from here.pairs()
+
+    with torch.no_grad():
+        for hits in stages():
             best = _judged(judge, grammar, hits[:MOST_HITS], config, scenes)
             if best:
                 return best
@@ -116,9 +121,7 @@ def _changes_of(grammar: Grammar, hit: Hit, layers: int) -> list[Change]:
 def _says(grammar: Grammar, hit: Hit) -> str:
     """In words. Features of what a linear map reads in another order are its weight's columns in another order."""
     edit = hit.edits[-1]
-    parent = grammar.terms[hit.tap]
-    for index in edit.path[:-1]:
-        parent = parent.args[index]
+    parent = grammar.terms[hit.tap].at(edit.path[:-1])
     if len(hit.edits) > 1 or parent.op != "linear" or edit.path[-1] != 0 or edit.part.op != "values":
         return hit.says
     in_order = edit.part.value in orders(-1, "features")
@@ -127,9 +130,7 @@ def _says(grammar: Grammar, hit: Hit) -> str:
 
 def _input_of(grammar: Grammar, hit: Hit) -> str | None:
     """The tap whose value a hit changes on its way into the next operation, if it does no more."""
-    part = grammar.terms[hit.tap]
-    for index in hit.edits[-1].path if len(hit.edits) == 1 else ():
-        part = part.args[index]
+    part = grammar.terms[hit.tap].at(hit.edits[-1].path if len(hit.edits) == 1 else ())
     return resolved(part.value) if part.op == "tap" else None
 
 
