@@ -16,6 +16,7 @@ from xlmr_core.parity.grammar.gather import Gather
 from xlmr_core.parity.grammar.index_rules import in_words
 from xlmr_core.parity.grammar.matching import arrangements
 from xlmr_core.parity.grammar.pieces import Piece, pieces_of
+from xlmr_core.parity.grammar.shown import Hidden
 from xlmr_core.parity.grammar.terms import weights_of
 
 SIZE, TEXTS = 11, 5  # of the batch
@@ -349,3 +350,11 @@ def test_noise_is_not_made_of_straight_lines() -> None:
     assert found is not None
     assert found.pieces == (Piece(None, 2.0, 0.0), Piece(None, 1.0))
     assert str(found) == "2 x below 0.5, x above 0.5"
+
+
+def test_a_mask_by_distance_is_the_same_in_each_head_of_a_longer_text() -> None:
+    near = tuple(abs(place - 3) <= 1 for place in range(7))  # of texts of 4 tokens
+    hidden = Hidden("distance", (near, near, near), (1, 4), padding=False, right=())
+    found = hidden.of_scores(torch.zeros(1, 3, 6, 6), torch.ones(1, 6, dtype=torch.bool), 1)
+    places = torch.arange(6)
+    assert torch.equal(found[0], ((places[None] - places[:, None]).abs() <= 1).expand(3, 6, 6))

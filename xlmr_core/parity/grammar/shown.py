@@ -74,10 +74,10 @@ class Hidden:
         size = real.shape[1]
         new = torch.zeros(len(real), heads, size, size, dtype=torch.bool, device=real.device)
         width, kinds = self.shape[1], _kinds(self.rule, real)
+        if self.rule == "distance" and size != width:
+            kinds = (kinds - size + width).clamp(0, len(self.heads[0]) - 1)
         for head in range(heads):
             table = torch.tensor(self.heads[head % len(self.heads)], device=real.device)
-            if self.rule == "distance" and size != width:
-                kinds = (kinds - size + width).clamp(0, len(table) - 1)
             if self.rule in ("distance", "key") or self.shape == tuple(real.shape):
                 inside = kinds.clamp(max=len(table) - 1)
                 new[:, head] = (table[inside] & (kinds < len(table))).expand(len(real), 1, size, size)[:, 0]
