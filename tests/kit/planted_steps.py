@@ -68,21 +68,92 @@ def _turned(x: Tensor, *, halves: bool) -> Tensor:
     return torch.cat(new, -1) if halves else torch.stack(new, -1).flatten(-2)
 
 
+def _of_rank(w: Tensor, rank: int) -> Tensor:
+    left, sizes, right = torch.linalg.svd(w, full_matrices=False)
+    return left[:, :rank] @ sizes[:rank].diag() @ right[:rank]
+
+
 def _rotated(q: Tensor, k: Tensor) -> Tensor:
     """Of (B, N, S, D)."""
     turned = (_turned(x.transpose(1, 2), halves=False).transpose(1, 2) for x in (q, k))
     return port.scaled(*turned)
 
 
-def _tiled(size: int, *, values: bool, sums: bool) -> Callable[..., Tensor]:
-    """Attention by tiles of keys; whether what earlier tiles gave is rescaled."""
+def _half_rotated(q: Tensor, k: Tensor) -> Tensor:
+    """Of the first half of each head, (B, N, S, D)."""
+    half = q.shape[-1] // 4 * 2
+    turned = (
+        torch.cat([_turned(x[..., :half].transpose(1, 2), halves=False).transpose(1, 2), x[..., half:]], -1)
+        for x in (q, k)
+    )
+    return port.scaled(*turned)
+
+
+def _over_queries(scores: Tensor, real: Tensor) -> Tensor:
+    of_text = scores.masked_fill(~real[:, None, :, None], -math.inf).softmax(-2)
+    return of_text.nan_to_num(0.0) * _keys(real)
+
+
+def _merged_by_largest(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
+    tiles, parts = scores.split(4, -1), v.split(4, -2)
+    weights = torch.cat([tile.amax(-1, keepdim=True) for tile in tiles], -1).softmax(-1).split(1, -1)
+    return sum(weight * (tile.softmax(-1) @ part) for weight, tile, part in zip(weights, tiles, parts, strict=True))
+
+
+def _by_first_half(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    half = x.chunk(2, -1)[0]
+    return (x - half.mean(-1, keepdim=True)) / (half.var(-1, correction=0, keepdim=True) + eps).sqrt() * w + b
+
+
+def _in_float16(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    short = x.half()
+    centred = short - short.float().mean(-1, keepdim=True).half()
+    variance = centred.square().float().mean(-1, keepdim=True).half()
+    return (centred / (variance + eps).sqrt()).float() * w + b
+
+
+def _ends(real: Tensor, first: int, last: int) -> Tensor:
+    """The real tokens that are among the first or the last of their text."""
+    place = real.long().cumsum(1)
+    return real & ((place <= first) | (place > real.sum(1, keepdim=True) - last))
+
+
+def _shards(w: Tensor, *order: int) -> Tensor:
+    parts = w.chunk(len(order), 1)
+    return torch.cat([parts[part] for part in order], 1)
+
+
+def _nf4_as_even_steps(w: Tensor, size: int) -> Tensor:
+    table = torch.tensor([-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
+                          0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0])  # fmt: skip
+    groups = w.unflatten(1, (-1, size))
+    largest = groups.abs().amax(-1, keepdim=True)
+    codes = ((groups / largest)[..., None] - table).abs().argmin(-1)
+    return ((codes / 7.5 - 1) * largest).flatten(1)
+
+
+def _nibbles_exchanged(w: Tensor, size: int) -> Tensor:
+    groups = w.unflatten(1, (-1, 2)).flip(-1).flatten(1).unflatten(1, (-1, size))
+    step = groups.abs().amax(-1, keepdim=True) / 7
+    return ((groups / step).round() * step).flatten(1)
+
+
+def _from_zero(x: Tensor) -> Tensor:
+    step = x.max() / 255
+    return (x / step).round().clamp(min=0) * step
+
+
+def _tiled(
+    size: int, *, values: bool, sums: bool, power: Callable[[Tensor], Tensor] = torch.exp
+) -> Callable[..., Tensor]:
+    """Attention by tiles of keys; whether what earlier tiles gave is rescaled, and by which power."""
 
     def mixed(scores: Tensor, probs: Tensor, v: Tensor) -> Tensor:
         top = torch.full((*scores.shape[:-1], 1), -1e30)
         total, out = torch.zeros_like(top), torch.zeros(())
         for own, theirs in zip(scores.split(size, -1), v.split(size, -2), strict=True):
             new = torch.maximum(top, own.amax(-1, keepdim=True))
-            exponentials, scale = (own - new).exp(), (top - new).exp()
+            exponentials, scale = (own - new).exp(), power(top - new)
             out = out * (scale if values else 1) + exponentials @ theirs
             total, top = total * (scale if sums else 1) + exponentials.sum(-1, keepdim=True), new
         return out / total
@@ -399,7 +470,7 @@ BUGS: dict[str, Bug] = {
     ),
     "zeros in the last tile": _bug(
         "layers.0.attention.context",
-        "scores of 0 that fill the last tile of 4 & every layer",
+        "scores of 0 that fill the last tile of 2, 3, 4 or 6 & every layer",
         mixed=lambda scores, probs, v: F.pad(scores, (0, -scores.shape[-1] % 4)).softmax(-1)[..., : v.shape[-2]] @ v,
     ),
     "int8 that overflows": _bug(
@@ -426,6 +497,115 @@ BUGS: dict[str, Bug] = {
         "layers.0.feed_forward.pre",
         "rounded to bfloat16 & of every linear map of the feed-forward",
         linear=lambda x, w, b, name: _short(x) @ _short(w).T + b if ".feed_forward." in name else x @ w.T + b,
+    ),
+    "bfloat16 in what reads hidden states": _bug(
+        "q",
+        "input and weights & rounded to bfloat16 & of q_proj, k_proj, v_proj and up_proj",
+        linear=lambda x, w, b, name: (
+            x @ w.T + b if name.endswith(("out_proj", "down_proj")) else _short(x) @ _short(w).T + b
+        ),
+    ),
+    "norm by what is not centred": _bug(
+        "embeddings.output",
+        "centred, divided by the mean square of what is not centred & everywhere",
+        norm=lambda x, w, b, eps: (
+            (x - x.mean(-1, keepdim=True)) / (x.square().mean(-1, keepdim=True) + eps).sqrt() * w + b
+        ),
+    ),
+    "weight of low rank": _bug(
+        "layers.1.attention.k",
+        "k_proj.weight is of rank 6 & layer 1 only",
+        linear=_at("layers.1.attention.k", lambda x, w, b: x @ _of_rank(w, 6).T + b),
+    ),
+    "weights of low rank": _bug(
+        "layers.0.feed_forward.pre",
+        "up_proj.weight is of rank 8 & every layer",
+        linear=_at("up_proj", lambda x, w, b: x @ _of_rank(w, 8).T + b),
+    ),
+    "shards joined in another order": _bug(
+        "layers.1.feed_forward.output",
+        "joined from 4 parts of its columns in the order 0, 2, 1, 3 & layer 1 only",
+        linear=_at("layers.1.feed_forward.down", lambda x, w, b: x @ _shards(w, 0, 2, 1, 3).T + b),
+    ),
+    "queries scaled once more for each text": _bug(
+        "scores",
+        "0.5 once more for each text & every layer",
+        scaled=lambda q, k: port.scaled(q * 0.5 ** torch.arange(len(q))[:, None, None, None], k),
+    ),
+    "a factor for each head": _bug(
+        "context",
+        "multiplied by 1, 1.25, 1.5, 1.75 in the heads & every layer",
+        mixed=lambda scores, probs, v: probs @ v * (1 + torch.arange(v.shape[1]) / 4)[:, None, None],
+    ),
+    "nearest rows of other devices added": _bug(
+        "embeddings.word",
+        "split over 2 devices & its nearest row",
+        word_rows=lambda table, ids: table[ids.clamp(max=25)] + table[ids.clamp(min=26)],
+    ),
+    "linear maps under autocast": _bug(
+        "q",
+        "input, weights, bias and result are rounded to bfloat16, as under autocast & of every linear map",
+        linear=lambda x, w, b, name: _short(_short(x) @ _short(w).T + _short(b)),
+    ),
+    "both maps read without transposing": _bug(
+        "layers.0.feed_forward.pre",
+        "up_proj.weight is reshaped where it should be transposed & both maps of every feed-forward",
+        linear=lambda x, w, b, name: x @ (w.T.reshape(w.shape) if "feed_forward" in name else w).T + b,
+    ),
+    "norms in float16": _bug(
+        "embeddings.output", "the norm is computed otherwise: in float16 & everywhere", norm=_in_float16
+    ),
+    "a bias with other numbers": _bug(
+        "layers.1.attention.k",
+        "k_proj.bias holds other numbers than the checkpoint & layer 1 only",
+        linear=_at("layers.1.attention.k", lambda x, w, b: x @ w.T + b.square() - 0.2),
+    ),
+    "activations quantised from 0": _bug(
+        "layers.0.feed_forward.output",
+        "feed_forward.post is quantised to uint8 by tensor, from 0 & every layer",
+        linear=_at("down_proj", lambda x, w, b: _from_zero(x) @ w.T + b),
+    ),
+    "probs in steps of 1/255": _bug(
+        "context", "probs, rounded to steps of 1/255 & every layer", mixed=lambda s, p, v: (p * 255).round() / 255 @ v
+    ),
+    "rotary positions on half of each head": _bug(
+        "scores", "rotary & first half of each head & every layer", scaled=_half_rotated
+    ),
+    "keys reshaped": _bug(
+        "scores",
+        "reshaped where they should be transposed & every layer",
+        scaled=lambda q, k: q @ k.reshape(*k.shape[:2], k.shape[3], k.shape[2]) / q.shape[-1] ** 0.5,
+    ),
+    "scores that are not cleared between heads": _bug(
+        "scores", "summed over the heads before & every layer", scaled=lambda q, k: port.scaled(q, k).cumsum(1)
+    ),
+    "softmax over the queries of a text": _bug("probs", "queries of the text & every layer", probs=_over_queries),
+    "tiles rescaled by a power of 2": _bug(
+        "context", "tiles of 4 & power of 2", mixed=_tiled(4, values=True, sums=True, power=torch.exp2)
+    ),
+    "tiles merged by their largest scores": _bug("context", "tile of 4 & largest scores", mixed=_merged_by_largest),
+    "statistics of half of the features": _bug(
+        "embeddings.output", "the first half of the features & everywhere", norm=_by_first_half
+    ),
+    "weight and bias of the norms exchanged": _bug(
+        "embeddings.output",
+        "the weight and the bias of the norm are exchanged & everywhere",
+        norm=lambda x, w, b, eps: port.norm(x, b, w, eps),
+    ),
+    "gelu without the sign of erf": _bug(
+        "layers.0.feed_forward.post",
+        "erf of |x|, without its sign & every layer",
+        bent=lambda x: x * (1 + torch.erf(x.abs() / 2**0.5)) / 2,
+    ),
+    "positions without special tokens": _bug(
+        "embeddings.position",
+        "counted without <s> and </s>",
+        positions=lambda ids, pad: (ids > 2).long().cumsum(1) * (ids > 2).long() + pad,
+    ),
+    "sinks and a window": _bug(
+        "scores",
+        "but the first 2 and the last 3 & every layer",
+        hidden=_hiding(lambda real, ids: _keys(_ends(real, 2, 3))),
     ),
     "another id for padding": _bug(
         "embeddings.position",
@@ -469,5 +649,18 @@ BUGS: dict[str, Bug] = {
         "layers.0.feed_forward.post",
         "relu & features from feature 20",
         bent=lambda x: torch.cat([F.gelu(x[..., :20]), x[..., 20:].relu()], -1),
+    ),
+}
+# In a model whose rows split into groups of 32.
+WIDE_BUGS = {
+    "nf4 read as even steps": _bug(
+        "layers.1.attention.k",
+        "NF4 in groups of 32 & from -1 to 1 & layer 1 only",
+        linear=_at("layers.1.attention.k", lambda x, w, b: x @ _nf4_as_even_steps(w, 32).T + b),
+    ),
+    "int4 with the halves of bytes exchanged": _bug(
+        "layers.1.attention.k",
+        "int4 in groups of 32, with each two columns exchanged & layer 1 only",
+        linear=_at("layers.1.attention.k", lambda x, w, b: x @ _nibbles_exchanged(w, 32).T + b),
     ),
 }

@@ -17,10 +17,11 @@ from torch import Tensor
 from xlmr_core import XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from xlmr_core.cli import main
 from xlmr_core.parity.adapters import dump_of
-from xlmr_core.parity.diagnose import Diagnosis, diagnose, one_mask
+from xlmr_core.parity.diagnose import Diagnosis, diagnose
 from xlmr_core.parity.faults import POOLING_FAULTS, TOKENIZER_FAULTS, find_fault, mean_pooled
 from xlmr_core.parity.patterns import describe, growth
 from xlmr_core.parity.recording import record
+from xlmr_core.parity.tap_values import one_mask
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import reference
 import torch
 from kit import step_port
-from kit.planted_steps import BUGS
+from kit.planted_steps import BUGS, WIDE_BUGS, Bug
 
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.diagnose import diagnose
@@ -47,7 +47,16 @@ def test_the_port_is_right_as_it_stands(pair: reference.Pair) -> None:
     "name", [pytest.param(name, marks=[] if name in IN_BRIEF else [pytest.mark.slow]) for name in BUGS]
 )
 def test_a_bug_is_named(pair: reference.Pair, name: str) -> None:
-    bug = BUGS[name]
+    check(pair, BUGS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WIDE_BUGS)
+def test_a_bug_of_a_wide_model_is_named(name: str) -> None:
+    check(reference.build_pair(replace(reference.POST_NORM, hidden_size=64, intermediate_size=96)), WIDE_BUGS[name])
+
+
+def check(pair: reference.Pair, bug: Bug) -> None:
     found = diagnose(pair.ours, pair.batch, dump_with(pair, **bug.steps))
     assert found.first_tap == bug.tap, str(found)
     assert len(set(found.faults)) == len(found.faults), str(found)
@@ -172,6 +181,77 @@ def test_the_activation_may_read_another_layer(pair: reference.Pair) -> None:
     found = diagnose(pair.ours, pair.batch, dump_with(pair, bent=bent))
     name = "layers.0.feed_forward.post is used in its place (in layer 1 only)"
     assert found.faults == (f"layers.1.feed_forward.post: {name}",), str(found)
+
+
+def test_a_mask_of_some_layers_is_one_fault(pair: reference.Pair) -> None:
+    """Taps of later layers, computed from the dump's own, are compared with the number of the dump for hidden keys."""
+    calls: list[None] = []
+
+    def hidden(scores: torch.Tensor, real: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return step_port.hidden(scores, real if len(calls) == 1 else real & (torch.arange(real.shape[1]) < 8), ids)
+
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, hidden=hidden))
+    assert len(found.findings) == 1, str(found)
+    assert "all keys but the first 8" in found.faults[0]
+    assert found.faults[0].endswith("(in every layer but 0)")
+
+
+def test_a_change_that_explains_more_than_a_fault_of_the_catalogue(pair: reference.Pair) -> None:
+    """At real queries it is as if there were no mask; padded queries, which later layers read, attend to all alike."""
+
+    def hidden(scores: torch.Tensor, real: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return scores + torch.where(real, 0.0, -1e9)[:, None, :, None]
+
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, hidden=hidden))
+    assert found.faults == (
+        "layers.0.attention.scores: the mask hides queries; it should hide padded keys only (in every layer)",
+    ), str(found)
+
+
+def test_what_the_layer_before_reads_is_the_same_in_every_layer(pair: reference.Pair) -> None:
+    def given(outputs: list[torch.Tensor], sums: list[torch.Tensor]) -> torch.Tensor:
+        return outputs[max(len(outputs) - 2, 0)]
+
+    found = diagnose(pair.ours, pair.batch, dump_with(pair, given=given))
+    assert found.explained, str(found)
+    assert len(found.findings) == 1, str(found)
+
+
+@pytest.mark.parametrize("kind", ["all taps", "outputs of layers"])
+def test_layers_in_any_order(pair: reference.Pair, kind: str) -> None:
+    port = copy.deepcopy(pair.ours)
+    layers = [port.encoder.layers[place] for place in (2, 0, 1)]
+    port.encoder.layers = torch.nn.ModuleList(layers)
+    dump = dump_of(port, pair.batch)
+    kept = [tap for tap in dump if kind == "all taps" or (tap.endswith("output") and tap.count(".") < 3)]
+    found = diagnose(pair.ours, pair.batch, {tap: dump[tap] for tap in kept if "lm_head" not in tap})
+    assert found.faults == ("layers.0.attention.q: the layers have the weights of layers 2, 0, 1, in this order",)
+
+
+@pytest.mark.parametrize("tap", ["embeddings.word", "embeddings.sum", "embeddings.output"])
+def test_ids_of_shards_of_another_size(pair: reference.Pair, tap: str) -> None:
+    """Behind the norm, too, each token shows which row it has read."""
+    ids = torch.where(pair.batch["input_ids"] < 30, pair.batch["input_ids"], pair.batch["input_ids"] - 2)
+    ids = torch.where(ids >= 38, ids - 2, ids)
+    dump = dump_with(pair, ids=lambda _ids, _real: ids)
+    found = diagnose(pair.ours, pair.batch, {tap: dump[tap]})
+    assert "the ids are 2 too low from 3" in found.faults[0], str(found)
+    assert "4 too low from 4" in found.faults[0]
+
+
+def test_a_change_that_rounds_is_stated_of_all_its_layers(pair: reference.Pair) -> None:
+    """What one layer rounds allows for what another rounds; the dump is closest with both."""
+
+    def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
+        rounded = "down_proj" in name and "layers.0" not in name
+        return step_port.linear(x, w.bfloat16().float() if rounded else w, b, name)
+
+    dump = dump_with(pair, linear=linear)
+    outputs = [f"layers.{layer}.output" for layer in range(3)]
+    found = diagnose(pair.ours, pair.batch, {tap: dump[tap] for tap in outputs})
+    assert "down_proj.weight is rounded to bfloat16" in found.faults[0]
+    assert found.faults[0].endswith("(in every layer but 0)"), str(found)
 
 
 # ---- which value -----------------------------------------------------------------------------------------------------

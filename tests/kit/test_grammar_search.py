@@ -21,8 +21,7 @@ from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.diagnose import Diagnosis, diagnose
 from xlmr_core.parity.faults import FAULTS, find_fault, mean_pooled
 from xlmr_core.parity.grammar.fitting import Fitted, fitted, usual_near
-from xlmr_core.parity.simulate import one_mask
-from xlmr_core.parity.tap_values import elements
+from xlmr_core.parity.tap_values import elements, one_mask
 from xlmr_core.parity.variants import variant
 
 OUTPUTS = ("embeddings.output", "output")

@@ -7,7 +7,7 @@ import torch
 from xlmr_core.parity.adapters import dump_of
 from xlmr_core.parity.grammar.evaluate import Recorded
 from xlmr_core.parity.grammar.terms import in_layer, tap, terms_of, weights_of
-from xlmr_core.parity.simulate import one_mask
+from xlmr_core.parity.tap_values import one_mask
 from xlmr_core.parity.variants import variant
 
 CASES = [("pre-norm", "lm_head"), *(("post-norm", head) for head in ("lm_head", *reference.HEADED))]

@@ -16,8 +16,8 @@ from xlmr_core.parity.diagnose import checked_dump, diagnose, search
 from xlmr_core.parity.faults import FAULTS, Fault, find_fault
 from xlmr_core.parity.floors import measure_floors
 from xlmr_core.parity.judge import Judge
-from xlmr_core.parity.simulate import Run, Simulator, one_mask
-from xlmr_core.parity.tap_values import elements
+from xlmr_core.parity.simulate import Run, Simulator
+from xlmr_core.parity.tap_values import elements, one_mask
 from xlmr_core.parity.variants import WORTH_THREADS, threads_by_size, variant
 
 NORMS = pytest.mark.parametrize("norm", reference.CONFIGS)

@@ -236,7 +236,7 @@ def test_a_few_wrong_texts_are_not_noise(vectors_of: Pipeline) -> None:
     exact = torch.cat([vectors_of.run([one], steps) for one in inputs])
     noisy = torch.cat([vectors_of.run([one], steps, half) for one in inputs]).double()
     values = exact + 0.1 * (noisy - exact)
-    verdict = judge(vectors_of, inputs, values, batches=[[index] for index in range(len(inputs))])
+    verdict = judge(vectors_of, inputs, values, budget=30, batches=[[index] for index in range(len(inputs))])
     assert [set(name.split(" + ")) for name in verdict.names] == [{"not_normalized", "truncated_with_end"}], verdict
 
 

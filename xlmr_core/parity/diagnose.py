@@ -34,11 +34,11 @@ from xlmr_core.parity.grammar.inputs import told_apart_by
 from xlmr_core.parity.grammar.joint import joint
 from xlmr_core.parity.grammar.search import SECONDS
 from xlmr_core.parity.grammar.unlisted import unlisted
-from xlmr_core.parity.judge import Judge, first_wrong, told_apart_at
+from xlmr_core.parity.judge import Judge, Reached, first_wrong, told_apart_at
 from xlmr_core.parity.leaning import leanings
 from xlmr_core.parity.local import Inputs
 from xlmr_core.parity.patterns import describe, growth
-from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator, one_mask
+from xlmr_core.parity.simulate import SENTENCE, Run, SimulatedFault, Simulator
 from xlmr_core.parity.tap_values import (
     FLOATS,
     LOGITS,
@@ -48,7 +48,9 @@ from xlmr_core.parity.tap_values import (
     Dump,
     in_reading_order,
     narrowest,
+    one_mask,
 )
+from xlmr_core.parity.text_order import texts_put_back
 from xlmr_core.parity.variants import threads_by_size
 from xlmr_core.pretrained import PretrainedModel
 from xlmr_core.progress import Tick, no_tick
@@ -56,6 +58,7 @@ from xlmr_core.tokenizer import XLMRobertaTokenizer
 
 IDS, MASK = "input_ids", "attention_mask"
 CHOICES = "choice.logits"
+SECONDS_BEYOND = 10.0  # of the search for a change that explains more than a fault of the catalogue
 SHOWN_BY_INPUT = 16  # roundings: two faults that differ by less on another input would be a tie there, too
 
 
@@ -142,6 +145,7 @@ def search(
         stop = state.advance(most)
     if state.wrong is None or stop == "chance":
         return Diagnosis(tuple(state.found), None, (), agrees, len(dump), stop)
+    dump = state.dump
     looks_like = _looks_like(dump, state.run, state.comparison, state.wrong, model)
     tap = _located(model, dump, state.wrong)
     names = [tap.name for tap in model.taps()]
@@ -178,6 +182,12 @@ class _Search:
             return "most"
         if not self.dump[self.wrong.tap].isfinite().all() and self.wrong.verdict == "not finite":
             return "not finite"
+        in_order = texts_put_back(self.simulator, self.dump, self.run, self.wrong)
+        if in_order is not None:
+            self.dump, finding = in_order
+            self.found.append(finding)
+            self.__post_init__()
+            return None
         drawn = dropout(self.simulator, self.dump, self.run, self.wrong)
         finding = None if drawn else _explanation(self, self.wrong)
         if finding is None:
@@ -213,15 +223,21 @@ def _explanation(state: _Search, wrong: Row) -> Finding | None:
     right = frozenset(row.tap for row in state.comparison.rows if row.ok)
     judge = Judge(simulator, dump, state.made, state.run, wrong, right)
     best = judge.furthest(_listed(state, wrong)) if state.catalogue else []
-    if state.grammar and (not best or best[0].end < len(judge.order)):
+    if state.grammar and not _explains_all(judge, best):
         reached = best[0].end if best else judge.start
         best = [each for each in joint(judge, model) if each.end > reached] or best
-    if not best and state.grammar:
-        best = unlisted(judge, model, state.seconds)
+    if state.grammar and not _explains_all(judge, best):
+        beyond = best[0].end if best else judge.start
+        seconds = min(state.seconds, SECONDS_BEYOND) if best else state.seconds
+        best = unlisted(judge, model, seconds, beyond=beyond) or best
     if not best:
         return None
     faults = tuple(reached.fault for reached in best)
     return Finding(_located(model, dump, wrong), faults, judge.evidence(best[0], state.comparison))
+
+
+def _explains_all(judge: Judge, best: Sequence[Reached]) -> bool:
+    return bool(best) and best[0].end == len(judge.order)
 
 
 def _listed(state: _Search, wrong: Row) -> Iterator[list[Fault | PoolingFault]]:

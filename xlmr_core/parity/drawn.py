@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.compare import Row
-from xlmr_core.parity.faults import Fault, find_fault
-from xlmr_core.parity.findings import Evidence, Finding
+from xlmr_core.parity.faults import find_fault
+from xlmr_core.parity.findings import Evidence, Finding, recognised
 from xlmr_core.parity.grammar.terms import resolved, terms_of, weights_of
 from xlmr_core.parity.simulate import Run, Simulator
 from xlmr_core.parity.tap_values import Dump, elements
@@ -75,15 +74,8 @@ def not_loaded(simulator: Simulator, dump: Dump, run: Run, row: Row) -> Finding 
         if abs(std - usual) <= BEYOND * error:
             what = f"{weight.value} was not loaded: it is drawn at random, with the standard deviation {words}"
             cause = f"{what}{'; its bias is 0' if lost else ''}"
-            fault = Fault(
-                f"{row.tap}: {cause}", cause, f"standard deviation {std:.3g}", row.tap, _nothing, listed=False
-            )
-            return Finding(row.tap, (fault,), ())
+            return recognised(row.tap, cause, f"standard deviation {std:.3g}", ())
     return None
-
-
-def _nothing(_model: nn.Module, _config: XLMRobertaConfig, _undo: ExitStack) -> None:
-    """Random numbers cannot be made again."""
 
 
 def _sizes_of_new_weights(config: XLMRobertaConfig, weight: Tensor) -> Iterator[tuple[str, float]]:

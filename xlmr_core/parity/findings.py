@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
+from torch import nn
+
 from xlmr_core import notebook
+from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.formatting import json_number
 from xlmr_core.parity.compare import Leaning
 from xlmr_core.parity.faults import Fault, TokenizerFault
@@ -43,6 +47,15 @@ class Finding:
     # For each fault after the first, another input that would break the tie, in words. None: a tap does, or none of the
     # inputs that were tried.
     told_apart_by: tuple[str | None, ...] = ()
+
+
+def recognised(tap: str, cause: str, symptom: str, evidence: tuple[Evidence, ...]) -> Finding:
+    """A fault that shows in the numbers of a dump, and cannot be made in a model."""
+
+    def patch(_model: nn.Module, _config: XLMRobertaConfig, _undo: ExitStack) -> None:
+        raise ValueError(f"{cause}: that cannot be made in a model")
+
+    return Finding(tap, (Fault(f"{tap}: {cause}", cause, symptom, tap, patch, listed=False),), evidence)
 
 
 def of_known_layers(finding: Finding, unexplained: str, *, one_operation: bool) -> Finding:

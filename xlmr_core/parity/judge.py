@@ -13,9 +13,12 @@ from torch import Tensor
 from xlmr_core.parity.compare import Comparison, Row
 from xlmr_core.parity.faults import TokenizerFault
 from xlmr_core.parity.findings import AnyFault, Evidence
-from xlmr_core.parity.local import Inputs, predicted, shown, values
+from xlmr_core.parity.local import WITHIN, Inputs, predicted, shown, values
 from xlmr_core.parity.simulate import Run, SimulatedFault, Simulator
-from xlmr_core.parity.tap_values import Dump, in_reading_order
+from xlmr_core.parity.tap_values import Dump, elements, in_reading_order
+
+DEEP = 3  # layers
+NEAR = 0.7  # a fault leaves less of the difference, root mean square, than this
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Judge:
                 rounding errors are as large as the difference does not count: it would agree with anything.
         """
         if self.simulator.part_of(fault.tap) > self.simulator.part_of(self.wrong.tap):
+            return None
+        if self._is_deep and not self._comes_near(fault):
             return None
         run = self.simulator.run((*self.made, fault), self.run)
         rows = self._mended(run, shown) if run else None
@@ -124,6 +129,23 @@ class Judge:
             seen = seen or there
         return seen
 
+    @cached_property
+    def _is_deep(self) -> bool:
+        """Whether there are several layers between the last right tap and the wrong one: then a run is slow."""
+        right = self.simulator.part_of(self.order[self.start - 1]) if self.start else 0
+        return self.simulator.part_of(self.wrong.tap) - right >= DEEP
+
+    def _comes_near(self, fault: SimulatedFault) -> bool:
+        """Whether the fault, without rounding errors, leaves less of the difference at the wrong tap."""
+        tap, real = self.wrong.tap, self.simulator.real
+        found = self.simulator.exact_at(tap, (*self.made, fault), self.run)
+        before = self.run.expected.get(tap)
+        if found is None or before is None or not found.shape == before.shape == self.dump[tap].shape:
+            return True  # a run says what does not fit
+        given = elements(tap, self.dump[tap], real)
+        now, then = ((elements(tap, x, real) - given).square().mean() for x in (found, before))
+        return not bool(now > NEAR * NEAR * then)  # NaN comes near
+
     def _predicted(self, *faults: SimulatedFault) -> dict[str, Tensor]:
         simulator = self.simulator
         inputs = Inputs(simulator.input_ids, simulator.attention_mask, simulator.top_ids)
@@ -139,12 +161,19 @@ class Judge:
         """Tap -> what rounding explains there."""
         return {row.tap: row.allowed or 0.0 for row in self.run.compared(self.dump).rows}
 
+    def _was_closer(self, row: Row) -> bool:
+        """Whether a right tap before the wrong one is moved: a fault that rounds may call that rounding."""
+        before = self.order.index(row.tap) < self.start
+        return before and row.max_abs > WITHIN * self._allowed[row.tap]
+
     def _mended(self, run: Run, shown: bool) -> tuple[Row, ...] | None:
         """The taps from the first that the run may change to the first wrong one; None if that is not behind ours."""
         wrong, simulator = self.wrong, self.simulator
         rows: tuple[Row, ...] = ()
         for index in range(run.start, simulator.count):
             rows += run.rows(self.dump, index)
+            if any(self._was_closer(row) for row in rows):
+                return None
             if any(row.tap == wrong.tap and (row.allowed or 0.0) >= wrong.max_abs for row in rows) and not shown:
                 return None
             first = first_wrong(rows)

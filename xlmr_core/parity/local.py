@@ -22,6 +22,7 @@ from xlmr_core.parity.tap_values import (
     Dump,
     elements,
     is_per_sequence,
+    one_mask,
     shape_of,
     with_reduced_logits,
 )
@@ -78,8 +79,8 @@ def predicted(
 
 
 def values(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
-    """The values of real tokens, (T, M): see `elements`."""
-    found = elements(tap, tensor, real)
+    """The values of real tokens, (T, M), with one number for what a mask hides: see `elements`."""
+    found = elements(tap, one_mask(tap, tensor), real)
     return found.reshape(len(found), -1)
 
 

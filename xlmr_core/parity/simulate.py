@@ -24,13 +24,13 @@ from xlmr_core.parity.faults import Fault, Pool, PoolingFault, mean_pooled
 from xlmr_core.parity.faults.patching import SURROUNDINGS, Surroundings
 from xlmr_core.parity.floors import REPEATS
 from xlmr_core.parity.tap_values import (
-    HIDDEN,
     LOGITS,
     LOGSUMEXP,
     TOP,
     Dump,
     elements,
     in_reading_order,
+    one_mask,
     with_reduced_logits,
 )
 from xlmr_core.parity.variants import perturbed, variant
@@ -169,7 +169,7 @@ class Simulator:
     @torch.no_grad()
     def exact_taps(self, faults: tuple[SimulatedFault, ...]) -> dict[str, Tensor]:
         """Every tap of the model with these faults, in float64; also the sentence vector and the reduced logits."""
-        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), self.pool)
+        pool = self._pool(faults)
         with self.made(faults), self._exact.capture("**") as seen:
             _, hidden = run_on_texts(self._exact, self.input_ids, self.attention_mask)
         found = {tap: one_mask(tap, tensor) for tap, tensor in seen.items()}
@@ -178,6 +178,36 @@ class Simulator:
         if SENTENCE in self.taps:
             found[SENTENCE] = pool(hidden, self.attention_mask)
         return found
+
+    @torch.no_grad()
+    def exact_at(self, tap: str, faults: tuple[SimulatedFault, ...], below: Run) -> Tensor | None:
+        """One tap of the model with these faults, in float64, without the rounding errors that a run has.
+
+        Args:
+            tap: Its name.
+            faults: In the order in which they are made.
+            below: The run without the last of them.
+
+        Returns:
+            None where the model has no such part to make a fault in.
+        """
+        self.tick(1)
+        start = self.part_of(faults[-1].tap)
+        exact = [part.exact for part in below.parts(start)]
+        found: dict[str, Tensor] = {}
+        try:
+            with self.made(faults):
+                for index in range(start, self.part_of(tap) + 1):
+                    found, hidden = self._exact_part(index, tuple(exact), frozenset({tap}), self._pool(faults))
+                    exact.append(hidden)
+        except ValueError:
+            return None
+        return found.get(tap)
+
+    @torch.no_grad()
+    def through_layer(self, hidden: Tensor, layer: int) -> Tensor:
+        """What a layer with the faults that are made now makes of hidden states (B, S, H), in float64."""
+        return _through_layer(self._exact, frozenset(), layer, hidden, self.attention_mask)[1]
 
     def part_of(self, tap: str) -> int:
         """The number of the part that a tap lies in."""
@@ -209,13 +239,12 @@ class Simulator:
     @torch.no_grad()
     def computed(self, faults: tuple[SimulatedFault, ...], below: list[Part], taps: frozenset[str]) -> Part:
         """The part above those, while these faults are made."""
-        pool = next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), self.pool)
+        pool = self._pool(faults)
         index, repeats, rows = len(below), self.repeats, len(self.real)
         ids, mask, top_ids = self.input_ids, self.attention_mask, self.top_ids
-        SURROUNDINGS[self._exact] = Surroundings(ids, mask, tuple(part.exact for part in below))
         SURROUNDINGS[self._rounded] = Surroundings(ids, mask, tuple(part.rounded for part in below))
+        expected, exact = self._exact_part(index, tuple(part.exact for part in below), taps, pool)
         if index == 0:
-            expected, exact = _embedded(self._exact, taps, ids)
             runs: list[tuple[dict[str, Tensor], Tensor]] = []
             for seed in range(repeats):  # one by one: positions may be counted through the batch
                 with perturbed(self._rounded, seed=seed, kept=0 if seed else rows):
@@ -223,14 +252,12 @@ class Simulator:
             found = {tap: torch.cat([seen[tap] for seen, _ in runs]) for tap in expected}
             rounded = torch.cat([hidden for _, hidden in runs])
         elif index <= self.layers:
-            expected, exact = _through_layer(self._exact, taps, index - 1, below[-1].exact, mask)
             with perturbed(self._rounded, seed=index, kept=rows):
                 found, rounded = _through_layer(
                     self._rounded, taps, index - 1, below[-1].rounded, mask.repeat(repeats, 1)
                 )
         else:
-            exact, rounded = below[-1].exact, below[-1].rounded
-            expected = _above(self._exact, taps, exact, ids, mask, top_ids, pool)
+            rounded = below[-1].rounded
             with perturbed(self._rounded, seed=index, kept=rows):
                 many = None if top_ids is None else top_ids.repeat(repeats, 1, 1)
                 found = _above(
@@ -238,6 +265,28 @@ class Simulator:
                 )
         noise = {tap: self._noise(tap, found[tap], tensor) for tap, tensor in expected.items()}
         return Part(expected, noise, exact, rounded)
+
+    def _pool(self, faults: tuple[SimulatedFault, ...]) -> Pool:
+        return next((fault.pool for fault in faults if isinstance(fault, PoolingFault)), self.pool)
+
+    def _exact_part(
+        self, index: int, below: tuple[Tensor, ...], taps: frozenset[str], pool: Pool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The taps of a part in float64, and what the next part reads.
+
+        Args:
+            index: The number of the part.
+            below: What each part before it gave.
+            taps: What to keep.
+            pool: Of the sentence vectors.
+        """
+        ids, mask = self.input_ids, self.attention_mask
+        SURROUNDINGS[self._exact] = Surroundings(ids, mask, below)
+        if index == 0:
+            return _embedded(self._exact, taps, ids)
+        if index <= self.layers:
+            return _through_layer(self._exact, taps, index - 1, below[-1], mask)
+        return _above(self._exact, taps, below[-1], ids, mask, self.top_ids, pool), below[-1]
 
     def _noise(self, tap: str, rounded: Tensor, expected: Tensor) -> float:
         """The largest error of all runs; 0 where there is an overflow, which has no error to measure."""
@@ -305,8 +354,3 @@ def _given(encoder: XLMRobertaModel, hidden: Tensor) -> Generator[None, None, No
         yield
     finally:
         encoder.embeddings, encoder.layers = embeddings, layers
-
-
-def one_mask(tap: str, tensor: Tensor) -> Tensor:
-    """Scores with the same number for every masked key, whatever number was written there."""
-    return tensor.clamp(min=HIDDEN) if tap.endswith("attention.scores") else tensor

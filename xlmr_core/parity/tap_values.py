@@ -41,6 +41,11 @@ def elements(tap: str, tensor: Tensor, real: Tensor) -> Tensor:
     return tensor[real] if letters else tensor
 
 
+def one_mask(tap: str, tensor: Tensor) -> Tensor:
+    """Scores with the same number for every masked key, whatever number was written there."""
+    return tensor.clamp(min=HIDDEN) if tap.endswith("attention.scores") else tensor
+
+
 def _over_nothing(scores: Tensor, real: Tensor) -> Tensor:  # (T, N, S), (B, S) -> (T, N, S)
     hidden = ~real[real.nonzero()[:, 0]][:, None, :]  # (T, 1, S): the keys that each token must not see
     top = scores.masked_fill(hidden, -math.inf).amax(dim=-1, keepdim=True)

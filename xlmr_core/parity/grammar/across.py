@@ -68,6 +68,17 @@ def _whole_texts(chosen: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor
     return keys
 
 
+def _beside(by: int) -> Callable[[Tensor], Tensor]:
+    """The keys of a text, and the token before its first (-1) or behind its last (1)."""
+
+    def keys(real: Tensor) -> Tensor:
+        other = _starts(real) - 1 if by < 0 else _starts(real) + _lengths(real)
+        inside = (other >= 0) & (other < real.sum())
+        return torch.cat([_own(real), other.masked_fill(~inside, -1)], dim=1)
+
+    return keys
+
+
 def _whole_blocks(size: int) -> Callable[[Tensor], Tensor]:
     """The keys of a text, and those behind its end that fill its last block."""
 
@@ -93,6 +104,8 @@ KEYS: dict[str, Callable[[Tensor], Tensor]] = {
     "all texts after it in the packed batch": _whole_texts(lambda other, text: other > text),
     "the text before it in the packed batch": _whole_texts(lambda other, text: other == text - 1),
     "the text after it in the packed batch": _whole_texts(lambda other, text: other == text + 1),
+    "the last token of the text before it in the packed batch": _beside(-1),
+    "the first token of the text after it in the packed batch": _beside(1),
     **{
         f"the tokens that follow it in the packed batch, up to whole blocks of {size} keys": _whole_blocks(size)
         for size in (4, 8, 16, 32, 64, 128)

@@ -50,6 +50,7 @@ def _polynomial(z: Tensor) -> Tensor:
 
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu with erf of |x|, without its sign": lambda x: 0.5 * x * (1 + torch.erf(x.abs() / math.sqrt(2))),
     **{f"gelu by erf of Abramowitz and Stegun, {name}": _gelu_by(erf) for name, erf in _ERFS.items()},
     "gelu by erf of Winitzki, 0.147": _gelu_by(_winitzki(0.147)),
     "gelu by erf of Winitzki, 0.140012": _gelu_by(_winitzki(0.140012)),

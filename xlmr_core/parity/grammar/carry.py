@@ -35,12 +35,14 @@ class Change:
         says: The change in words.
         where: The layers or operations that have it, in words.
         cost: How unusual it is.
+        tap: The one that the words are of; by default the first.
     """
 
     terms: Mapping[str, Term] = field(hash=False)
     says: str
     where: str
     cost: float
+    tap: str = ""
 
     @property
     def first(self) -> str:
@@ -50,7 +52,7 @@ class Change:
 
 def fault_of(change: Change, pad: int = 1) -> Fault | PoolingFault:
     """The change as a fault that can be made in a model."""
-    name = f"{change.first}: {change.says}{change.where}"
+    name = f"{change.tap or change.first}: {change.says}{change.where}"
     symptom = ", ".join(f"{tap} = {term}" for tap, term in list(change.terms.items())[:1])
     if set(change.terms) == {SENTENCE}:
         term = change.terms[SENTENCE]

@@ -7,7 +7,7 @@ term "open" with the value to start from: search.py estimates it from the number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,17 +15,20 @@ from torch import Tensor
 
 from xlmr_core.parity.grammar import activations, functions, softmaxes, transforms
 from xlmr_core.parity.grammar.edit import Edit
+from xlmr_core.parity.grammar.flash import rounded_inside
 from xlmr_core.parity.grammar.indices import SINUSOIDS, Read, numbered
 from xlmr_core.parity.grammar.kernels import hidden_kinds, of_a_kernel
 from xlmr_core.parity.grammar.precision import PRECISIONS
-from xlmr_core.parity.grammar.products import WHAT, of_both, of_projections
+from xlmr_core.parity.grammar.products import WHAT, autocast, of_both, of_projections
 from xlmr_core.parity.grammar.rules import (
     Rule,
     Sum,
     bare_norm,
     bare_of,
+    exchanged_norm,
     new_norm,
     of_both_outputs,
+    of_every_like,
     of_every_residual,
     opened,
     raised_norm,
@@ -108,13 +111,17 @@ class Grammar:
             yield from of_a_tensor(self.weights, path, part, brief=self.brief)
         elif part.op == "number":
             yield edit(opened(part.value), 1.2, f"{{}} stands where {plain(part.value)} should", same_number(part))
-        elif part.op in VARIANTS:
+        elif part.op in VARIANTS and not (part.op == "ids" and name == "embeddings.position"):
             for kind in (*VARIANTS[part.op], *self._numbered(part)):
                 new = replace(part, value=kind)
                 says = SAYS[part.op].format(in_words(kind), words_of(part))
                 yield edit(new, cost_of(part.op, kind), says, variant_of(part, kind))
         if part.op in WHAT or part.op == "softmax":
             yield from of_both(path, part, self.eps)
+        if part.op == "add" and part.args[0].op == "linear":
+            yield from autocast(path, part)
+        if part.op == "mix":
+            yield from rounded_inside(path, part)
         if part.op in FLOWS or part.op == "tap":
             yield from self._flow(name, path, part)
         if part.op == "add":
@@ -126,8 +133,13 @@ class Grammar:
             yield edit(part.args[0], 1.4, "the input of the norm is not normalised", bare_norm)
         if new_norm(part) is not None:
             yield edit(new_norm(part) or part, 1.1, "the norm has the weight 1 and the bias 0, as a new one", new_norm)
+            says = "the weight and the bias of the norm are exchanged"
+            yield edit(exchanged_norm(part) or part, 1.4, says, exchanged_norm)
         if raised_norm(part) is not None:
             yield edit(raised_norm(part) or part, 1.4, f"1 is added to {part.args[1].value}", raised_norm)
+        if part.op == "dot":
+            says = f"{words_of(part.args[1])} are reshaped where they should be transposed"
+            yield edit(replace(part, op="dot reshaped"), 1.6, says)
         if part.op == "hide":
             for kind in LOWERED:
                 inner = part.args[0] if kind in ("padding", "real keys") else part
@@ -197,8 +209,9 @@ class Grammar:
         for kind in transforms.VALUES[letters]:
             cost = 2.0 if kind in PRECISIONS or "batch" in kind else 2.4
             cost = 1.5 if kind == "missing (zeros)" else cost
-            yield Edit(path, Term("values", (part,), kind), cost, f"{what} is {kind}" if " of " not in kind else
-                       f"of {what}, {kind}")  # fmt: skip
+            says = f"of {what}, {kind}" if " of " in kind else f"{what} is {kind}"
+            more = of_every_like(part, kind) if kind in PRECISIONS else ()
+            yield Edit(path, Term("values", (part,), kind), cost, says, more)
         for kind in activations.ACTIVATIONS:
             if kind != "identity":
                 yield Edit(path, Term("activation", (part,), kind), 2.7, f"{kind} is applied to {what}")
@@ -265,8 +278,7 @@ class Grammar:
             same = own[0] == "layers" and other.split(".")[2:] == (part.value or "").split(".")[2:] \
                 if part.op == "tap" and isinstance(part.value, str) else False  # fmt: skip
             if self.shapes[other] == shape and (usual or same) and (part.op != "tap" or other != resolved(part.value)):
-                given = f"{'.'.join(own)}.input"
-                found.append(given if own[0] == "layers" and other == resolved(given) else other)
+                found.append(next((given for given in _given(own) if other == resolved(given)), other))
         return found
 
     def _fits(self, tap_name: str, shape: tuple[int, ...], size: int | None, like: str | None) -> bool:
@@ -323,3 +335,10 @@ class Grammar:
                     for new, cost, says in rearranged(inner):
                         if says.startswith("order: "):
                             yield Edit((), opened_up.with_part(inner_path, new), cost, says.removeprefix("order: "))
+
+
+def _given(section: Sequence[str]) -> Iterator[str]:
+    """What a layer reads, and what the layer before it reads: by these names a change moves to other layers."""
+    if section[0] == "layers":
+        layer = int(section[1])
+        yield from (f"layers.{each}.input" for each in (layer, layer - 1) if each >= 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlmr_core.parity.grammar import across, functions, matrices, transforms
+from xlmr_core.parity.grammar import across, flash, functions, matrices, transforms
 from xlmr_core.parity.grammar.activations import OPEN, activation
 from xlmr_core.parity.grammar.indices import indices, sinusoids
 from xlmr_core.parity.grammar.masks import LOWERED, hidden_keys
@@ -116,7 +116,8 @@ def _lower(scene: Scene, kind: str, scores: Tensor, size: Tensor) -> Tensor:
 
 
 def _sinusoids(scene: Scene, kind: str, rows: Tensor, places: Tensor) -> Tensor:
-    return sinusoids(kind, places, rows.shape[-1]).to(rows)
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return sinusoids(kind, places, rows.shape[-1], dtype).to(rows)
 
 
 def _only(scene: Scene, region: Region, new: Tensor, old: Tensor) -> Tensor:
@@ -191,7 +192,9 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "split": lambda scene, kind, x: functions.SPLITS[kind](x, scene.heads),
     "merge": lambda scene, kind, x: functions.MERGES[kind](x),
     "dot": lambda scene, kind, q, k: torch.matmul(q, k.transpose(-1, -2)),
+    "dot reshaped": lambda scene, kind, q, k: torch.matmul(q, k.reshape(*k.shape[:2], k.shape[3], k.shape[2])),
     "mix": lambda scene, kind, probs, v: torch.matmul(probs, v),
+    "flash": lambda scene, kind, scores, v: flash.computed(kind, scores, v),
     "hide": _hide,
     "lower": _lower,
     "hidden as read": _hidden_as_read,
@@ -209,10 +212,14 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "logsumexp": lambda scene, kind, logits: logsumexp(logits),
     "values": lambda scene, kind, x: _values(kind, x, scene),
     "tensor": _weight_changed,
+    "scaled like": lambda scene, by, matrix, other: matrices.with_scales_of(matrix, other, by),
+    "numbers": lambda scene, vector, weight: vector.tensor(weight),
+    "low rank": lambda scene, rank, matrix: matrices.without_smaller(matrix, rank),
     "quantised like": _quantised_like,
     "without head": _first_heads,
     "gathered": lambda scene, kind, x: kind.of(x, scene.real, scene.rows, scene.heads),
     "stretched": lambda scene, kind, table: stretched(table, *kind),
+    "factors": lambda scene, factors, x: x * factors.of(x, scene.rows, scene.heads),
     "shrunk": lambda scene, kind, x, size: x.masked_fill(x.abs() < _number(size, x), 0),
     "clamp": _clamp,
     "capped": _capped,

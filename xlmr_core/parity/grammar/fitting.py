@@ -103,3 +103,11 @@ def in_words(number: float, config: XLMRobertaConfig) -> str:
             if math.isclose(number, sign * value, rel_tol=1e-9):
                 return f"{mark}{name} = {number:.6g}"
     return f"{number:.6g}"
+
+
+def as_factor(value: float, start: float | None, usual: Sequence[float]) -> str:
+    """How often the right number a number is, in words, if that is a usual number and it is none itself."""
+    if start is None or start <= 0 or start == 1 or value in usual:
+        return ""
+    times = [number for number in usual if math.isclose(value, number * start, rel_tol=1e-6)]
+    return f" ({times[0]:.6g} times as much)" if times else ""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from xlmr_core.parity.grammar.precision import PRECISIONS
 from xlmr_core.parity.grammar.tokens import ends, inner, starts
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
@@ -37,8 +38,22 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean(dim=-1, keepdim=True)
 
 
+def _by_part(x: Tensor, eps: Tensor, part: Tensor) -> Tensor:
+    """All features by the mean and the variance of some of them."""
+    return (x - part.mean(dim=-1, keepdim=True)) / (_variance(part, -1, 0) + eps).sqrt()
+
+
 def _rms(x: Tensor, eps: Tensor) -> Tensor:
     return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def _in_steps(x: Tensor, eps: Tensor, kind: str) -> Tensor:
+    """Every step is rounded: mean, difference, variance, root and quotient."""
+    rounded = PRECISIONS[kind]
+    x = rounded(x)
+    centred = rounded(x - rounded(x.mean(dim=-1, keepdim=True)))
+    variance = rounded(rounded(centred.square()).mean(dim=-1, keepdim=True))
+    return rounded(centred / rounded(rounded(variance + rounded(eps)).sqrt()))
 
 
 def _fast_inverse_root(x: Tensor) -> Tensor:
@@ -47,6 +62,7 @@ def _fast_inverse_root(x: Tensor) -> Tensor:
     return guess * (1.5 - 0.5 * x * guess * guess)
 
 
+NARROW_NORMS = {"in float16": "rounded to float16", "in bfloat16": "rounded to bfloat16"}
 NORMS: dict[str | None, Callable[[Tensor, Tensor, int], Tensor]] = {  # of values, eps and the number of heads
     None: lambda x, eps, heads: _standard(x, eps),
     "unbiased": lambda x, eps, heads: _standard(x, eps, correction=1),
@@ -57,6 +73,9 @@ NORMS: dict[str | None, Callable[[Tensor, Tensor, int], Tensor]] = {  # of value
     "length 1": lambda x, eps, heads: x / x.norm(dim=-1, keepdim=True),
     "mean only": lambda x, eps, heads: _centred(x),
     "variance only": lambda x, eps, heads: x / (x.var(dim=-1, keepdim=True, correction=0) + eps).sqrt(),
+    "centred, divided by the mean square of what is not centred": lambda x, eps, heads: (
+        _centred(x) / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    ),
     "without root": lambda x, eps, heads: _centred(x) / (x.var(dim=-1, keepdim=True, correction=0) + eps),
     "absolute deviation": lambda x, eps, heads: _centred(x) / (_centred(x).abs().mean(dim=-1, keepdim=True) + eps),
     "over tokens": lambda x, eps, heads: _standard(x, eps, dim=-2),
@@ -64,8 +83,16 @@ NORMS: dict[str | None, Callable[[Tensor, Tensor, int], Tensor]] = {  # of value
     "by head": lambda x, eps, heads: _standard(x.unflatten(-1, (heads, -1)), eps).flatten(-2),
     "rms by head": lambda x, eps, heads: _rms(x.unflatten(-1, (heads, -1)), eps).flatten(-2),
     "over the batch": lambda x, eps, heads: _standard(x, eps, dim=0),
+    **{name: lambda x, eps, heads, kind=kind: _in_steps(x, eps, kind) for name, kind in NARROW_NORMS.items()},
     "largest value": lambda x, eps, heads: _centred(x) / (_centred(x).abs().amax(dim=-1, keepdim=True) + eps),
     "fast inverse square root": lambda x, eps, heads: _centred(x) * _fast_inverse_root(_spread(x).square() + eps),
+    **{
+        f"by mean and variance of {which} {name} of the features": lambda x, eps, heads, parts=parts, at=at: _by_part(
+            x, eps, x.chunk(parts, -1)[at]
+        )
+        for parts, name in ((2, "half"), (4, "quarter"))
+        for at, which in ((0, "the first"), (-1, "the last"))
+    },
     **{
         f"by the mean of the variances of {groups} parts": lambda x, eps, heads, groups=groups: (
             _centred(x) / (_variance(x.unflatten(-1, (groups, -1)), -1, 0).mean(-2) + eps).sqrt()

@@ -98,6 +98,9 @@ POSITIONS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     "all 0": lambda ids, pad: torch.zeros_like(ids),
     "all pad": lambda ids, pad: torch.full_like(ids, pad),
     "all pad + 1": lambda ids, pad: torch.full_like(ids, pad + 1),
+    "counted without <s> and </s>, which have that of padding": lambda ids, pad: (
+        (ids > SEPARATOR).long().cumsum(-1) * (ids > SEPARATOR).long() + pad
+    ),
     "padding not left out of the product": lambda ids, pad: (ids != pad).long().cumsum(-1) + pad,
     "the token's id": lambda ids, pad: ids,
     "counted anew from each </s>": lambda ids, pad: _restarted(ids, pad, after=False),
@@ -111,6 +114,7 @@ POSITIONS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     "those of a row filled up to the longest": lambda ids, pad: _all(ids, pad + 1).flip(0),
     "those of the next row of the batch": lambda ids, pad: _usual(ids.roll(-1, 0), pad),
     "those of the first row of the batch": lambda ids, pad: _usual(ids[:1].expand_as(ids), pad),
+    "those of the last row of the batch": lambda ids, pad: _usual(ids[-1:].expand_as(ids), pad),
     "those of the row of the batch before": lambda ids, pad: _usual(ids.roll(1, 0), pad),
 }
 POSITIONS_BY_NUMBER: dict[str, Callable[..., Tensor]] = {  # of ids, pad and whole numbers
@@ -158,7 +162,6 @@ IDS: dict[str | None, Callable[[Tensor, int], Tensor]] = {
     "one too high": lambda ids, pad: ids + 1,
     "two too low above 3": lambda ids, pad: torch.where(ids > 4, ids - 2, ids),
     "<s> and </s> exchanged": lambda ids, pad: torch.where(ids == 0, 2, torch.where(ids == 2, 0, ids)),
-    "<s> and <pad> exchanged": lambda ids, pad: torch.where(ids == 0, 1, torch.where(ids == 1, 0, ids)),
     "of the token before": lambda ids, pad: ids.roll(1, -1),
     "of the token after": lambda ids, pad: ids.roll(-1, -1),
     "backwards": lambda ids, pad: ids.flip(-1),
@@ -189,6 +192,7 @@ IDS_BY_NUMBER: dict[str, Callable[..., Tensor]] = {  # of ids, pad and whole num
     "from {} to below {}, the first of these for others": lambda ids, pad, start, end: torch.where(
         (ids >= start) & (ids < end), ids, start
     ),
+    "from {} to below {}, the nearest of these for others": lambda ids, pad, start, end: ids.clamp(start, end - 1),
     "with {} and {} exchanged": lambda ids, pad, a, b: torch.where(ids == a, b, torch.where(ids == b, a, ids)),
 }
 
@@ -211,11 +215,12 @@ SINUSOIDS = (  # Vaswani et al. 2017; the last as in tensor2tensor and fairseq
 )
 
 
-def sinusoids(kind: str, places: Tensor, size: int) -> Tensor:
-    """(B, S, H): sines and cosines of places (B, S)."""
+def sinusoids(kind: str, places: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """(B, S, H): sines and cosines of places (B, S), whose angles are computed in `dtype`."""
     half = size // 2
     last = half - 1 if kind == SINUSOIDS[2] else half
-    angles = places[..., None].double() * 10000.0 ** (-torch.arange(half, device=places.device) / max(last, 1))
+    powers = -torch.arange(half, device=places.device, dtype=dtype) / max(last, 1)
+    angles = places[..., None].to(dtype) * 10000.0**powers
     if kind == SINUSOIDS[1]:
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], -1)

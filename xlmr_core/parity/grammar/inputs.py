@@ -31,6 +31,9 @@ def other_inputs(ids: Tensor, mask: Tensor, config: XLMRobertaConfig) -> Iterato
     lengths = [short, longer, longest]
     yield ("texts of several lengths, padded on the right", *_padded(lengths, pad, left=False))
     yield ("texts of several lengths, padded on the left", *_padded(lengths, pad, left=True))
+    some = [torch.cat([longest[: length - 1], longest[-1:]]) for length in (5, 6, 7, 12, 21) if length <= len(longest)]
+    if some:
+        yield ("texts of more lengths", *_padded(some, pad, left=False))
     yield ("one longer text", longer[None], torch.ones_like(longer[None]))
     yield ("more texts in the batch", *_padded([*lengths, short.flip(0), longer], pad, left=False))
     if len(longest) > 2:

@@ -1,4 +1,4 @@
-"""Bugs that change two taps at once.
+"""Bugs that change more than one tap.
 
 An operation is made before a tap, or behind it, and not where it should be; or attention reads other texts (across.py).
 """
@@ -14,7 +14,7 @@ from xlmr_core.parity.grammar.carry import Change, fault_of
 from xlmr_core.parity.grammar.rules import norm_input
 from xlmr_core.parity.grammar.scopes import where
 from xlmr_core.parity.grammar.terms import Term, Terms, add, resolved, tap, terms_of
-from xlmr_core.parity.grammar.whole_layers import run_twice
+from xlmr_core.parity.grammar.whole_layers import in_other_order, run_twice
 from xlmr_core.parity.grammar.words import words_of
 from xlmr_core.parity.judge import Judge, Reached, best_of
 from xlmr_core.parity.simulate import SimulatedFault
@@ -35,9 +35,8 @@ def joint(judge: Judge, model: PretrainedModel) -> list[Reached]:
         for number, says in enumerate(ways.says)
         if (reached := ways.reached(number, inside)) is not None
     ]
-    found += [
-        (fault.name, reached) for fault in run_twice(judge, model) if (reached := judge.reached(fault)) is not None
-    ]
+    of_layers = [*run_twice(judge, model), *in_other_order(judge, model)]
+    found += [(fault.name, reached) for fault in of_layers if (reached := judge.reached(fault)) is not None]
     best = best_of([reached for _, reached in found])
     unique: dict[str, Reached] = {}  # of scopes that give the same numbers, the widest
     for says, reached in found:

@@ -10,10 +10,12 @@ from xlmr_core.parity.grammar.arranged import arranged
 from xlmr_core.parity.grammar.attention_read import attention_read
 from xlmr_core.parity.grammar.edit import Edit
 from xlmr_core.parity.grammar.evaluate import Recorded
+from xlmr_core.parity.grammar.factors_read import other_factors
+from xlmr_core.parity.grammar.low_rank import of_low_rank
 from xlmr_core.parity.grammar.pieces import pieces_of, shortest
-from xlmr_core.parity.grammar.rows_read import other_rows
 from xlmr_core.parity.grammar.target import Target
 from xlmr_core.parity.grammar.terms import Term, number
+from xlmr_core.parity.grammar.vectors_read import other_vectors
 
 
 def measured(target: Target, scene: Recorded) -> Iterator[Edit]:
@@ -36,9 +38,11 @@ def measured(target: Target, scene: Recorded) -> Iterator[Edit]:
         pieces = None if given is None else pieces_of(given, target.values, target.allowed)
         if pieces is not None:
             yield Edit((), Term("pieces", term.args, pieces), 1.6, f"the activation is {pieces}")
+    yield from of_low_rank(target, scene)
     yield from arranged(target, scene)
     yield from attention_read(target, scene)
-    yield from other_rows(target, scene)
+    yield from other_factors(target, scene)
+    yield from other_vectors(target, scene)
 
 
 def _of(target: Target, scene: Recorded, term: Term) -> Tensor | None:

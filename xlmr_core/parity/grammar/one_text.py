@@ -26,6 +26,11 @@ from xlmr_core.parity.tap_values import elements
 
 AT_ONCE = 16
 NEAR = 0.3  # how much of the difference a right change may leave: where it rounds, some values are another number
+SMALL = 1e-4  # a difference, as a part of the values, that float32 shows too coarsely to fit a number to it
+STEPS = 8  # of Gauss and Newton
+WIDTH = 0.05  # of the difference that gives the slope, as a part of the number
+RELATED = 0.14  # how much of the difference the first step explains, at least
+STALLED, SHRUNK = 3, 0.7  # after so many steps, so little of the error must be left
 ROUNDED = 0.3  # a rounding explains a difference only if rounding everything makes this part of it, at least
 
 
@@ -86,25 +91,29 @@ class OneText:
 
     def promising(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
         """Those that give the text of the dump, or nearly so."""
-        waiting: list[Candidate] = []
+        closed, opened = list[Candidate](), list[Candidate]()
         for candidate in candidates:
             key = frozenset(candidate.terms.items())
             if key in self._tried:
                 continue
             self._tried.add(key)
-            start = open_in(candidate.terms)
-            if start is None:
-                waiting.append(candidate)
-            elif self._may_be_fitted(candidate, start):
-                yield candidate
-            if len(waiting) == AT_ONCE:
-                yield from self._near(waiting)
-                waiting = []
-        yield from self._near(waiting)
+            if open_in(candidate.terms) is None:
+                closed.append(candidate)
+            else:
+                opened.append(candidate)
+            if len(closed) == AT_ONCE:
+                yield from self._near(closed)
+                closed = []
+            if len(opened) == AT_ONCE:
+                yield from self._nearly_fitted(opened)
+                opened = []
+        yield from self._near(closed)
+        yield from self._nearly_fitted(opened)
 
     def by_others(self) -> Iterator[Candidate]:
         """Those that had no effect on this text, but have one where the other texts of the batch are there, too."""
-        return (candidate for candidate in self._without_effect if self._is_moved_by_others(candidate))
+        waiting, self._without_effect = self._without_effect, []
+        return (candidate for candidate in waiting if self._is_moved_by_others(candidate))
 
     def may_round(self, edit: Edit) -> bool:
         """Whether an edit that rounds in one place may do as much; True for all others."""
@@ -120,11 +129,56 @@ class OneText:
             self._roundings[kind] = math.inf if found is None else _size(found - self._right)
         return self._roundings[kind]
 
-    def _may_be_fitted(self, candidate: Candidate, start: float) -> bool:
+    def _nearly_fitted(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Those that come near at some number: the first steps of Gauss and Newton, for all of them at once."""
+        if self._before < SMALL * _size(self._right):
+            yield from (each for each in candidates if self._may_be_fitted(each))
+            return
+        at = {number: open_in(each.terms) or 0.0 for number, each in enumerate(candidates)}
+        least = dict.fromkeys(at, self._before)
+        for step in range(STEPS):
+            width = {number: WIDTH * max(abs(value), 0.01) for number, value in at.items()}
+            found = self._filled(candidates, at)
+            moved = self._filled(candidates, {number: value + width[number] for number, value in at.items()})
+            for number in [*at]:
+                here, there = found[number], moved[number]
+                if here is None or there is None:
+                    del at[number]
+                    continue
+                residual, slope = (self._target.values - here).flatten(), ((there - here) / width[number]).flatten()
+                error, steepness = _size(residual), _size(slope)
+                if error <= NEAR * self._before:
+                    yield candidates[number]
+                    del at[number]
+                    continue
+                towards = float((residual * slope).mean()) / (steepness * steepness) if steepness else 0.0
+                unrelated = step == 0 and abs(towards) * steepness < RELATED * error
+                if not steepness or unrelated or (step == STALLED and error > SHRUNK * least[number]):
+                    del at[number]
+                    continue
+                least[number] = min(least[number], error) if step else error
+                at[number] += towards
+            if not at:
+                return
+
+    def _filled(self, candidates: Sequence[Candidate], numbers: Mapping[int, float]) -> dict[int, Tensor | None]:
+        """What counts of the wrong tap, with these numbers in place of those that are open."""
+        tried = [
+            replace(candidates[number], terms={tap: filled(term, at) for tap, term in candidates[number].terms.items()})
+            for number, at in numbers.items()
+        ]
+        outputs = self._copies.outputs(self._target.tap, self.gap, tried)
+        return {
+            number: None if output is None else self._target.compared(output)
+            for number, output in zip(numbers, outputs, strict=True)
+        }
+
+    def _may_be_fitted(self, candidate: Candidate) -> bool:
         def compute(number: float) -> Tensor | None:
             terms = {tap: filled(term, number) for tap, term in candidate.terms.items()}
             return self._computed(terms, candidate.moved)
 
+        start = open_in(candidate.terms) or 0.0
         return fitted(compute, self._target.values, start, self._target.noise) is not None
 
     def _near(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
@@ -135,7 +189,7 @@ class OneText:
                 continue
             if _size(found - self._target.values) <= NEAR * self._before:
                 yield candidate
-            elif ((found - self._right).abs() <= self._target.noise).all():
+            elif _counts_padding(candidate.edit) or ((found - self._right).abs() <= self._target.noise).all():
                 self._without_effect.append(candidate)
 
     def _is_moved_by_others(self, candidate: Candidate) -> bool:
@@ -146,7 +200,7 @@ class OneText:
             except UNFIT:
                 continue
             if found.shape == self._all.values[tap].shape:
-                now, before = (_of_text(x, self._row, self._tokens) for x in (found, self._all.values[tap]))
+                now, before = (_of_tokens(x, self._row, self._tokens) for x in (found, self._all.values[tap]))
                 if not torch.allclose(now, before):
                     return True
         return False
@@ -207,6 +261,11 @@ class _Copy(Scene):
         return self._copies.tap(name)[self._which]
 
 
+def _counts_padding(edit: Edit) -> bool:
+    """Whether it goes through the keys by number: padding, which the one text does not have, is counted."""
+    return any(part.op == "softmax" and isinstance(part.value, tuple) for part in edit.part.walk_parts())
+
+
 def _rounded(kind: str, part: Term) -> Term:
     """Tables are not: only the rows that are read."""
     if part.op == "weight" and not part.value.startswith("embeddings."):
@@ -219,6 +278,11 @@ def _of_text(x: Tensor, row: int, tokens: Tensor) -> Tensor:
     if x.dim() == 4:
         return x[row : row + 1][:, :, tokens][..., tokens]
     return x[row : row + 1, tokens] if x.dim() == 3 else x[row : row + 1]
+
+
+def _of_tokens(x: Tensor, row: int, tokens: Tensor) -> Tensor:
+    """The values of the tokens of one text, with those of padded keys."""
+    return x[row][:, tokens] if x.dim() == 4 else x[row, tokens] if x.dim() == 3 else x[row]
 
 
 def _error(target: Target, right: Tensor, real: Tensor, row: int) -> float:

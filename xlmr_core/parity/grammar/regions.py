@@ -10,6 +10,8 @@ from torch import Tensor
 
 from xlmr_core.parity.grammar.tokens import ends, in_rows, inner
 
+SHOWN = 8  # indices that the words list
+
 
 @dataclass(frozen=True)
 class Region:
@@ -18,17 +20,24 @@ class Region:
     Attributes:
         axis: "row", "token", "head" or "feature"; "text" for tokens by their part in a text, "packed token" for
             tokens by their number in a packed batch.
-        which: "only", "but", "from" or "up to" `number`; of "text", the name of the part.
+        which: "only", "but", "from" or "up to" `number`, or "some"; of "text", the name of the part.
         number: An index.
+        numbers: The indices of "some".
     """
 
     axis: str
     which: str
     number: int = 0
+    numbers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         if self.axis == "text":
             return f"at {self.which} only"
+        if self.which == "some":
+            of = "token" if self.axis == "packed token" else self.axis
+            listed = ", ".join(map(str, self.numbers[:SHOWN])) + (", ..." if len(self.numbers) > SHOWN else "")
+            where = " of the packed batch" if self.axis == "packed token" else ""
+            return f"for {len(self.numbers)} {of}s only: {listed}{where}"
         if self.axis == "packed token":
             return f"for tokens from token {self.number} of the packed batch on"
         one = f"the first {self.axis}" if self.number == 0 else f"{self.axis} {self.number}"
@@ -45,7 +54,7 @@ class Region:
             tokens = PARTS[self.which](real)
             return tokens[:, None, :, None] if x.dim() == 4 else tokens[:, :, None]
         if self.axis == "packed token":
-            tokens = in_rows(real, rows, lambda run: _packed(run) >= self.number)
+            tokens = in_rows(real, rows, lambda run: self._has(_packed(run)))
             return tokens[:, None, :, None] if x.dim() == 4 else tokens[:, :, None]
         dim = _dim(self.axis, x.dim())
         if dim is None:
@@ -55,13 +64,17 @@ class Region:
             places = places % rows
         elif self.axis == "head" and x.dim() != 4:
             places = places // (x.shape[dim] // heads)
-        chosen = {
+        return self._has(places).reshape([-1 if axis == dim else 1 for axis in range(x.dim())])
+
+    def _has(self, places: Tensor) -> Tensor:
+        if self.which == "some":
+            return torch.isin(places, torch.tensor(self.numbers, device=places.device))
+        return {
             "only": places == self.number,
             "but": places != self.number,
             "from": places >= self.number,
             "up to": places <= self.number,
         }[self.which]
-        return chosen.reshape([-1 if axis == dim else 1 for axis in range(x.dim())])
 
 
 def _packed(real: Tensor) -> Tensor:
@@ -87,7 +100,7 @@ def _dim(axis: str, dims: int) -> int | None:
 
 
 def regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: int) -> Sequence[Region]:
-    """The regions that have all values in `there` and none in `elsewhere`; the end of a packed batch, if no other has.
+    """The regions that have all values in `there` and none in `elsewhere`; some tokens, if no other has.
 
     Args:
         x: A tensor of the shape of both.
@@ -96,7 +109,7 @@ def regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: in
         real: (B, S), which tokens count.
         heads: Their number; 0 of a tensor that has none.
     """
-    return [*_regions(x, there, elsewhere, real, heads)] or [*_packed_end(there, elsewhere, real)]
+    return [*_regions(x, there, elsewhere, real, heads)] or [*_packed_tokens(there, elsewhere, real)]
 
 
 def _regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: int) -> Iterator[Region]:
@@ -120,12 +133,15 @@ def _regions(x: Tensor, there: Tensor, elsewhere: Tensor, real: Tensor, heads: i
             yield Region("text", name)
 
 
-def _packed_end(there: Tensor, elsewhere: Tensor, real: Tensor) -> Iterator[Region]:
+def _packed_tokens(there: Tensor, elsewhere: Tensor, real: Tensor) -> Iterator[Region]:
+    """The end of a packed batch, or some of its tokens."""
     if there.dim() == 2:
         return
     inside, outside = (_packed(real)[_tokens(each) & real].tolist() for each in (there, elsewhere))
     if inside and outside and min(inside) > max(outside):
         yield Region("packed token", "from", min(inside))
+    elif inside and outside and not {*inside} & {*outside}:
+        yield Region("packed token", "some", numbers=tuple(inside))
 
 
 def _tokens(values: Tensor) -> Tensor:
@@ -142,3 +158,5 @@ def _described(axis: str, inside: list[int], outside: list[int]) -> Iterator[Reg
         yield Region(axis, "from", min(inside))
     elif max(inside) < min(outside):
         yield Region(axis, "up to", max(inside))
+    else:
+        yield Region(axis, "some", numbers=tuple(inside))

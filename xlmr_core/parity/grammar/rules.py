@@ -95,6 +95,14 @@ def bare_norm(part: Term) -> Term | None:
     return part.args[0] if part.op == "standard" else None
 
 
+def exchanged_norm(part: Term) -> Term | None:
+    """The weight and the bias of a norm exchanged."""
+    if norm_input(part) is None:
+        return None
+    product, bias = part.args
+    return add(Term("mul", (product.args[0], bias)), product.args[1])
+
+
 def raised_norm(part: Term) -> Term | None:
     """1 is added to the weight of a norm, as Gemma's are kept."""
     if part.op != "mul" or part.args[1].op != "weight" or not part.args[1].value.endswith("norm.weight"):
@@ -120,10 +128,37 @@ def of_every_residual(like: Term, sum_of: Sum) -> tuple[tuple[str, Rule], ...]:
     """The same of the two sums of every layer."""
 
     def rule(part: Term) -> Term | None:
-        is_sum = part.op == "add" and all(arg.op == "tap" and arg.value.startswith("layers.") for arg in part.args)
-        return sum_of(*part.args) if is_sum else None
+        return sum_of(*part.args) if _is_residual(part) else None
 
     return (("of both sums of every layer", rule),) if rule(like) is not None else ()
+
+
+def of_every_like(like: Term, kind: str) -> tuple[tuple[str, Rule], ...]:
+    """The same rounding of both sums of every layer, of what every norm gives, or of what every linear map gives."""
+
+    def among(is_like: Callable[[Term], bool]) -> Rule:
+        return lambda part: Term("values", (part,), kind) if is_like(part) else None
+
+    for words, is_like in (
+        ("of both sums of every layer", _is_residual),
+        ("of what every norm gives", _is_norm),
+        ("of what every linear map gives", _is_affine),
+    ):
+        if is_like(like):
+            return ((words, among(is_like)),)
+    return ()
+
+
+def _is_residual(part: Term) -> bool:
+    return part.op == "add" and all(arg.op == "tap" and arg.value.startswith("layers.") for arg in part.args)
+
+
+def _is_norm(part: Term) -> bool:
+    return norm_input(part) is not None
+
+
+def _is_affine(part: Term) -> bool:
+    return part.op == "add" and part.args[0].op == "linear"
 
 
 OUTPUTS = ("attention.out_proj.bias", "feed_forward.down_proj.bias")

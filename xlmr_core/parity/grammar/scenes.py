@@ -13,8 +13,7 @@ from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
 from xlmr_core.parity.grammar.terms import SENTENCE, Term, resolved, terms_of, weights_of
 from xlmr_core.parity.judge import Judge
 from xlmr_core.parity.local import counted_values
-from xlmr_core.parity.simulate import one_mask
-from xlmr_core.parity.tap_values import elements
+from xlmr_core.parity.tap_values import elements, one_mask
 from xlmr_core.pretrained import PretrainedModel
 
 WORSE = 2.0  # how much further from the dump a change may be at a tap that it moves

@@ -9,9 +9,18 @@ from xlmr_core.parity.grammar.terms import Term, in_layer, resolved
 
 
 def scopes(
-    grammar: Grammar, name: str, edits: tuple[Edit, ...], term: Term, layers: int
+    grammar: Grammar, name: str, edits: tuple[Edit, ...], term: Term, layers: int, *, in_part: bool = False
 ) -> Iterator[tuple[dict[str, Term], str]]:
-    """The new terms of the taps that may have an edit, with the words for them."""
+    """The new terms of the taps that may have an edit, with the words for them.
+
+    Args:
+        grammar: What edits there are.
+        name: The tap whose term is edited.
+        edits: One, or two.
+        term: What they make of the term.
+        layers: Of the model.
+        in_part: Whether what is made of every operation of a kind may also be made from this layer on, or in it only.
+    """
     parts = name.split(".")
     whole = any(edit.whole for edit in edits)
     if whole and len(edits) > 1:
@@ -27,7 +36,11 @@ def scopes(
             yield from _wherever(grammar, name, edits[0], term, layers)
         for relative in (True, False):
             moved = {f"layers.{j}.{rest}": in_layer(term, here, j, layers, relative=relative) for j in range(layers)}
-            terms = {tap: each for tap, each in moved.items() if each and _possible(grammar, tap, each)}
+            terms = {
+                tap: each
+                for tap, each in moved.items()
+                if each and each != grammar.terms[tap] and _possible(grammar, tap, each)
+            }
             if len(terms) > 1:
                 yield terms, where(terms, rest, layers)
             if not any(leaf.split(".")[:2] != parts[:2] for leaf in (*term.leaves("tap"), *term.leaves("weight"))):
@@ -44,6 +57,17 @@ def scopes(
             inside = {tap: each for tap, each in everywhere.items() if tap.startswith("layers.")}
             if inside and len(inside) != len(everywhere):
                 yield inside, f" ({of} in the layers)"
+            if in_part and parts[0] == "layers" and not whole:
+                yield from _in_part(inside, int(parts[1]), of)
+
+
+def _in_part(inside: Mapping[str, Term], here: int, of: str) -> Iterator[tuple[dict[str, Term], str]]:
+    """What several taps of a layer have, in some layers only."""
+    if len({tap.split(".", 2)[2] for tap in inside}) == 1:
+        return
+    layer = {tap: int(tap.split(".")[1]) for tap in inside}
+    yield {tap: term for tap, term in inside.items() if layer[tap] >= here}, f" ({of}, from layer {here} on)"
+    yield {tap: term for tap, term in inside.items() if layer[tap] == here}, f" ({of}, in layer {here} only)"
 
 
 def _wherever(

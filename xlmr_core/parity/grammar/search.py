@@ -19,16 +19,16 @@ from xlmr_core.config import XLMRobertaConfig
 from xlmr_core.parity.compare import Row
 from xlmr_core.parity.grammar.changes import Edit, Grammar
 from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
-from xlmr_core.parity.grammar.fitting import EPS, fitted, in_words, usual_near, usual_numbers
-from xlmr_core.parity.grammar.matrices import REQUANTISED
+from xlmr_core.parity.grammar.fitting import EPS, as_factor, fitted, in_words, usual_near, usual_numbers
 from xlmr_core.parity.grammar.measured import measured
 from xlmr_core.parity.grammar.one_text import Candidate, OneText
-from xlmr_core.parity.grammar.precision import PRECISIONS
+from xlmr_core.parity.grammar.rows_read import TABLES, other_rows, rows_read
 from xlmr_core.parity.grammar.rules import filled, open_in, open_of
 from xlmr_core.parity.grammar.samples import Sample
 from xlmr_core.parity.grammar.scopes import scopes
-from xlmr_core.parity.grammar.target import Allowances, Target, regions_of, rows_read, within
+from xlmr_core.parity.grammar.target import Allowances, Target, regions_of, within
 from xlmr_core.parity.grammar.terms import Term, resolved
+from xlmr_core.parity.grammar.traits import is_eps, is_gentle, rounds
 from xlmr_core.parity.local import FEW, WITHIN
 from xlmr_core.parity.tap_values import Dump
 from xlmr_core.progress import Tick, no_tick
@@ -38,6 +38,7 @@ TIERS = (1.65, 2.15, 9.0)  # costs: what is simple is tried first, and ends the 
 EDITS = 5000  # as many are tried at a tap
 CHANCE = 1e-4
 SHOWN = 0.2
+FALLEN = 0.1  # of the difference, where single numbers fall to the other side of a rounding
 PAIRED = 1.6  # the highest cost of the edits of which pairs are tried
 
 
@@ -157,11 +158,11 @@ class LocalSearch:
                 self.tick(1)
                 later = [hit for hit in hits if hit.cost > high]
                 yield self._closest([hit for hit in hits if hit.cost <= high])
+                if self.text is not None:
+                    others = takewhile(lambda _: time.monotonic() <= self.deadline, self.text.by_others())
+                    yield self._closest(self._hits_among(others))
             low = high
         yield self._closest(later)
-        if self.text is not None:
-            others = takewhile(lambda _: time.monotonic() <= self.deadline, self.text.by_others())
-            yield self._closest(self._hits_among(others))
         self.scene.forget()
 
     def _in_time(self, edits: Iterable[tuple[Edit, str]], *, bounded: bool) -> Iterator[tuple[Edit, str]]:
@@ -201,6 +202,8 @@ class LocalSearch:
         edits = self.grammar.edits(name)
         if name == self.target.tap and name in self.scene.values:
             edits += [replace(edit, measured=True) for edit in measured(self.target, self.scene)]
+        if name in TABLES:
+            edits += [replace(edit, measured=True) for edit in other_rows(self.target, self.scene, name)]
         if name not in self.quiet:
             return edits
         term = self.grammar.terms[name]
@@ -210,7 +213,7 @@ class LocalSearch:
             if time.monotonic() > self.deadline:
                 break
             new = edit.of(term)
-            if _is_gentle(edit) and open_of(new) is None and within(self.scene, name, new, self.quiet[name]):
+            if is_gentle(edit) and open_of(new) is None and within(self.scene, name, new, self.quiet[name]):
                 kept.append(edit)
         self.scene.forget()
         return kept
@@ -246,7 +249,8 @@ class LocalSearch:
         hits: list[Hit] = []
         for region in regions_of(self.target, right, found, self.grammar.heads):
             new = Term("only", (term, self.grammar.terms[name]), region)
-            part = Edit((), new, edit.cost + 0.3, f"{edit.says}, {region}")
+            cost = edit.cost + (1.2 if region.which == "some" else 0.3)
+            part = Edit((), new, cost, f"{edit.says}, {region}")
             hits += self._hits(name, (part,), new)
         return hits
 
@@ -270,7 +274,7 @@ class LocalSearch:
         seen = {tap: filled(each, value) for tap, each in terms.items()}
         says = " and ".join(edit.says for edit in edits)
         if value is not None:
-            says = says.replace("{}", in_words(value, self.config))
+            says = says.replace("{}", in_words(value, self.config) + as_factor(value, open_in(terms), self.usual))
         cost = sum(edit.cost for edit in edits) + extra
         return Hit(name, filled(term, value), edits, value, says, cost, rms, rms < SHOWN * self.before, seen)
 
@@ -301,14 +305,14 @@ class LocalSearch:
             found = self._computed({tap: filled(term, value) for tap, term in terms.items()})
             return None if found is None else self.target.compared(found)
 
-        is_eps = any(_is_eps(term) for term in terms.values())
+        of_eps = any(is_eps(term) for term in terms.values())
         best = fitted(compute, self.target.values, start, self.target.noise)
         if best is None:
             return None
         if any(part.op in ("clamp", "capped") for term in terms.values() for part in term.walk_parts()):
             best = replace(best, value=abs(best.value))  # of both signs it is the same
         times = [start * number for number in self.usual] if start not in (0, 1) else []
-        usual = usual_near(best, EPS if is_eps else self.usual) or usual_near(best, times)
+        usual = usual_near(best, EPS if of_eps else self.usual) or usual_near(best, times)
         for place, value in enumerate([*usual[:4], best.value]):
             left = self._left(self._computed({tap: filled(term, value) for tap, term in terms.items()}))
             if self._agrees(left, terms):
@@ -344,11 +348,13 @@ class LocalSearch:
     def _agrees(self, left: Left, terms: Mapping[str, Term]) -> bool:
         """To noise; an edit that makes values larger makes rounding errors larger, too: the model will be the judge.
 
-        Where the edit is a rounding, a few values may fall to the other side of it.
+        Where the edit is a rounding, a few numbers may fall to the other side of it: a weight that does moves a feature
+        of every token, but by little.
         """
         if left.rms > 0.5 * self.before or self._by_chance(left, terms):
             return False
-        return left.largest <= WITHIN * self.target.allowed or (left.far < FEW and _rounds(terms))
+        falls = left.far < FEW or left.rms < FALLEN * self.before
+        return left.largest <= WITHIN * self.target.allowed or (falls and rounds(terms))
 
     def _by_chance(self, left: Left, terms: Mapping[str, Term]) -> bool:
         """Whether one of so many edits would come as close to so few values without being right."""
@@ -384,19 +390,3 @@ def _by_cost(
     """The edits of these taps whose cost lies between, the most usual first."""
     found = [(edit, name) for name in reversed(names) for edit in edits[name] if low < edit.cost <= high]
     return sorted(found, key=lambda each: each[0].cost)
-
-
-def _is_gentle(edit: Edit) -> bool:
-    """Whether a difference that it makes may be below the noise."""
-    if edit.part.op in ("activation", "standard"):
-        return True
-    return any(part.value in PRECISIONS for part in edit.part.walk_parts() if part.op in ("values", "tensor"))
-
-
-def _rounds(terms: Mapping[str, Term]) -> bool:
-    kinds = [part.value for term in terms.values() for part in term.walk_parts() if part.op in ("values", "tensor")]
-    return any(kind in PRECISIONS or kind in REQUANTISED for kind in kinds)
-
-
-def _is_eps(term: Term) -> bool:
-    return any(part.op == "standard" and part.args[1].op == "open" for _, part in term.walk())

@@ -106,6 +106,9 @@ class Hidden:
             return self._by_query(places, "")
         if self.rule == "key of each text":
             by_text = {row: [p % size for p in places if p // size == row] for row in range(rows)}
+            between = self._between_ends(by_text)
+            if between:
+                return between
         else:
             by_text = {row: sorted({p % size for p in places if p // size**2 == row}) for row in range(rows)}
             if sum(bool(keys) for keys in by_text.values()) == 1:
@@ -114,6 +117,18 @@ class Hidden:
         some = " from some queries" if self.rule == "text, query and key" else ""
         listed = [f"the keys {ranges(keys)} of text {row}{some}" for row, keys in by_text.items() if keys]
         return ", ".join(listed[:SHOWN]) + (f" and of {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
+
+    def _between_ends(self, by_text: dict[int, list[int]]) -> str | None:
+        """The keys that are hidden if they are all but the first few and the last few of each text."""
+        size = self.shape[1]
+        real = {row: [p for p in range(size) if not self.right[row * size + p]] for row in by_text}
+        inside = {row: [real[row].index(key) for key in keys if key in real[row]] for row, keys in by_text.items()}
+        row = next((row for row, keys in inside.items() if keys), None)
+        if row is None:
+            return None
+        first, last = inside[row][0], len(real[row]) - 1 - inside[row][-1]
+        alike = all(keys == list(range(first, len(real[row]) - last)) for row, keys in inside.items())
+        return f"all keys of each text but the first {first} and the last {last}" if alike else None
 
     def _in_place_of_padding(self, table: tuple[bool, ...]) -> str:
         rows, size = self.shape

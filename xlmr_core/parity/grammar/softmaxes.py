@@ -29,6 +29,10 @@ def _by_reciprocal(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
 SOFTMAX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "keys": lambda x, real: x.softmax(-1),
     "queries": lambda x, real: x.softmax(-2),
+    "queries, 0 for padded keys": lambda x, real: x.softmax(-2) * real[:, None, None, :],
+    "queries of the text": lambda x, real: (
+        x.masked_fill(~real[:, None, :, None], -math.inf).softmax(-2).nan_to_num(0.0) * real[:, None, None, :]
+    ),
     "heads": lambda x, real: x.softmax(1),
     "the batch": lambda x, real: x.softmax(0),
     "keys, with one more score of 0": lambda x, real: F.pad(x, (0, 1)).softmax(-1)[..., :-1],
@@ -65,13 +69,15 @@ def _by_power(x: Tensor, n: int) -> Tensor:
 # ---- tile by tile ----------------------------------------------------------------------------------------------------
 
 
-def _running(x: Tensor, n: int, *, values: bool, sums: bool) -> Tensor:
-    """The softmax by tiles of n keys. `values`, `sums`: whether those of earlier tiles are rescaled."""
+def _running(
+    x: Tensor, n: int, *, values: bool = True, sums: bool = True, power: Callable[[Tensor], Tensor] = torch.exp
+) -> Tensor:
+    """The softmax by tiles of n keys. `values`, `sums`: whether those of earlier tiles are rescaled, by `power`."""
     top = x.new_full((*x.shape[:-1], 1), -math.inf)
     total, weights = torch.zeros_like(top), x[..., :0]
     for tile in x.split(n, dim=-1):
         new = torch.maximum(top, tile.amax(-1, keepdim=True))
-        own, scale = (tile - new).exp(), (top - new).exp()
+        own, scale = (tile - new).exp(), power(top - new)
         total = total * (scale if sums else 1) + own.sum(-1, keepdim=True)
         weights = torch.cat([weights * (scale if values else 1), own], dim=-1)
         top = new
@@ -92,6 +98,13 @@ def _own_largest(x: Tensor, n: int) -> Tensor:
 
 def _each_by_itself(x: Tensor, n: int) -> Tensor:
     return torch.cat([tile / tile.sum(-1, keepdim=True).clamp(min=1e-30) for tile in _by_tile(x, n)], dim=-1)
+
+
+def _by_largest(x: Tensor, n: int) -> Tensor:
+    """Each tile by itself, then weighted by e to its largest score, without its sum."""
+    largest = torch.stack([tile.amax(-1, keepdim=True) for tile in x.split(n, dim=-1)]).softmax(0)
+    tiles = _each_by_itself(x, n).split(n, dim=-1)
+    return torch.cat([tile * its for tile, its in zip(tiles, largest, strict=True)], dim=-1)
 
 
 def _averaged(x: Tensor, n: int) -> Tensor:
@@ -140,8 +153,12 @@ TILED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "keys, in tiles of {}: the sum of earlier tiles is not rescaled": lambda x, n: _running(
         x, n, values=True, sums=False
     ),
+    "keys, in tiles of {}: earlier tiles are rescaled by a power of 2, not of e": lambda x, n: _running(
+        x, n, power=torch.exp2
+    ),
     "keys, in tiles of {}, each less its own largest score": _own_largest,
     "each tile of {} keys, and summed": _each_by_itself,
+    "each tile of {} keys, and merged by their largest scores, without their sums": _by_largest,
     "each tile of {} keys, and averaged": lambda x, n: _each_by_itself(x, n) / len(x.split(n, dim=-1)),
     "each tile of {} keys, and averaged over the tiles with real keys": _averaged,
     "keys, in tiles of {}, divided by the sum of the last tile": _by_last_sum,
@@ -161,7 +178,7 @@ TILED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "keys, in tiles of {}, with the values of the tile before": lambda x, n: _moved(x, n, to_first=False),
     "keys, in tiles of {}, with the values of the first tile": lambda x, n: _moved(x, n, to_first=True),
 }
-CUTTING = ("keys without those that fill no whole tile of {}",)  # the same keys for several sizes of tiles
+CUTTING = "keys without those that fill no whole tile of {}"
 BY_NUMBER: dict[str, Callable[[Tensor, int], Tensor]] = {
     **TILED,
     "keys, only the {} largest of each query": _largest,
@@ -181,11 +198,9 @@ def softmax(kind: Kind, scores: Tensor, real: Tensor) -> Tensor:
 
 def numbered(size: int) -> list[Kind]:
     """The variants with a number, for so many keys."""
-    tiles = [n for n in TILES if n < size]
-    cuts = {size // n * n: n for n in tiles if size % n}  # of tiles that leave out the same keys, the largest
+    tiles = sorted({n for n in (*TILES, -(-size // 2), size // 2, -(-size // 4)) if 1 < n < size})
     counts = [n for n in (2, 3, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 256) if n < size]
-    running = [(name, n) for name in TILED for n in tiles if name not in CUTTING]
-    cutting = [(name, n) for name in CUTTING for n in cuts.values()]
+    running = [(name, n) for name in TILED for n in tiles if name != CUTTING or size % n]
     largest = [("keys, only the {} largest of each query", n) for n in counts]
     powers = [("keys, with (1 + x / {0})^{0} for e^x", n) for n in POWERS]
-    return [*running, *cutting, *largest, *powers]
+    return [*running, *largest, *powers]

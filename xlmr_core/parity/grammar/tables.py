@@ -16,8 +16,14 @@ DEVICES = (2, 4, 8)
 FACTORS = (0.5, 2, 4, 8, 16)
 
 
+OTHERS = {  # of ids that a device does not have
+    "from {} to below {}, the first of these for others": "its first row",
+    "from {} to below {}, the nearest of these for others": "its nearest row",
+}
+
+
 def split_tables(path: tuple[int, ...], rows: Term, size: int) -> Iterator[Edit]:
-    """Each device has some rows of the table, and adds its first row for every id that it does not have.
+    """Each device has some rows of the table, and adds one of them for every id that it does not have.
 
     Args:
         path: Of the term that reads the rows.
@@ -26,11 +32,14 @@ def split_tables(path: tuple[int, ...], rows: Term, size: int) -> Iterator[Edit]
     """
     table, ids = rows.args
     for count in DEVICES:
-        bounds = [size * device // count for device in range(count + 1)]
-        kinds = [("from {} to below {}, the first of these for others", *pair) for pair in pairwise(bounds)]
-        total = add(*(replace(rows, args=(table, replace(ids, value=kind))) for kind in kinds))
-        says = f"{table.value} is split over {count} devices, and each adds its first row for ids that it does not have"
-        yield Edit(path, total, 1.6, says)
+        for most in sorted({size // count, -(-size // count)}):
+            bounds = [min(most * device, size) for device in range(count)] + [size]
+            for kind, words in OTHERS.items():
+                parts = [replace(rows, args=(table, replace(ids, value=(kind, *pair)))) for pair in pairwise(bounds)]
+                says = (
+                    f"{table.value} is split over {count} devices, and each adds {words} for ids that it does not have"
+                )
+                yield Edit(path, add(*parts), 1.6, says)
 
 
 def stretched_tables(path: tuple[int, ...], rows: Term) -> Iterator[Edit]:

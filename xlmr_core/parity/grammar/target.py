@@ -1,4 +1,4 @@
-"""The first wrong tap of a dump: its values, how far rounding may move them, and which rows of a table they are."""
+"""The first wrong tap of a dump: its values, how far rounding may move them, and in which part a change was made."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from torch import Tensor
 
 from xlmr_core.parity.compare import Row
 from xlmr_core.parity.grammar.evaluate import UNFIT, Recorded
-from xlmr_core.parity.grammar.indices import Read, indices, rows_of
 from xlmr_core.parity.grammar.regions import Region, regions
 from xlmr_core.parity.grammar.terms import Term
 from xlmr_core.parity.local import counted_values
-from xlmr_core.parity.simulate import one_mask
-from xlmr_core.parity.tap_values import Dump, elements
+from xlmr_core.parity.tap_values import Dump, elements, one_mask
 
 FEWEST = 16  # values that a part of a change has to explain
-TABLES = {"embeddings.word": "ids", "embeddings.position": "positions"}
 
 
 @dataclass
@@ -48,23 +45,6 @@ class Target:
         except (RuntimeError, IndexError):
             return None
         return seen if seen.shape == self.values.shape and bool(seen.isfinite().all()) else None
-
-
-def rows_read(target: Target, scene: Recorded) -> dict[str, Read]:
-    """What the dump says of the rows that were read, for "ids" and "positions"."""
-    if not target.tap.startswith("embeddings.") or target.tap not in scene.values:
-        return {}
-    right = {op: indices(op, None, scene.ids, scene.pad)[scene.real] for op in TABLES.values()}
-    before = target.compared(scene.values[target.tap])
-    if before is None:
-        return {}
-    moved = ((before - target.values).abs() > target.allowed).flatten(1).any(dim=1)
-    op = TABLES.get(target.tap)
-    if op is None:
-        return {"positions": Read(right["positions"], None, moved)}
-    table = scene.weights[f"embeddings.{target.tap.split('.')[1]}_embeddings.weight"]
-    found = rows_of(table, target.values, 4 * target.allowed)
-    return {op: Read(right[op], found, moved if found is None else found != right[op])}
 
 
 def regions_of(target: Target, right: Tensor, found: Tensor, heads: int) -> Iterator[Region]:

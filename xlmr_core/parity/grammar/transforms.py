@@ -20,11 +20,11 @@ from xlmr_core.parity.grammar.tokens import by_length, counted, ends, in_rows, i
 # ---- rotary positions ------------------------------------------------------------------------------------------------
 
 
-def _rotated(x: Tensor, n: int, *, halves: bool) -> Tensor:
-    """Rotary position embeddings (Su et al. 2021) of base 10000, which XLM-R does not have."""
+def _rotated(x: Tensor, n: int, *, halves: bool, part: int, base: float) -> Tensor:
+    """Rotary position embeddings (Su et al. 2021), which XLM-R does not have, of one `part`-th of each head."""
     heads = x.unflatten(-1, (n, -1))  # (B, S, N, D)
-    size = heads.shape[-1] // 2 * 2
-    angles = torch.arange(x.shape[1], device=x.device)[:, None] * 10000.0 ** (
+    size = heads.shape[-1] // part // 2 * 2
+    angles = torch.arange(x.shape[1], device=x.device)[:, None] * base ** (
         -torch.arange(0, size, 2, device=x.device) / size
     )
     sin, cos = (f.to(x)[None, :, None] for f in (angles.sin(), angles.cos()))
@@ -105,6 +105,7 @@ def _by_count(rule: Callable[[Tensor], Tensor]) -> Change:
     return lambda x, n, real, rows: x * rule(real.sum(1).clamp(min=1).to(x))[:, None, None, None]
 
 
+STEPPED = "rounded to steps of"
 ANYWHERE: dict[str, Change] = {
     **{name: _plain(rule) for name, rule in PRECISIONS.items() if "column" not in name and "groups" not in name},
     "missing (zeros)": _plain(torch.zeros_like),
@@ -123,6 +124,17 @@ ANYWHERE: dict[str, Change] = {
     ),
     "averaged over the batch": _for_rows(lambda x: x.mean(0, keepdim=True).expand_as(x)),
 }
+LOST: dict[str, Change] = {
+    "its first feature 0": _plain(lambda x: _without(x, 0, 1)),
+    "its last feature 0": _plain(lambda x: _without(x, x.shape[-1] - 1, x.shape[-1])),
+    "the first half of the features 0": _plain(lambda x: _without(x, 0, x.shape[-1] // 2)),
+    "the second half of the features 0": _plain(lambda x: _without(x, x.shape[-1] // 2, x.shape[-1])),
+    "the last quarter of the features 0": _plain(lambda x: _without(x, x.shape[-1] * 3 // 4, x.shape[-1])),
+    "the first quarter of the features 0": _plain(lambda x: _without(x, 0, x.shape[-1] // 4)),
+    "all but the first quarter of the features 0": _plain(lambda x: _without(x, x.shape[-1] // 4, x.shape[-1])),
+    "all but the last quarter of the features 0": _plain(lambda x: _without(x, 0, x.shape[-1] * 3 // 4)),
+    "every second feature 0": _plain(lambda x: x * (torch.arange(x.shape[-1], device=x.device) % 2 == 0)),
+}
 FEATURES: dict[str, Change] = {
     **{name: (lambda x, n, real, rows, rule=rule: rule(x, n)) for name, rule in orders(-1, "features").items()},
     "scaled to length 1": _plain(lambda x: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)),
@@ -134,16 +146,25 @@ FEATURES: dict[str, Change] = {
     ),
     "without its mean": _plain(lambda x: x - x.mean(-1, keepdim=True)),
     "scaled by its largest value": _plain(lambda x: x / x.abs().amax(-1, keepdim=True).clamp(min=1e-12)),
-    "its first feature 0": _plain(lambda x: _without(x, 0, 1)),
-    "its last feature 0": _plain(lambda x: _without(x, x.shape[-1] - 1, x.shape[-1])),
-    "the first half of the features 0": _plain(lambda x: _without(x, 0, x.shape[-1] // 2)),
-    "the second half of the features 0": _plain(lambda x: _without(x, x.shape[-1] // 2, x.shape[-1])),
-    "the last quarter of the features 0": _plain(lambda x: _without(x, x.shape[-1] * 3 // 4, x.shape[-1])),
-    "every second feature 0": _plain(lambda x: x * (torch.arange(x.shape[-1], device=x.device) % 2 == 0)),
+    **LOST,
     "the first half of the features, twice": _plain(lambda x: _half_twice(x, 0)),
     "the second half of the features, twice": _plain(lambda x: _half_twice(x, 1)),
     "through softmax": _plain(lambda x: x.softmax(-1)),
     "through log softmax": _plain(lambda x: x.log_softmax(-1)),
+}
+ROTARY: dict[str, Change] = {
+    f"rotary positions applied ({name}){of}": lambda x, n, real, rows, halves=name == "halves", part=part, base=base: (
+        _rotated(x, n, halves=halves, part=part, base=base)
+    )
+    for name in ("halves", "pairs")
+    for of, part, base in (
+        ("", 1, 1e4),
+        (" to the first half of each head", 2, 1e4),
+        (" to the first quarter of each head", 4, 1e4),
+        (", of base 160000", 1, 1.6e5),
+        (", of base 500000", 1, 5e5),
+        (", of base 1000000", 1, 1e6),
+    )
 }
 VALUES: dict[str, dict[str, Change]] = {
     TOKENS: {
@@ -176,8 +197,7 @@ VALUES: dict[str, dict[str, Change]] = {
         ),
         "batch and tokens laid out in the wrong order": _for_rows(lambda x: x.transpose(0, 1).reshape(x.shape)),
         "features before tokens in memory": _for_tokens(lambda x: x.transpose(1, 2).reshape(x.shape)),
-        "rotary positions applied (halves)": lambda x, n, real, rows: _rotated(x, n, halves=True),
-        "rotary positions applied (pairs)": lambda x, n, real, rows: _rotated(x, n, halves=False),
+        **ROTARY,
     },
     VECTORS: {**ANYWHERE, **FEATURES},
     MAPS: {
@@ -190,6 +210,7 @@ VALUES: dict[str, dict[str, Change]] = {
         "heads moved by one": _plain(lambda x: x.roll(1, 1)),
         "heads moved by one back": _plain(lambda x: x.roll(-1, 1)),
         "averaged over the heads": _plain(lambda x: x.mean(1, keepdim=True).expand_as(x)),
+        "summed over the heads before": _plain(lambda x: x.cumsum(1)),
         "taken from the first head": _plain(lambda x: x[:, :1].expand_as(x)),
         "averaged over keys and queries (symmetric)": _plain(lambda x: (x + x.transpose(-1, -2)) / 2),
         "keys moved by one": _plain(lambda x: x.roll(1, -1)),
@@ -204,6 +225,10 @@ VALUES: dict[str, dict[str, Change]] = {
         "0 below 0.01": _plain(lambda x: x * (x >= 0.01)),
         "0 below 0.001": _plain(lambda x: x * (x >= 0.001)),
         **{f"multiplied by {name}": _by_count(rule) for name, rule in COUNTED.items()},
+        **{
+            f"{STEPPED} 1/{steps}": _plain(lambda x, steps=steps: (x * steps).round() / steps)
+            for steps in (127, 128, 255, 256, 32767, 65535)
+        },
         "less its largest of each query": _plain(lambda x: x - x.amax(-1, keepdim=True)),
     },
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -14,10 +15,11 @@ from xlmr_core.parity.grammar.terms import Term, number, weight
 from xlmr_core.parity.grammar.words import CLAMPED, PROJECTIONS, ROWWISE, module_of
 
 Weights = Mapping[str, Tensor]
+TURNED = ("transposed", matrices.RESHAPED)
 
 
 def of_a_tensor(weights: Weights, path: tuple[int, ...], part: Term, *, brief: bool) -> Iterator[Edit]:
-    """Changes of one tensor, and of those like it; `brief`: without pruned ones."""
+    """Changes of one tensor, and of those like it; `brief`: rare ones last."""
     name, tensor = part.value, weights[part.value]
     is_table = tensor.dim() == 2 and "embeddings" in name
     if not is_table:
@@ -30,26 +32,41 @@ def of_a_tensor(weights: Weights, path: tuple[int, ...], part: Term, *, brief: b
                 yield Edit(path, new, 2.6, f"{other}, transposed, is used for {name}")
     table = matrices.VECTORS if tensor.dim() == 1 else matrices.MATRICES
     for kind in ROWWISE if is_table else table:
-        cost = 1.0 if kind == "transposed" else 1.5 if kind in PRECISIONS else 2.5
+        cost = 1.0 if kind in TURNED else 1.5 if kind in PRECISIONS else 2.5
         new = Term("tensor", (part,), kind)
         says = f"of {name}, {kind}" if " of " in kind else f"{name} is {kind}"
         if kind == "transposed" and tensor.shape[0] != tensor.shape[1]:
-            says = f"{name} is reshaped where it should be transposed"
+            says = f"{name} is {matrices.RESHAPED}"
         yield Edit(path, new, cost, says, _more_weights(weights, kind, tensor))
     if is_table:
         return
-    if tensor.dim() == 2 and not brief:
+    if tensor.dim() == 2:
+        rare = 2.0 + brief
         for kind in matrices.PRUNED:
             says = f"{name} is pruned: {kind}"
-            yield Edit(path, Term("tensor", (part,), kind), 2.0, says, _more_weights(weights, kind, tensor))
+            yield Edit(path, Term("tensor", (part,), kind), rare, says, _more_weights(weights, kind, tensor))
         for kind in matrices.MISREAD:
             new = Term("tensor", (part,), kind)
-            yield Edit(path, new, 2.0, f"{name} is {kind}", _more_weights(weights, kind, tensor))
+            yield Edit(path, new, rare, f"{name} is {kind}", _more_weights(weights, kind, tensor))
+        yield from _with_scales_of_others(weights, path, part, rare)
     yield Edit(path, Term("mul", (part, opened(1.0))), 1.8, f"{name} is multiplied by {{}}")
     yield Edit(path, Term("add", (part, opened(0.0))), 2.2, f"{{}} is added to {name}")
     yield Edit(path, Term("clamp", (part, opened(CLAMPED))), 2.5, f"{name} is cut off at {{}}")
     zeros = Term("values", (part,), "missing (zeros)") if tensor.dim() > 1 else Term("mul", (part, number(0.0)))
     yield Edit(path, zeros, 1.3, f"{name} is all zeros")
+
+
+def _with_scales_of_others(weights: Weights, path: tuple[int, ...], part: Term, cost: float) -> Iterator[Edit]:
+    """An int8 weight multiplied by the scales of another of its layer, or of its like in a layer beside it."""
+    _, layer, rest = part.value.split(".", 2) if part.value.startswith("layers.") else ("", "0", "")
+    beside = [f"layers.{int(layer) + by}.{rest}" for by in (-1, 1)]
+    own = [name for name in weights if rest and name.startswith(f"layers.{layer}.") and name != part.value]
+    for other in (*own, *beside):
+        its = weights.get(other)
+        if its is not None and its.dim() == 2 and len(its) == len(weights[part.value]):
+            for by in ("row", "tensor"):
+                says = f"{part.value} is quantised to int8 by {by}, with the scales of {other}"
+                yield Edit(path, Term("scaled like", (part, weight(other)), by), cost, says)
 
 
 def _more_weights(weights: Weights, kind: str, like: Tensor) -> tuple[tuple[str, Rule], ...]:
@@ -72,6 +89,9 @@ def _more_weights(weights: Weights, kind: str, like: Tensor) -> tuple[tuple[str,
             *((("every linear map", linear),) if like.dim() == 2 else ()),
         )
     alike = (f"every {'x'.join(map(str, like.shape))}", among(lambda name, its: its.shape == like.shape))
+    if kind in TURNED and like.shape[0] != like.shape[1]:
+        oblong = among(lambda name, its: its.dim() == 2 and "embeddings" not in name and its.shape[0] != its.shape[1])
+        return alike, ("both maps of every feed-forward", oblong)
     return (alike, ("every linear map", linear)) if kind in {**matrices.PRUNED, **matrices.MISREAD} else (alike,)
 
 
@@ -97,8 +117,9 @@ def of_modules(weights: Weights, name: str, term: Term) -> Iterator[Edit]:
         place = module.rpartition(".")[2]
         if place in PROJECTIONS:
             for kind in matrices.CUTS:
-                new = term.map(lambda part, kind=kind, own=own: _cut(part, own, kind))
-                yield Edit((), new, 1.8, f"{module} is cut out of the fused q, k, v in another order: {kind}")
+                new = term.map(lambda part, kind=kind, own=own: _cut(part, kind) if part.value in own else part)
+                says = f"{module} is cut out of the fused q, k, v in another order: {kind}"
+                yield Edit((), new, 1.8, says, (("of q, k and v", partial(_cut, kind=kind)),))
 
 
 def _layers_moved(weights: Weights, ours: str, theirs: str) -> tuple[tuple[str, Rule], ...]:
@@ -122,21 +143,34 @@ def _layers_moved(weights: Weights, ours: str, theirs: str) -> tuple[tuple[str, 
         return weight(f"layers.{here + there - int(layer)}.{rest}")
 
     exchange = (f"layers {min(here, there)} and {max(here, there)} are exchanged", swapped)
-    moved = (
-        f"every layer has those of layer {there - here:+d}",
-        among("layers.", lambda i: (i + there - here) % count),
+    shifted = among("layers.", lambda i: (i + there - here) % count)
+    moved = (f"every layer has those of layer {there - here:+d}", shifted)
+
+    def behind_it(part: Term) -> Term | None:
+        return shifted(part) if _layer_of(part) >= here else None
+
+    behind = (
+        f"from layer {here} on, every layer has those of layer {there - here:+d}",
+        behind_it,
     )
     turned = ("the layers are in reverse order", among("layers.", lambda i: count - 1 - i))
+    same = (f"every layer has those of layer {there}", among("layers.", lambda i: there))
     only = (f"in layer {here} only", among(f"{ours}.", lambda i: there))
-    return (moved, turned, exchange, only) if here + there == count - 1 else (moved, exchange, only)
+    return (moved, behind, same, *((turned,) if here + there == count - 1 else ()), exchange, only)
+
+
+def _layer_of(part: Term) -> int:
+    """The number of the layer of a weight; -1 for what is outside the layers."""
+    return int(part.value.split(".")[1]) if part.op == "weight" and part.value.startswith("layers.") else -1
 
 
 def _alike(weights: Weights, a: str, b: str) -> bool:
     return b in weights and weights[a].shape == weights[b].shape
 
 
-def _cut(part: Term, own: Sequence[str], kind: str) -> Term:
-    if part.op != "weight" or part.value not in own:
+def _cut(part: Term, kind: str) -> Term:
+    """A weight or bias of a projection of q, k or v, cut out of the fused one; any other term as it is."""
+    if part.op != "weight" or part.value.split(".")[-2] not in PROJECTIONS:
         return part
     place = part.value.split(".")[-2]
     parts = tuple(weight(part.value.replace(place, each)) for each in PROJECTIONS)

@@ -29,7 +29,7 @@ VARIANTS: Mapping[str, Sequence[object]] = {
 }
 SAYS = {
     "activation": "the activation is {0}",
-    "standard": "the norm divides or centres otherwise: {0}",
+    "standard": "the norm is computed otherwise: {0}",
     "hide": "the mask hides {0}; it should hide padded keys only",
     "softmax": "the softmax is taken over {0}",
     "select": "the {0} of the token vectors is taken",
@@ -58,7 +58,7 @@ USUAL = {"gelu_pytorch_tanh", "relu", "quick gelu", "silu", "unbiased", "nothing
 
 def cost_of(op: str, kind: Kind) -> float:
     """Of a variant: those with numbers in them are less usual, and tables the least."""
-    if isinstance(kind, tuple) and kind[0] in softmaxes.CUTTING:
+    if isinstance(kind, tuple) and kind[0] == softmaxes.CUTTING:
         return 1.6
     if isinstance(kind, tuple):
         return 1.7 if op == "activation" else 1.65
