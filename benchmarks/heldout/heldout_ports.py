@@ -39,14 +39,15 @@ class Bug:
         return self.id.split("-")[0]
 
 
-def read_bugs(port: str) -> dict[str, Bug]:
-    files = sorted(HERE.glob(f"bugs_{port}*.toml"))
+def read_bugs(pattern: str) -> dict[str, Bug]:
+    files = sorted(HERE.glob(pattern))
     table = [b for file in files for b in tomllib.loads(file.read_text(encoding="utf-8"))["bug"]]
     bugs = [Bug(b["id"], b["first"], b["truth"], tuple((old, new) for old, new in b["changes"])) for b in table]
     return {bug.id: bug for bug in bugs}
 
 
-BUGS = {name: bug for port in PORTS for name, bug in read_bugs(port).items()}
+BUGS = {name: bug for port in PORTS for name, bug in read_bugs(f"bugs_{port}*.toml").items()}
+VARIANTS = {name: bug for port in PORTS for name, bug in read_bugs(f"variants_{port}.toml").items()}
 
 
 def source(port: str, changes: tuple[Change, ...] = ()) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from heldout_ports import BUGS, HERE, PORTS, Array, Bug, dump
+from heldout_ports import BUGS, HERE, PORTS, VARIANTS, Array, Bug, dump
 from models import TEXTS, control_texts, random_model, tiny
 
 from xlmr_core import XLMRobertaModel, XLMRobertaTokenizer
@@ -186,7 +186,7 @@ def rates(arguments: argparse.Namespace) -> None:
 
 
 def chosen(arguments: argparse.Namespace) -> list[Bug]:
-    return [BUGS[name] for name in arguments.bugs] or list(BUGS.values())
+    return [(BUGS | VARIANTS)[name] for name in arguments.bugs] or list(BUGS.values())
 
 
 def main() -> None:
