@@ -78,7 +78,7 @@ def test_positions_of_the_first_row(pair: reference.Pair) -> None:
     assert "positions are those of the first row of the batch" in found.faults[0], str(found)
 
 
-@pytest.mark.parametrize("kind", ["all taps", "last hidden state"])
+@pytest.mark.parametrize("kind", ["all taps", pytest.param("last hidden state", marks=pytest.mark.slow)])
 def test_two_layers_exchanged(pair: reference.Pair, kind: str) -> None:
     port = copy.deepcopy(pair.ours)
     port.encoder.layers[0], port.encoder.layers[1] = port.encoder.layers[1], port.encoder.layers[0]
